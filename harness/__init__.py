@@ -1,0 +1,1 @@
+"""Run and judge: the pressure matrix, the doctor, and the probes that both share."""

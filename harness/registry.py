@@ -1,0 +1,158 @@
+"""The one registry of probes: it finds them, feeds them evidence by name, and records four endings.
+
+A probe is a function in a file of `harness/probes/` named for the fault. Its parameters name the
+evidence it reads (the habit of flake8's plugins); evidence that is not there means *skipped, because
+...*, never *healthy*, and an exception means *crashed*, never the end of the run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from harness.findings import Finding, ProbeResult, Severity, Status
+
+Check = Callable[..., Finding | str]
+"""A probe's function: a `Finding`, or one sentence that says what was checked and found in order."""
+
+
+class Missing(Exception):  # noqa: N818 - not an error: a reason
+    """Raised by evidence that is not there; the message is the reason a probe is skipped."""
+
+
+class ControlFailed(Exception):  # noqa: N818 - design, rule 6: a dead scorer is not a score of zero
+    """Raised when a behavioural control failed, so that nothing can be concluded."""
+
+
+class EvidenceSource(Protocol):
+    """Where probes get their evidence from."""
+
+    def get(self, name: str) -> Any:
+        """Return the evidence called `name`.
+
+        Raises:
+            Missing: it is not there, and why.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One registered probe."""
+
+    code: str
+    """Stable code, `MPD` and three digits."""
+    name: str
+    """The fault, as the file is named, with dashes."""
+    modes: tuple[str, ...]
+    """Failure modes of the catalogue that it covers, `FM01` to `FM66`."""
+    severity: Severity
+    """Severity of its finding unless the finding says otherwise."""
+    needs: tuple[str, ...]
+    """Names of the evidence that it reads."""
+    check: Check
+    """The function itself."""
+    documentation: str
+    """The module docstring, printed by `mudpuppy-doctor explain CODE`."""
+
+
+def probe(
+    code: str, *, modes: Sequence[str], severity: Severity = Severity.ERROR
+) -> Callable[[Check], Check]:
+    """Register the decorated function as the probe of its file."""
+
+    def mark(check: Check) -> Check:
+        module = inspect.getmodule(check)
+        assert module is not None
+        made = Probe(
+            code=code,
+            name=check.__module__.rpartition(".")[2].replace("_", "-"),
+            modes=tuple(modes),
+            severity=severity,
+            needs=tuple(inspect.signature(check).parameters),
+            check=check,
+            documentation=inspect.getdoc(module) or "",
+        )
+        vars(module)["PROBE"] = made
+        return check
+
+    return mark
+
+
+def load_probes() -> tuple[Probe, ...]:
+    """Import every file of `harness/probes/` and return its probe, in code order.
+
+    Raises:
+        ValueError: a file without a probe, or two probes with one code.
+    """
+    package = importlib.import_module("harness.probes")
+    found: dict[str, Probe] = {}
+    for module_info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        module = importlib.import_module(f"harness.probes.{module_info.name}")
+        made = vars(module).get("PROBE")
+        if not isinstance(made, Probe):
+            raise ValueError(f"harness/probes/{module_info.name}.py registers no probe")
+        if made.code in found:
+            raise ValueError(f"{made.code} is both {found[made.code].name} and {made.name}")
+        found[made.code] = made
+    return tuple(found[code] for code in sorted(found))
+
+
+def select_probes(
+    probes: Iterable[Probe], select: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> tuple[Probe, ...]:
+    """Return the probes that `select` names and `ignore` does not.
+
+    Each word is a code, the beginning of one (`MPD2`), a name, or a failure mode (`FM17`).
+    """
+
+    def matches(one: Probe, words: Sequence[str]) -> bool:
+        return any(
+            one.code.startswith(w.upper()) or one.name == w.lower() or w.upper() in one.modes
+            for w in words
+        )
+
+    return tuple(
+        p for p in probes if (not select or matches(p, select)) and not matches(p, ignore)
+    )
+
+
+def run_probe(one: Probe, source: EvidenceSource, subject: str = ".") -> ProbeResult:
+    """Run one probe and return its ending; never raises for what the checkpoint contains."""
+    base: dict[str, Any] = {
+        "code": one.code,
+        "name": one.name,
+        "modes": one.modes,
+        "subject": subject,
+    }
+    try:
+        outcome = one.check(**{name: source.get(name) for name in one.needs})
+    except Missing as missing:
+        return ProbeResult(**base, status=Status.SKIPPED, reason=str(missing))
+    except ControlFailed as failure:
+        return ProbeResult(**base, status=Status.CRASHED, reason=f"control failed: {failure}")
+    except Exception as error:  # noqa: BLE001 - a crashing probe is a result, not the end
+        return ProbeResult(
+            **base, status=Status.CRASHED, reason=f"{type(error).__name__}: {error}"
+        )
+    if isinstance(outcome, str):
+        return ProbeResult(**base, status=Status.PASSED, message=outcome)
+    return ProbeResult(
+        **base,
+        status=Status.FAILED,
+        severity=outcome.severity or one.severity,
+        message=outcome.message,
+        evidence=outcome.evidence,
+        cause=outcome.cause,
+        remedy=outcome.remedy,
+    )
+
+
+def run_probes(
+    probes: Iterable[Probe], source: EvidenceSource, subject: str = "."
+) -> tuple[ProbeResult, ...]:
+    """Run every probe on one source of evidence, in the order given."""
+    return tuple(run_probe(one, source, subject) for one in probes)

@@ -1,0 +1,1 @@
+"""The training engine: it trains and writes numbers, and knows nothing above it."""

@@ -1,0 +1,95 @@
+"""The exception tree: what a person can cause, and what went wrong in the engine.
+
+    MudpuppyError                exit code 3, unless a subclass says otherwise
+      UsageError                 exit code 2: the person can mend it; printed without a traceback
+        ConfigError              one or more settings are wrong; all problems at once
+        UnsupportedCombination   method x precision x feature is refused by `mudpuppy.rules`
+        DatasetError             a file and a line that cannot be used
+        ModelError               a model path that cannot be used
+        OutputError              an output folder that may not be written
+      EngineError                training started and could not be finished or believed
+
+Standard library only, so that every command can import it before it starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class MudpuppyError(Exception):
+    """Base of every error that this project raises on purpose.
+
+    Args:
+        message: what happened and where, in one or more lines.
+        hint: what to type or change next; empty when there is nothing to say.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class UsageError(MudpuppyError):
+    """Something the person asked for cannot be done; nothing was written."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """One or more settings are wrong."""
+
+    def __init__(self, problems: Sequence[str], *, source: str = "", hint: str = "") -> None:
+        self.problems = tuple(problems)
+        where = f"{source}: " if source else ""
+        if len(self.problems) == 1:
+            text = f"{where}{self.problems[0]}"
+        else:
+            lines = "\n".join(f"  - {problem}" for problem in self.problems)
+            text = f"{where}{len(self.problems)} problems\n{lines}"
+        super().__init__(text, hint=hint)
+
+
+class UnsupportedCombination(UsageError):
+    """A combination that the rule table rejects; `codes` holds the stable rule codes."""
+
+    def __init__(self, message: str, *, codes: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.codes = tuple(codes)
+
+
+class DatasetError(UsageError):
+    """A dataset that cannot be used, with the file and the 1-based line where that shows."""
+
+    def __init__(self, message: str, *, file: str, line: int | None = None, hint: str = "") -> None:
+        self.file = file
+        self.line = line
+        where = file if line is None else f"{file}:{line}"
+        super().__init__(f"{where}: {message}", hint=hint)
+
+
+class ModelError(UsageError):
+    """A model path that cannot be used."""
+
+
+class OutputError(UsageError):
+    """An output folder that may not be written."""
+
+
+class EngineError(MudpuppyError):
+    """Training started, and its result cannot be finished or cannot be believed."""
+
+
+def near_names(wrong: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'a' or 'b'?` for the known names close to `wrong`, or an empty text."""
+    close = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.6)
+    if not close:
+        return ""
+    return "; did you mean " + " or ".join(f"'{name}'" for name in close) + "?"

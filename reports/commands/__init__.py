@@ -1,0 +1,1 @@
+"""Command-line entry points; they sit on top because a command ends in a report."""
