@@ -115,9 +115,7 @@ def select_probes(
             for w in words
         )
 
-    return tuple(
-        p for p in probes if (not select or matches(p, select)) and not matches(p, ignore)
-    )
+    return tuple(p for p in probes if (not select or matches(p, select)) and not matches(p, ignore))
 
 
 def run_probe(one: Probe, source: EvidenceSource, subject: str = ".") -> ProbeResult:
@@ -135,9 +133,7 @@ def run_probe(one: Probe, source: EvidenceSource, subject: str = ".") -> ProbeRe
     except ControlFailed as failure:
         return ProbeResult(**base, status=Status.CRASHED, reason=f"control failed: {failure}")
     except Exception as error:  # noqa: BLE001 - a crashing probe is a result, not the end
-        return ProbeResult(
-            **base, status=Status.CRASHED, reason=f"{type(error).__name__}: {error}"
-        )
+        return ProbeResult(**base, status=Status.CRASHED, reason=f"{type(error).__name__}: {error}")
     if isinstance(outcome, str):
         return ProbeResult(**base, status=Status.PASSED, message=outcome)
     return ProbeResult(

@@ -1,0 +1,228 @@
+"""TrainingConfig: one frozen, documented set of settings; its fields are the CLI flags and YAML keys.
+
+Precedence: flags over the file given with `--config` over the defaults here. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mudpuppy.errors import ConfigError, UnsupportedCombination, near_names
+from mudpuppy.rules import ADAPTER_METHODS, Decision, decide
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+LORA_LEARNING_RATE = 2e-4
+"""Default for adapters (seed 002, "Recommended Settings")."""
+FULL_LEARNING_RATE = 2e-5
+"""Default for full fine-tuning (TRL's own default)."""
+
+
+class TrainingConfig(BaseModel):
+    """The settings of one training run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str
+    """Model to start from: a folder, a hub id, or `tiny` (the embedded model)."""
+    dataset: Path
+    """Chat data: a JSONL file with `{"messages": [{"role": ..., "content": ...}, ...]}` a line."""
+    output: Path
+    """Folder for the result; must be new or empty."""
+
+    method: Literal["full", "lora", "qlora", "gptq"] = "lora"
+    """What is trained: all weights, an adapter, an adapter on a 4-bit base, or (gptq) nothing:
+    the model is quantised after calibration."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Precision of the computation; master weights and adapters stay fp32."""
+
+    epochs: Rate = 3.0
+    """Passes over the training samples, unless max_steps is given."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps to take; overrides epochs."""
+    batch_size: PositiveInt = 4
+    """Samples per device and forward pass."""
+    gradient_accumulation: PositiveInt = 1
+    """Forward passes per optimizer step."""
+    learning_rate: Rate | None = None
+    """Peak learning rate; by default 2e-4 for adapters and 2e-5 for full fine-tuning."""
+    lr_scheduler: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant"] = (
+        "linear"
+    )
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Rate = 1.0
+    """Gradients are clipped to this L2 norm."""
+    early_stopping: PositiveInt | None = None
+    """Stop after this many evaluations without a lower loss, and keep the best weights."""
+    eval_fraction: Fraction = 0.1
+    """Share of the samples held out for evaluation (used when early_stopping is on)."""
+    eval_steps: PositiveInt = 10
+    """Optimizer steps between evaluations."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    stream: bool = False
+    """Keep the layers on the host and bring each to the device for its forward and backward."""
+
+    lora_r: PositiveInt = 16
+    """Rank of the adapter."""
+    lora_alpha: PositiveInt | None = None
+    """Scaling numerator of the adapter (the update is scaled by alpha / r); by default 2 r."""
+    lora_dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    """Names of the linear modules that get an adapter; all-linear means all but the head."""
+    merge_lora: bool = False
+    """Also fold the adapter into the base and save the model in OUTPUT/merged."""
+
+    quant_block_size: PositiveInt = 64
+    """Weights that share one 4-bit scale (qlora)."""
+    gptq_bits: Literal[4] = 4
+    """Bits a weight (gptq)."""
+    gptq_group_size: PositiveInt = 128
+    """Input channels that share one scale (gptq)."""
+    calibration_samples: PositiveInt = 64
+    """Samples used to calibrate (gptq)."""
+
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens of a sample that are kept."""
+    chat_template: bool = True
+    """Render samples with the tokenizer's chat template, when it has one."""
+    response_only: bool = True
+    """Compute the loss on the assistant's tokens only."""
+    trust_remote_code: bool = False
+    """Run Python code that the model repository brings along."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of every random number generator."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; cuda also means ROCm, as in torch."""
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """Return the names of all settings, in the order they are documented."""
+        return tuple(cls.model_fields)
+
+    @property
+    def resolved_learning_rate(self) -> float:
+        """The learning rate that will be used."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return LORA_LEARNING_RATE if self.trains_adapter else FULL_LEARNING_RATE
+
+    @property
+    def resolved_lora_alpha(self) -> int:
+        """The adapter's alpha that will be used."""
+        return 2 * self.lora_r if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the method trains an adapter beside frozen weights."""
+        return self.method in ADAPTER_METHODS
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The features that are on, by their names in the rule table."""
+        asked = {
+            "streaming": self.stream,
+            "gradient-checkpointing": self.gradient_checkpointing,
+            "early-stopping": self.early_stopping is not None,
+            "lr-scheduler": self.lr_scheduler != "linear",
+            "merge-lora": self.merge_lora,
+            "no-evaluation": self.eval_fraction == 0.0,
+        }
+        return frozenset(name for name, is_on in asked.items() if is_on)
+
+    def decide(self) -> Decision:
+        """Look this configuration up in the rule table."""
+        return decide(self.method, self.precision, self.features)
+
+    def content_hash(self) -> str:
+        """Return the SHA-256 of the settings, as 64 hex digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flag_of(field: str) -> str:
+    """Return what a person types for a setting, such as `--lora-r`."""
+    return "--" + field.replace("_", "-")
+
+
+def load_config(
+    values: Mapping[str, Any], *, source: str = "", flags: bool = False
+) -> TrainingConfig:
+    """Check the values, all problems at once, and the rule table after them.
+
+    Args:
+        values: settings by field name.
+        source: the file they come from, for the message.
+        flags: whether to name settings as flags (`--max-steps`) instead of keys (`max_steps`).
+
+    Raises:
+        ConfigError: unknown, missing or wrong values.
+        UnsupportedCombination: values are fine one by one, and rejected together.
+    """
+    try:
+        config = TrainingConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, flags), source=source) from None
+    decision = config.decide()
+    if not decision.accepted:
+        lines = [f"{rule.code} {rule.name}: {rule.reason}" for rule in decision.rejections]
+        raise UnsupportedCombination(
+            "this combination is rejected\n  " + "\n  ".join(lines),
+            codes=[rule.code for rule in decision.rejections],
+            hint="; ".join(rule.hint for rule in decision.rejections),
+        )
+    return config
+
+
+def _explain(error: ValidationError, flags: bool) -> list[str]:
+    """Turn pydantic's errors into sentences that name the setting as the person typed it."""
+    problems = []
+    for item in error.errors():
+        field = str(item["loc"][0]) if item["loc"] else ""
+        shown = flag_of(field) if flags else f"'{field}'"
+        if item["type"] == "extra_forbidden":
+            near = near_names(field, TrainingConfig.field_names())
+            problems.append(f"unknown setting '{field}'{near}")
+        elif item["type"] == "missing":
+            problems.append(f"{shown} is required")
+        else:
+            problems.append(f"{shown}: {item['msg']}, got {item['input']!r}")
+    return problems
+
+
+def read_yaml_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a `--config` file; nothing is checked but its form.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"cannot be read: {error}"], source=str(path)) from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"is not YAML: {error}"], source=str(path)) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            [f"expected settings as 'key: value' lines, found {type(values).__name__}"],
+            source=str(path),
+        )
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
