@@ -1,4 +1,4 @@
-"""What a probe says: evidence, findings, results and the verdict over them (standard library only)."""
+"""What a probe says: evidence, findings, results and the verdict (standard library only)."""
 
 from __future__ import annotations
 

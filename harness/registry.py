@@ -1,8 +1,8 @@
 """The one registry of probes: it finds them, feeds them evidence by name, and records four endings.
 
 A probe is a function in a file of `harness/probes/` named for the fault. Its parameters name the
-evidence it reads (the habit of flake8's plugins); evidence that is not there means *skipped, because
-...*, never *healthy*, and an exception means *crashed*, never the end of the run.
+evidence it reads (the habit of flake8's plugins); evidence that is not there means *skipped,
+because ...*, never *healthy*, and an exception means *crashed*, never the end of the run.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, Protocol
 from harness.findings import Finding, ProbeResult, Severity, Status
 
 Check = Callable[..., Finding | str]
-"""A probe's function: a `Finding`, or one sentence that says what was checked and found in order."""
+"""A probe's function: a `Finding`, or one sentence that says what was found in order."""
 
 
-class Missing(Exception):  # noqa: N818 - not an error: a reason
+class Missing(Exception):
     """Raised by evidence that is not there; the message is the reason a probe is skipped."""
 
 
-class ControlFailed(Exception):  # noqa: N818 - design, rule 6: a dead scorer is not a score of zero
+class ControlFailed(Exception):
     """Raised when a behavioural control failed, so that nothing can be concluded."""
 
 

@@ -1,4 +1,4 @@
-"""TrainingConfig: one frozen, documented set of settings; its fields are the CLI flags and YAML keys.
+"""TrainingConfig: one frozen set of settings; its fields are the CLI flags and the YAML keys.
 
 Precedence: flags over the file given with `--config` over the defaults here. No torch.
 """

@@ -88,7 +88,7 @@ class EngineError(MudpuppyError):
 
 
 def near_names(wrong: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'a' or 'b'?` for the known names close to `wrong`, or an empty text."""
+    """Return `; did you mean 'a' or 'b'?` for known names close to `wrong`, or nothing."""
     close = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.6)
     if not close:
         return ""

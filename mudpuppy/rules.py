@@ -1,7 +1,7 @@
-"""The one rule table: method x precision x feature -> accepted, rejected by code, or needs a device.
+"""The one rule table: method x precision x feature -> accepted, or rejected by code.
 
-The validator, `mud-puppy explain`, the table in the docs and the expectations of the pressure matrix
-all read it. Standard library only: a rejection is spoken before torch is imported.
+The validator, `mud-puppy explain`, the table in the docs and the expectations of the pressure
+matrix all read it. Standard library only: a rejection is spoken before torch is imported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ FEATURES: dict[str, Feature] = {
     feature.name: feature
     for feature in (
         Feature(
-            name="streaming", flag="--stream", what="layers wait on the host, one on the device"
+            name="streaming",
+            flag="--stream",
+            what="layers wait on the host, one at a time computes",
         ),
         Feature(
             name="gradient-checkpointing",
@@ -47,7 +49,9 @@ FEATURES: dict[str, Feature] = {
             what="training ends when the evaluation loss stops falling",
         ),
         Feature(
-            name="lr-scheduler", flag="--lr-scheduler", what="a schedule for the learning rate"
+            name="lr-scheduler",
+            flag="--lr-scheduler cosine",
+            what="a schedule for the learning rate other than linear",
         ),
         Feature(
             name="merge-lora",

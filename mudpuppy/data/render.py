@@ -1,0 +1,210 @@
+"""Chat templates and label masks, together: which tokens a sample becomes and which are trained.
+
+The end of a turn is always trained: the accident to avoid is `pad_token = eos_token` with a
+collator that masks every pad id, after which the model never stops (FM01, FM02).
+
+    answer text   <|im_end|>   \\n
+    trained       trained      not trained
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from mudpuppy.data.chat import ChatSample
+from mudpuppy.errors import DatasetError
+from mudpuppy.records import LabelShares
+
+IGNORED = -100
+"""Label of a token that is not trained (torch's cross-entropy default)."""
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedSample:
+    """A sample as the model sees it."""
+
+    input_ids: list[int]
+    """Token ids, one a position."""
+    labels: list[int]
+    """The same ids where the loss is computed, -100 elsewhere; not shifted."""
+    truncated: bool
+    """Whether tokens were cut off at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renderer:
+    """How samples are rendered for one tokenizer."""
+
+    tokenizer: Any
+    """A transformers tokenizer."""
+    eos_ids: frozenset[int]
+    """Ids that end a turn, for the tokenizer or the model's generation config."""
+    use_template: bool
+    """Whether the chat template is applied."""
+    response_only: bool
+    """Whether only the assistant's tokens are trained."""
+    max_length: int
+    """Tokens that are kept."""
+
+    def render(self, sample: ChatSample) -> RenderedSample:
+        """Tokenise one sample and label it.
+
+        Raises:
+            ValueError: the chat template refuses the sample.
+        """
+        messages = list(sample.messages)
+        if self.use_template:
+            ids, trained = self._render_template(messages)
+        else:
+            ids, trained = self._render_plain(messages)
+        ids, trained = self._train_the_end(ids, self._train_only_to_eos(ids, trained))
+        if not self.response_only:
+            trained = [True] * len(ids)
+        labels = [token if on else IGNORED for token, on in zip(ids, trained, strict=True)]
+        return RenderedSample(
+            input_ids=ids[: self.max_length],
+            labels=labels[: self.max_length],
+            truncated=len(ids) > self.max_length,
+        )
+
+    def _render_template(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """Apply the chat template; the mask comes from its generation tags when it has them."""
+        template = self.tokenizer.get_chat_template()
+        if _GENERATION_TAG.search(template):
+            encoded = self.tokenizer.apply_chat_template(
+                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            )
+            ids = list(encoded["input_ids"])
+            return ids, [bool(on) for on in encoded["assistant_masks"]]
+        text, spans = assistant_spans(self.tokenizer, messages)
+        # The template writes its own BOS, so the tokenizer must not add another (FM05).
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = list(encoded["input_ids"])
+        trained = [
+            any(start < stop and start < right and stop > left for left, right in spans)
+            for start, stop in encoded["offset_mapping"]
+        ]
+        return ids, trained
+
+    def _render_plain(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """Join the contents line by line, each assistant message closed by EOS."""
+        ids: list[int] = _leading_bos(self.tokenizer)
+        trained = [False] * len(ids)
+        for message in messages:
+            is_answer = message["role"] == "assistant"
+            text = message["content"] if is_answer else message["content"] + "\n"
+            piece = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if is_answer:
+                piece.append(self.tokenizer.eos_token_id)
+            ids += piece
+            trained += [is_answer] * len(piece)
+        return ids, trained
+
+    def _train_only_to_eos(self, ids: Sequence[int], trained: Sequence[bool]) -> list[bool]:
+        """Make every trained span end at its EOS, also where the template left that EOS out."""
+        result: list[bool] = []
+        has_ended = False
+        for token, on in zip(ids, trained, strict=True):
+            follows = bool(result) and result[-1] and token in self.eos_ids
+            has_ended = has_ended and on
+            result.append((on or follows) and not has_ended)
+            # What stands behind EOS in one span, such as a newline, belongs to the template.
+            has_ended = has_ended or (result[-1] and token in self.eos_ids)
+        return result
+
+    def _train_the_end(self, ids: list[int], trained: list[bool]) -> tuple[list[int], list[bool]]:
+        """Append a trained EOS when the sample does not end its last answer with one."""
+        last = max((i for i, on in enumerate(trained) if on), default=None)
+        if last is None or ids[last] in self.eos_ids:
+            return ids, trained
+        return [*ids[: last + 1], self.tokenizer.eos_token_id], [*trained[: last + 1], True]
+
+
+def assistant_spans(
+    tokenizer: Any, messages: list[dict[str, str]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render the conversation and find the characters that the assistant writes.
+
+    For templates without generation tags: what the template adds when an assistant message is
+    appended to the prompt before it, found by rendering the conversation up to each turn.
+    """
+
+    def prefix(part: list[dict[str, str]], prompt: bool) -> int | None:
+        """Return the length of the rendered part, when the whole conversation starts with it."""
+        try:
+            text = tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
+        except TemplateError:  # some templates refuse a conversation that is cut short
+            return None
+        return len(text) if whole.startswith(text) else None
+
+    whole = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        content = message["content"].strip()
+        start = prefix(messages[:index], True) if index else None
+        if start is None:
+            start = whole.find(content, position)
+            if start < 0:  # the template dropped or rewrote this turn
+                continue
+        stop = prefix(messages[: index + 1], False)
+        position = start + len(content) if stop is None else stop
+        spans.append((start, position))
+    return whole, spans
+
+
+def _leading_bos(tokenizer: Any) -> list[int]:
+    """Return the BOS that the tokenizer itself would put in front, if any."""
+    ids = list(tokenizer("")["input_ids"])
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def render_all(
+    renderer: Renderer, samples: Iterable[ChatSample], file: str
+) -> list[RenderedSample]:
+    """Render every sample and leave out those with nothing to train.
+
+    Raises:
+        DatasetError: the template refuses a sample, or no sample has a trained token.
+    """
+    rendered = []
+    for sample in samples:
+        try:
+            one = renderer.render(sample)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"the chat template refuses this sample: {error}",
+                file=file,
+                line=sample.line,
+                hint="check the order of roles, or use --no-chat-template",
+            ) from error
+        if any(label != IGNORED for label in one.labels):
+            rendered.append(one)
+    if not rendered:
+        raise DatasetError(
+            f"no sample has a trained token within {renderer.max_length} tokens",
+            file=file,
+            hint="raise --max-length",
+        )
+    return rendered
+
+
+def count_labels(samples: Sequence[RenderedSample], eos_ids: frozenset[int]) -> LabelShares:
+    """Count what is really taught, for the provenance and the probes."""
+    trained = [[label for label in sample.labels if label != IGNORED] for sample in samples]
+    return LabelShares(
+        samples=len(samples),
+        tokens=sum(len(sample.input_ids) for sample in samples),
+        trained_tokens=sum(len(labels) for labels in trained),
+        eos_tokens=sum(label in eos_ids for labels in trained for label in labels),
+        samples_ending_in_eos=sum(labels[-1] in eos_ids for labels in trained),
+        truncated=sum(sample.truncated for sample in samples),
+    )
