@@ -1,0 +1,228 @@
+"""Diagnose a checkpoint: find its subjects, gather evidence, run every probe, give one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.evidence.files import list_files
+from harness.evidence.live import describe_live
+from harness.evidence.source import CheckpointEvidence, Options
+from harness.findings import Diagnosis, ProbeResult, Status, Verdict
+from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
+from harness.subjects import Subject, find_subjects
+from harness.verdict import judge
+from mudpuppy.errors import ModelError, UsageError, near_names
+
+
+def diagnose(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    adapter: str | Path | None = None,
+    generate: bool = False,
+    quiz: str | Path | None = None,
+    voice: str | Path | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda text: None,
+) -> Diagnosis:
+    """Examine a model folder, an adapter folder or a trainer output.
+
+    Args:
+        path: the folder.
+        base: the model it was made from; otherwise taken from the checkpoint where it names a
+            local folder.
+        adapter: the adapter that a merged model was made with; otherwise found beside it.
+        generate: load the models and ask them (slow; the only part that starts torch).
+        quiz: questions with answers (JSONL) for the accuracy probe.
+        voice: voice profile (YAML) for the voice probe.
+        select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
+        ignore: probes not to run, in the same words.
+        progress: called with one line before something slow.
+
+    Raises:
+        ModelError: a path that does not exist or is not what it should be.
+        UsageError: a word of `select` or `ignore` names no probe.
+    """
+    root = Path(path)
+    chosen = choose_probes(select, ignore)
+    _require_folder(root, "a checkpoint folder")
+    options = Options(
+        base=_require_model(base),
+        adapter=_require_adapter(adapter),
+        generate=generate,
+        quiz=_require_file(quiz, "a quiz"),
+        voice=_require_file(voice, "a voice profile"),
+        progress=progress,
+    )
+    results: list[ProbeResult] = []
+    unread: dict[str, str] = {}
+    described: list[dict[str, Any]] = []
+    for subject in find_subjects(root):
+        progress(f"examining {subject.folder}")
+        evidence = CheckpointEvidence(subject.folder, options)
+        results += run_probes(chosen, evidence, subject.name)
+        described.append(_describe(subject, evidence))
+        if problem := _why_unread(evidence):
+            unread[subject.name] = problem
+    results.sort(key=lambda result: result.code)  # stable: subjects keep their order
+    verdict, why = judge(results, unread)
+    facts = {"subjects": described, "probes": len(chosen)}
+    return Diagnosis(path=str(path), verdict=verdict, why=why, probes=tuple(results), facts=facts)
+
+
+def diagnose_model(model: Any) -> Diagnosis:
+    """Examine a model object in memory: leftovers of PEFT and adapters stacked on adapters."""
+    probes = [one for one in load_probes() if "live_model" in one.needs]
+    live = describe_live(model)
+    evidence = CheckpointEvidence(Path(), given={"live_model": live})
+    results = run_probes(probes, evidence)
+    verdict, why = judge(results, {})
+    facts = {"subjects": [{"subject": ".", "kind": "live model", "type": live.type_name}]}
+    return Diagnosis(path=live.type_name, verdict=verdict, why=why, probes=results, facts=facts)
+
+
+def assert_healthy(path: str | Path, **options: Any) -> Diagnosis:
+    """Raise unless `diagnose(path, **options)` says healthy; meant for tests.
+
+    Raises:
+        AssertionError: the checkpoint is sick, or could not be examined; holds the findings.
+    """
+    diagnosis = diagnose(path, **options)
+    if diagnosis.verdict is not Verdict.HEALTHY:
+        raise AssertionError(summarise(diagnosis))
+    return diagnosis
+
+
+def summarise(diagnosis: Diagnosis) -> str:
+    """Return the findings, what could not be checked, and the verdict as plain lines."""
+    lines = [f"{diagnosis.path}:"]
+    for result in diagnosis.findings:
+        lines.append(f"  {result.severity} {result.code} {result.name} [{result.subject}]")
+        lines.append(f"    {result.message}")
+        lines.append(f"    because {result.cause}")
+        lines.append(f"    fix     {result.remedy}")
+    for result in diagnosis.probes:
+        if result.status is Status.CRASHED:
+            lines.append(f"  crashed {result.code} {result.name}: {result.reason}")
+    lines.append(f"{diagnosis.verdict.upper()} - {diagnosis.why}")
+    return "\n".join(lines)
+
+
+def choose_probes(select: Sequence[str], ignore: Sequence[str]) -> tuple[Probe, ...]:
+    """Return the selected probes.
+
+    Raises:
+        UsageError: a word names no probe.
+    """
+    probes = load_probes()
+    for word in (*select, *ignore):
+        if not select_probes(probes, [word]):
+            known = [one.code for one in probes] + [one.name for one in probes]
+            raise UsageError(
+                f"no probe is called '{word}'{near_names(word, known)}",
+                hint="mudpuppy-doctor list prints every code and name",
+            )
+    return select_probes(probes, select, ignore)
+
+
+def explain(code: str) -> Probe:
+    """Return the probe with a code or name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for one in load_probes():
+        if code.upper() == one.code or code.lower() == one.name:
+            return one
+    choose_probes([code], ())
+    raise UsageError(f"'{code}' names several probes; give a whole code such as MPD203")
+
+
+def _why_unread(evidence: CheckpointEvidence) -> str:
+    """Return why no weight of the subject could be read; empty when some could."""
+    try:
+        evidence.get("numbers")
+    except Missing as missing:
+        return str(missing)
+    return ""
+
+
+def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
+    """Return what was examined, as plain JSON types."""
+    files = evidence.find("files")
+    if files is None:
+        return {"subject": subject.name, "kind": "nothing"}
+    described = [*files.weights, *files.adapter]
+    tensors = [tensor for file in described for tensor in file.tensors]
+    base = evidence.find("base")
+    config = evidence.find("config") or {}
+    settings = evidence.find("adapter")
+    return {
+        "subject": subject.name,
+        "kind": "adapter" if files.adapter else "model" if files.weights else "no weights",
+        "model_type": str(config.get("model_type", ""))[:80],
+        "peft_type": settings.kind[:80] if settings else "",
+        "files": len(files.names),
+        "tensors": len(tensors),
+        "parameters": sum(tensor.elements for tensor in tensors),
+        "bytes": sum(file.size_bytes for file in described),
+        "dtypes": sorted({tensor.dtype for tensor in tensors}),
+        "base": base.root if base else None,
+        "base_named_by": base.named_by if base else None,
+    }
+
+
+def _require_folder(path: Path, what: str) -> None:
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; expected {what}{_neighbours(path)}")
+    if not path.is_dir():
+        raise ModelError(f"{path} is a file; expected {what}", hint=f"try {path.parent}")
+    try:
+        list_files(path)
+    except Missing as missing:
+        raise ModelError(f"{path}: {missing}") from missing
+
+
+def _neighbours(path: Path) -> str:
+    try:
+        return near_names(path.name, [child.name for child in path.parent.iterdir()])
+    except OSError:
+        return ""
+
+
+def _require_model(path: str | Path | None) -> Path | None:
+    if path is None:
+        return None
+    folder = Path(path)
+    _require_folder(folder, "the folder of the base model")
+    names = list_files(folder)
+    if "config.json" not in names and not any(n.endswith(".safetensors") for n in names):
+        raise ModelError(
+            f"{folder} is not a model: it holds neither config.json nor safetensors",
+            hint="--base wants the folder of the model that was fine-tuned",
+        )
+    return folder
+
+
+def _require_adapter(path: str | Path | None) -> Path | None:
+    if path is None:
+        return None
+    folder = Path(path)
+    _require_folder(folder, "an adapter folder")
+    if not any(name.startswith("adapter_model.") for name in list_files(folder)):
+        raise ModelError(
+            f"{folder} is not an adapter: it holds no adapter_model.safetensors",
+            hint="--adapter wants the folder that save_pretrained() of a PEFT model wrote",
+        )
+    return folder
+
+
+def _require_file(path: str | Path | None, what: str) -> Path | None:
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        raise ModelError(f"{path} is not a file; expected {what}{_neighbours(Path(path))}")
+    return Path(path)

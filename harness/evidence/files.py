@@ -1,0 +1,169 @@
+"""Evidence from the folder alone: which files there are, and what their headers say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from harness.evidence.headers import read_weight_file
+from harness.evidence.jsonfile import TOKENIZER_LIMIT_BYTES, UnreadableJson, read_object
+from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts import Files, ShardIndex, WeightFile
+from harness.registry import Missing
+
+INDEX_NAME = "model.safetensors.index.json"
+"""The index that transformers follows."""
+SHARD = re.compile(r"^(?P<stem>model|pytorch_model)-(?P<number>\d{5})-of-(?P<total>\d{5})\.")
+"""How shards of a save are named."""
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "mudpuppy.json",
+)
+"""Configuration files that must be JSON objects when they are there."""
+NOT_MODEL = ("adapter_", "optimizer", "scheduler", "rng_state", "training_args", "random_states")
+"""Beginnings of file names that never hold the model's weights."""
+NAME_LIMIT = 20_000
+"""Files of one folder that are listed."""
+
+
+@provides("files")
+def take_inventory(evidence: CheckpointEvidence) -> Files:
+    """List the folder and read the header of every weight file that loaders would open."""
+    root = evidence.folder
+    names = list_files(root)
+    index = read_index(root) if INDEX_NAME in names else None
+    chosen = choose_weights(names, index)
+    standard = [n for n in names if n == "model.safetensors" or _is_shard(n)]
+    return Files(
+        root=str(root),
+        names=names,
+        weights=tuple(_read(root, name) for name in chosen),
+        adapter=tuple(_read(root, name) for name in _adapter_files(names)),
+        index=index,
+        ignored_weights=tuple(name for name in standard if name not in chosen),
+        unreadable_json=_unreadable(root, names),
+    )
+
+
+def list_files(root: Path) -> tuple[str, ...]:
+    """Return the names of the plain files in a folder, sorted.
+
+    Raises:
+        Missing: the folder cannot be listed.
+    """
+    try:
+        found = [path.name for path in root.iterdir() if path.is_file()]
+    except OSError as problem:
+        raise Missing(f"the folder cannot be listed: {problem.strerror}") from problem
+    return tuple(sorted(found)[:NAME_LIMIT])
+
+
+def choose_weights(names: tuple[str, ...], index: ShardIndex | None) -> tuple[str, ...]:
+    """Return the weight files that transformers would open, by its order of preference."""
+    if "model.safetensors" in names:
+        return ("model.safetensors",)
+    if index is not None and index.weight_map:
+        listed = sorted(set(index.weight_map.values()))
+        return tuple(name for name in listed if name in names and name not in index.escaping)
+    shards = tuple(n for n in names if _is_shard(n) and n.endswith(".safetensors"))
+    if shards:
+        return shards
+    pickled = tuple(n for n in names if n == "pytorch_model.bin" or _is_shard(n))
+    if pickled:
+        return pickled
+    return tuple(n for n in names if n.endswith(".safetensors") and not n.startswith(NOT_MODEL))
+
+
+def read_index(root: Path) -> ShardIndex:
+    """Read the shard index of a folder; what is wrong with it is part of the description."""
+    try:
+        value = read_object(root / INDEX_NAME, TOKENIZER_LIMIT_BYTES)
+    except UnreadableJson as problem:
+        return ShardIndex(name=INDEX_NAME, problem=str(problem))
+    mapping = value.get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        return ShardIndex(name=INDEX_NAME, problem="it has no weight_map")
+    if not all(isinstance(shard, str) for shard in mapping.values()):
+        return ShardIndex(name=INDEX_NAME, problem="its weight_map names shards that are no text")
+    shards = sorted(set(mapping.values()))
+    escaping = tuple(shard for shard in shards if leaves_folder(root, shard))
+    inside = [shard for shard in shards if shard not in escaping]
+    return ShardIndex(
+        name=INDEX_NAME,
+        weight_map=mapping,
+        escaping=escaping,
+        missing=tuple(shard for shard in inside if not (root / shard).is_file()),
+    )
+
+
+def leaves_folder(root: Path, name: str) -> bool:
+    """Whether a file name from an index leads out of its folder.
+
+    Links into the `blobs` folder of a model-hub cache are allowed: that is its normal layout.
+    """
+    pure = PurePosixPath(name)
+    if not name or "\0" in name or len(pure.parts) != 1 or pure.parts[0] in ("..", "/"):
+        return True
+    if "\\" in name:
+        return True
+    path = root / name
+    if not path.is_symlink():
+        return False
+    target, home = path.resolve(), root.resolve()
+    blobs = home.parent.parent / "blobs"
+    is_cache = home.parent.name == "snapshots" and target.is_relative_to(blobs)
+    return not (target.is_relative_to(home) or is_cache)
+
+
+def _is_shard(name: str) -> bool:
+    return SHARD.match(name) is not None and name.endswith((".safetensors", ".bin"))
+
+
+def _adapter_files(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if name in names:
+            return (name,)
+    return ()
+
+
+def _read(root: Path, name: str) -> WeightFile:
+    path = root / name
+    if name.endswith(".safetensors"):
+        return read_weight_file(path, name)
+    described = read_weight_file(path, name)
+    if described.problem in ("empty", "lfs-pointer", "unreadable"):
+        return described
+    detail = "a pickle, which this tool never loads"
+    return WeightFile(name=name, size_bytes=path.stat().st_size, problem="pickled", detail=detail)
+
+
+def _unreadable(root: Path, names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in JSON_FILES:
+        if name in names:
+            limit = TOKENIZER_LIMIT_BYTES if name == "tokenizer.json" else 16_000_000
+            try:
+                read_object(root / name, limit)
+            except UnreadableJson as problem:
+                found[name] = str(problem)
+    return found
+
+
+def read_settings(evidence: CheckpointEvidence, name: str) -> dict[str, Any]:
+    """Return a configuration file of the subject as an object.
+
+    Raises:
+        Missing: it is absent or unreadable.
+    """
+    files: Files = evidence.get("files")
+    if name not in files.names:
+        raise Missing(f"there is no {name}")
+    if name in files.unreadable_json:
+        raise Missing(f"{name} cannot be read: {files.unreadable_json[name]}")
+    return read_object(evidence.folder / name, TOKENIZER_LIMIT_BYTES)

@@ -1,0 +1,64 @@
+"""Read JSON written by strangers: sizes capped, depth survived, one kind of error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CONFIG_LIMIT_BYTES = 16_000_000
+"""Largest configuration file that is read."""
+TOKENIZER_LIMIT_BYTES = 256_000_000
+"""Largest tokenizer.json that is read (Gemma's has 33 MB)."""
+
+
+class UnreadableJson(ValueError):  # noqa: N818 - reads as the reason it is
+    """A file that is not the JSON object it should be; the message says why."""
+
+
+def parse_object(raw: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a JSON object and the keys of its top level that occur more than once.
+
+    Raises:
+        UnreadableJson: the bytes are not one JSON object.
+    """
+    last_pairs: list[tuple[str, Any]] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal last_pairs
+        last_pairs = pairs  # the outermost object is closed last
+        return dict(pairs)
+
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=collect)
+    except RecursionError:
+        raise UnreadableJson("nested too deeply to be read") from None
+    except (UnicodeDecodeError, ValueError) as problem:
+        raise UnreadableJson(_shorten(str(problem))) from problem
+    if not isinstance(value, dict):
+        raise UnreadableJson(f"expected an object, found {type(value).__name__}")
+    seen: set[str] = set()
+    twice = [key for key, _ in last_pairs if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+    return value, tuple(twice)
+
+
+def read_object(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        UnreadableJson: it cannot be read, is too large, or is not one JSON object.
+    """
+    try:
+        with path.open("rb") as handle:
+            raw = handle.read(limit_bytes + 1)
+    except OSError as problem:
+        raise UnreadableJson(f"cannot be read: {problem.strerror}") from problem
+    if len(raw) > limit_bytes:
+        raise UnreadableJson(f"larger than {limit_bytes:,} bytes")
+    if raw.startswith(b"version https://git-lfs"):
+        raise UnreadableJson("a git-LFS pointer, not the file itself")
+    return parse_object(raw)[0]
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,85 @@
+"""Evidence about a model object in memory, by its attributes alone: torch and PEFT stay unimported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts import LiveModel
+from harness.registry import Missing
+
+LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
+"""Attributes that PEFT and transformers set on a model with an adapter."""
+
+
+@provides("live_model")
+def no_live_model(evidence: CheckpointEvidence) -> LiveModel:
+    """Refuse: a folder is not a live model."""
+    raise Missing(
+        f"only a model in memory shows this: harness.doctor.diagnose_model(model), "
+        f"not {evidence.folder.name or 'a folder'}"
+    )
+
+
+def describe_live(model: Any) -> LiveModel:
+    """Return the facts that the live probes judge; the model is not changed."""
+    layers = _adapter_layers(model)
+    is_peft = _is_peft(model)
+    leftovers = () if is_peft or layers else tuple(n for n in LEFTOVERS if _holds(model, n))
+    config = vars(model).get("peft_config")
+    return LiveModel(
+        type_name=type(model).__name__,
+        is_peft=is_peft,
+        leftovers=leftovers,
+        nested_wrappers=_count_wrappers(model),
+        adapters=tuple(str(name) for name in config) if isinstance(config, dict) else (),
+        stacked_modules=tuple(name for name, stacked in layers if stacked),
+        adapter_layers=len(layers),
+    )
+
+
+def _holds(model: Any, name: str) -> bool:
+    """Whether the object itself carries a truthy attribute; classes define harmless defaults."""
+    return bool(vars(model).get(name))
+
+
+def _is_peft(model: Any) -> bool:
+    return any(
+        kind.__name__ == "PeftModel" and kind.__module__.startswith("peft.")
+        for kind in type(model).__mro__
+    ) or (hasattr(type(model), "merge_and_unload") and hasattr(model, "base_model"))
+
+
+def _count_wrappers(model: Any) -> int:
+    """Return how many PEFT wrappers are inside each other, from the outside in."""
+    count, current, seen = 0, model, set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        count += _is_peft(current)
+        inner = _child(current, "base_model")
+        current = inner if inner is not None else _child(current, "model")
+    return count
+
+
+def _child(module: Any, name: str) -> Any:
+    children = vars(module).get("_modules")
+    if isinstance(children, dict):
+        return children.get(name)
+    return vars(module).get(name)
+
+
+def _adapter_layers(model: Any) -> list[tuple[str, bool]]:
+    """Return every module that wraps a base layer with LoRA factors, and whether it wraps another."""
+    if not callable(getattr(model, "named_modules", None)):
+        return []
+    found = []
+    for name, module in model.named_modules():
+        if _is_adapter_layer(module):
+            found.append((str(name), _is_adapter_layer(_child(module, "base_layer"))))
+    return found
+
+
+def _is_adapter_layer(module: Any) -> bool:
+    if module is None or _child(module, "base_layer") is None:
+        return False
+    return _child(module, "lora_A") is not None or _child(module, "lora_embedding_A") is not None

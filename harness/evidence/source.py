@@ -1,0 +1,118 @@
+"""Where probes get evidence from: providers registered by name, each run at most once per subject.
+
+A provider is a function in a file of this folder, marked with `@provides("name")`. It takes the
+`CheckpointEvidence` it works for, may ask that for other evidence, and raises `Missing` with the
+reason when there is nothing to see.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.registry import Missing
+
+Provider = Callable[["CheckpointEvidence"], Any]
+"""A function that produces one piece of evidence, or raises `Missing`."""
+
+_PROVIDERS: dict[str, Provider] = {}
+
+
+def provides(name: str) -> Callable[[Provider], Provider]:
+    """Register the decorated function as the provider of the evidence called `name`.
+
+    Raises:
+        ValueError: another function already provides it.
+    """
+
+    def mark(provider: Provider) -> Provider:
+        known = _PROVIDERS.get(name)
+        if known is not None and known.__module__ != provider.__module__:
+            raise ValueError(f"{name} is provided by {known.__module__}; it cannot be twice")
+        _PROVIDERS[name] = provider
+        return provider
+
+    return mark
+
+
+@cache
+def load_providers() -> Mapping[str, Provider]:
+    """Import every file of `harness/evidence/` and return the providers by name."""
+    package = importlib.import_module("harness.evidence")
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        importlib.import_module(f"harness.evidence.{info.name}")
+    return _PROVIDERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the caller said about the checkpoint."""
+
+    base: Path | None = None
+    """The base model, when named."""
+    adapter: Path | None = None
+    """The adapter that a merged model was made with, when named."""
+    generate: bool = False
+    """Whether models may be loaded and asked."""
+    quiz: Path | None = None
+    """Questions with answers (JSONL)."""
+    voice: Path | None = None
+    """Voice profile (YAML)."""
+    progress: Callable[[str], None] = field(default=lambda text: None)
+    """Called with one line before something slow."""
+
+
+class CheckpointEvidence:
+    """Lazy, cached evidence about one folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        options: Options | None = None,
+        *,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Bind to a folder.
+
+        Args:
+            folder: the subject.
+            options: what the caller said.
+            given: evidence that is already at hand and is used as it is.
+        """
+        self.folder = folder
+        self.options = options or Options()
+        self._found: dict[str, Any] = dict(given or {})
+        self._failed: dict[str, Exception] = {}
+
+    def get(self, name: str) -> Any:
+        """Return the evidence called `name`.
+
+        Raises:
+            Missing: it is not there, and why.
+        """
+        if name in self._found:
+            return self._found[name]
+        if name in self._failed:
+            raise self._failed[name]
+        provider = load_providers().get(name)
+        if provider is None:
+            raise Missing(f"a checkpoint folder offers no evidence called '{name}'")
+        try:
+            self._found[name] = provider(self)
+        except Exception as failure:
+            # Remembered, so that ten probes do not repeat one slow failure.
+            self._failed[name] = failure
+            raise
+        return self._found[name]
+
+    def find(self, name: str) -> Any | None:
+        """Return the evidence called `name`, or None when it is missing."""
+        try:
+            return self.get(name)
+        except Missing:
+            return None

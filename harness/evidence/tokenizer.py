@@ -1,0 +1,65 @@
+"""Evidence about a tokenizer, read from its JSON without the library that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harness.evidence.files import read_settings
+from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts import Files, Tokenizer
+from harness.registry import Missing
+
+
+@provides("tokenizer")
+def describe_tokenizer(evidence: CheckpointEvidence) -> Tokenizer:
+    """Return how many tokens the tokenizer has and the largest id that it can emit."""
+    files: Files = evidence.get("files")
+    source = "tokenizer.json" if "tokenizer.json" in files.names else "vocab.json"
+    settings = read_settings(evidence, source)
+    added = evidence.get("files").names
+    ids = dict(_vocabulary(settings) if source == "tokenizer.json" else _pairs(settings.items()))
+    if source == "vocab.json" and "added_tokens.json" in added:
+        ids.update(_pairs(read_settings(evidence, "added_tokens.json").items()))
+    if not ids:
+        raise Missing(f"{source} holds no vocabulary that can be read here")
+    top = max(ids, key=lambda token: ids[token])
+    template = "chat_template.jinja" in files.names or "chat_template" in _tokenizer_config(
+        evidence
+    )
+    return Tokenizer(
+        file=source,
+        tokens=len(ids),
+        max_id=ids[top],
+        max_token=top,
+        has_chat_template=template,
+    )
+
+
+def _tokenizer_config(evidence: CheckpointEvidence) -> dict[str, Any]:
+    try:
+        return read_settings(evidence, "tokenizer_config.json")
+    except Missing:
+        return {}
+
+
+def _vocabulary(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield token and id from the forms that tokenizer.json has: a mapping, or a list of scores."""
+    model = settings.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, dict):
+        yield from _pairs(vocab.items())
+    elif isinstance(vocab, list):
+        for number, entry in enumerate(vocab):
+            if isinstance(entry, list) and entry and isinstance(entry[0], str):
+                yield entry[0], number
+    added = settings.get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
+        if isinstance(entry, dict):
+            yield from _pairs([(entry.get("content"), entry.get("id"))])
+
+
+def _pairs(items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[str, int]]:
+    for token, number in items:
+        if isinstance(token, str) and type(number) is int and number >= 0:
+            yield token, number

@@ -1,0 +1,334 @@
+"""What evidence hands to probes: plain, frozen facts about a checkpoint (standard library only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One tensor, as the header of its file describes it."""
+
+    name: str
+    """Key in the file."""
+    dtype: str
+    """Name of the safetensors format: `F32`, `BF16`, `F8_E4M3`, `U8`, ..."""
+    shape: tuple[int, ...]
+    """Sizes of the dimensions."""
+    start: int
+    """First byte, counted from the start of the file."""
+    end: int
+    """One past the last byte, counted from the start of the file."""
+    file: str
+    """File that holds it, relative to the subject."""
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """One file that holds, or should hold, weights."""
+
+    name: str
+    """Path relative to the subject."""
+    size_bytes: int
+    """Size on disk."""
+    problem: str = ""
+    """Empty when the header could be read; otherwise `empty`, `lfs-pointer`, `bad-header`,
+    `truncated`, `unreadable` or `pickled`."""
+    detail: str = ""
+    """What exactly is wrong, as a phrase with numbers."""
+    missing_bytes: int = 0
+    """Bytes that the header promises beyond the end of the file."""
+    tensors: tuple[Tensor, ...] = ()
+    """Tensors of the header, in its order; those cut off are included."""
+    duplicates: tuple[str, ...] = ()
+    """Keys that the header holds more than once."""
+    dangerous: tuple[str, ...] = ()
+    """Functions that a pickle would call when loaded, such as `os.system`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """The index of a sharded checkpoint."""
+
+    name: str
+    """File name."""
+    weight_map: Mapping[str, str] = field(default_factory=dict)
+    """Tensor name to shard name, as written."""
+    problem: str = ""
+    """Why it cannot be used; empty when it can."""
+    escaping: tuple[str, ...] = ()
+    """Shard names that lead out of the folder; they are not opened."""
+    missing: tuple[str, ...] = ()
+    """Shards it names that are not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Inventory of one folder."""
+
+    root: str
+    """The folder."""
+    names: tuple[str, ...]
+    """Every plain file in it, sorted, without sub-folders."""
+    weights: tuple[WeightFile, ...]
+    """Files that loaders would open for the model's weights."""
+    adapter: tuple[WeightFile, ...]
+    """Files that hold adapter weights."""
+    index: ShardIndex | None = None
+    """The shard index that loaders would follow."""
+    ignored_weights: tuple[str, ...] = ()
+    """Weight files of the standard names that loaders would not open: leftovers of another save."""
+    unreadable_json: Mapping[str, str] = field(default_factory=dict)
+    """Configuration files that are not JSON objects, and why."""
+
+    @property
+    def readable(self) -> tuple[WeightFile, ...]:
+        """Weight files, of the model or the adapter, whose header could be read."""
+        return tuple(f for f in (*self.weights, *self.adapter) if not f.problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The tensors of a model, by header."""
+
+    tensors: Mapping[str, Tensor]
+    """Every tensor of the model's files, by name."""
+    complete: bool
+    """Whether every file could be read, so that an absent name really is absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The two factors of a LoRA on one module."""
+
+    module: str
+    """Module path in the base model, without PEFT's prefix."""
+    a: Tensor | None
+    """`lora_A` (rank x in), or `lora_embedding_A` (rank x rows)."""
+    b: Tensor | None
+    """`lora_B` (out x rank), or `lora_embedding_B` (columns x rank)."""
+    magnitude: Tensor | None = None
+    """DoRA's `lora_magnitude_vector`."""
+    is_embedding: bool = False
+    """Whether the factors are those of an embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter: its settings and its tensors."""
+
+    root: str
+    """The folder."""
+    settings: Mapping[str, Any]
+    """`adapter_config.json`; empty when it cannot be read."""
+    tensors: Mapping[str, Tensor]
+    """Every tensor, by the key in the file."""
+    pairs: tuple[Pair, ...]
+    """LoRA factors by module, in name order."""
+    replaced: Mapping[str, str]
+    """Base tensor names that the adapter replaces or edits whole (modules_to_save, biases,
+    trainable tokens), with the adapter's key."""
+    unknown: tuple[str, ...]
+    """Keys that are of no form that PEFT writes."""
+
+    @property
+    def kind(self) -> str:
+        """PEFT's type, such as `LORA`; empty when the settings do not say."""
+        return str(self.settings.get("peft_type") or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What one pass over the values of a tensor found."""
+
+    tensor: Tensor
+    """The tensor."""
+    nonfinite: int
+    """NaN and infinite values."""
+    abs_max: float
+    """Largest finite magnitude."""
+    norm: float
+    """L2 norm of the finite values."""
+    zero_rows: int = 0
+    """Rows (first dimension) that hold only zeros; 0 for vectors."""
+    trailing_zeros: int = 0
+    """Zeros in an unbroken run at the end."""
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every value is exactly zero."""
+        return self.nonfinite == 0 and self.abs_max == 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Facts about a tokenizer, read without its library."""
+
+    file: str
+    """File the ids come from."""
+    tokens: int
+    """Tokens, added ones included."""
+    max_id: int
+    """Largest id that it can emit."""
+    max_token: str
+    """The token with that id."""
+    has_chat_template: bool = False
+    """Whether a chat template is stored beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The model that a checkpoint was made from."""
+
+    root: str
+    """Its folder."""
+    named_by: str
+    """Where its path comes from: `--base`, `adapter_config.json`, `mudpuppy.json`."""
+    config: Mapping[str, Any]
+    """Its `config.json`."""
+    tensors: Mapping[str, Tensor]
+    """Its tensors, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleLineage:
+    """How one merged module follows from its base and its adapter."""
+
+    module: str
+    """Module path."""
+    k: float
+    """<merged - base, D> / <D, D> with D the adapter's change: 1 merged, 0 not, 2 twice."""
+    residual: float
+    """|merged - base - k D| / |D|."""
+    noise: float
+    """The same residual as rounding alone would leave."""
+    k_error: float
+    """Uncertainty of k from rounding (one standard deviation)."""
+    resolvable: bool
+    """Whether the adapter's change is large enough to survive the rounding of the merged type."""
+    change_norm: float
+    """|D|."""
+    base_norm: float
+    """|base|."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """A merged model against base + adapter."""
+
+    base: str
+    """Folder of the base."""
+    adapter: str
+    """Folder of the adapter."""
+    modules: tuple[ModuleLineage, ...]
+    """Adapted modules that could be compared, in name order."""
+    not_compared: Mapping[str, str]
+    """Adapted modules that could not be, and why."""
+    reference: str
+    """What stands for the base: `base` or `quantised base`."""
+    plain_base_fits: bool = False
+    """With a quantised reference: whether the merged model follows the unquantised base instead."""
+    dtype: str = "F32"
+    """Coarsest type that the merged values went through."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How far one tensor is from the tensor of the same name in the base."""
+
+    name: str
+    """Tensor name."""
+    relative: float
+    """|tensor - base| / |base|, infinite values excluded."""
+    tolerance: float
+    """What rounding between the two types can account for."""
+    norm_ratio: float
+    """|tensor| / |base|."""
+    is_target: bool = False
+    """Whether training was meant to change it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drifts:
+    """Every tensor that checkpoint and base share."""
+
+    base: str
+    """Folder of the base."""
+    named_by: str
+    """Where the path of the base comes from."""
+    tensors: tuple[Drift, ...]
+    """In name order."""
+    shape_changed: Mapping[str, str]
+    """Tensors whose shapes differ, and how."""
+    identical: bool
+    """Whether every shared tensor is equal byte for byte, and none is missing on either side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveModel:
+    """A model object in memory."""
+
+    type_name: str
+    """Its class."""
+    is_peft: bool
+    """Whether it is a PEFT wrapper."""
+    leftovers: tuple[str, ...]
+    """PEFT attributes found on a model that is not a PEFT wrapper."""
+    nested_wrappers: int
+    """PEFT wrappers inside each other."""
+    adapters: tuple[str, ...]
+    """Names of the adapters it lists."""
+    stacked_modules: tuple[str, ...] = ()
+    """Adapter layers whose base layer is again an adapter layer."""
+    adapter_layers: int = 0
+    """Modules that carry adapter weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one model said to one list of prompts, greedily."""
+
+    texts: tuple[str, ...]
+    """Decoded new text, without special tokens."""
+    new_tokens: tuple[int, ...]
+    """New tokens of each answer, the end token excluded."""
+    ended: tuple[bool, ...]
+    """Whether each answer ended by itself."""
+    nonfinite_logits: int = 0
+    """Prompts whose first logits hold a NaN or an infinity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourFacts:
+    """What a checkpoint and its control said to the same prompts."""
+
+    prompts: tuple[str, ...]
+    """What was asked."""
+    answers: Answers
+    """The checkpoint's answers."""
+    control: Answers | None
+    """The base model's answers; absent without a base."""
+    control_name: str = ""
+    """Folder of the control."""
+    max_new_tokens: int = 48
+    """Longest answer allowed."""
+    exact: tuple[bool, ...] | None = None
+    """Whether each quiz answer was right; absent without a quiz."""
+    control_exact: tuple[bool, ...] | None = None
+    """The same for the control."""
+    voice: tuple[float, ...] | None = None
+    """Voice score of each answer, 0 to 1; absent without a profile."""
+    control_voice: tuple[float, ...] | None = None
+    """The same for the control."""
+    not_scored: str = ""
+    """Why there is no quiz or no voice."""

@@ -1,0 +1,53 @@
+"""Weights that are NaN or infinite.
+
+What it does: one NaN in a weight makes every output that passes it NaN; an infinity does the same
+after the next normalisation.
+
+Why it is bad: loaders, servers and the safetensors format do not look at values. A diverged adapter
+is saved as a success (FM41); served, it repeats token 0, often printed as `!!!!` (FM12). Fused
+attention kernels can hide it, so a few good answers prove nothing.
+
+Example: `base_model.model.model.layers.3.mlp.down_proj.lora_B.weight: 65,536 of 65,536 values`,
+after a loss of NaN at step 900 of a run in fp16.
+
+What to do: throw this checkpoint away and resume from the newest one that is finite. Train in bf16
+or fp32, lower the learning rate, clip gradients (`--max-grad-norm 1.0`). Do not replace NaN by 0:
+that makes a model that is plausible and wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.facts import Numbers
+from harness.findings import Evidence, Finding
+from harness.registry import probe
+
+
+@probe("MPD301", modes=["FM41", "FM12"])
+def check(numbers: Mapping[str, Numbers]) -> Finding | str:
+    """Count the values that are not finite, tensor by tensor."""
+    bad = sorted(
+        (one for one in numbers.values() if one.nonfinite),
+        key=lambda one: (-one.nonfinite / one.tensor.elements, one.tensor.name),
+    )
+    if not bad:
+        return f"every value of {len(numbers)} tensors is finite"
+    worst = bad[0].tensor
+    return Finding(
+        message=f"{len(bad)} of {len(numbers)} tensors hold NaN or infinite values; in {worst.name} "
+        f"{bad[0].nonfinite:,} of {worst.elements:,}",
+        evidence=tuple(
+            Evidence(
+                what="values that are NaN or infinite",
+                file=one.tensor.file,
+                tensor=one.tensor.name,
+                found=one.nonfinite,
+                expected=0,
+            )
+            for one in bad
+        ),
+        cause="training diverged (look for a loss of NaN), or a cast to fp16 overflowed",
+        remedy="resume from an earlier checkpoint with bf16 or fp32, a lower learning rate and "
+        "gradient clipping; do not replace the values by zeros",
+    )

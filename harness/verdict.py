@@ -1,0 +1,48 @@
+"""From the endings of the probes to one word: healthy, sick or unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harness.findings import ProbeResult, Status, Verdict
+
+
+def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Verdict, str]:
+    """Return the verdict and the sentence that gives its reason.
+
+    Args:
+        results: the endings of every probe on every subject.
+        unread: subjects whose weights could not be read at all, and why; never healthy.
+    """
+    sick = [result for result in results if result.is_sick]
+    crashed = [result for result in results if result.status is Status.CRASHED]
+    if sick:
+        return Verdict.SICK, _explain_sick(sick, crashed)
+    if unread:
+        where, why = next(iter(unread.items()))
+        place = "" if where == "." else f"{where}: "
+        return Verdict.UNKNOWN, f"the weights could not be examined: {place}{why}"
+    if crashed:
+        first = crashed[0]
+        more = f" (and {len(crashed) - 1} more)" if len(crashed) > 1 else ""
+        text = f"{first.code} {first.name} could not be checked: {first.reason}{more}"
+        return Verdict.UNKNOWN, text
+    passed = sum(result.status is Status.PASSED for result in results)
+    if not passed:
+        return Verdict.UNKNOWN, "none of the selected probes could examine anything"
+    skipped = sum(result.status is Status.SKIPPED for result in results)
+    return (
+        Verdict.HEALTHY,
+        f"{_count(passed, 'check')} found nothing wrong, {skipped} did not apply",
+    )
+
+
+def _explain_sick(sick: Sequence[ProbeResult], crashed: Sequence[ProbeResult]) -> str:
+    names = list(dict.fromkeys(f"{result.code} {result.name}" for result in sick))
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    failed = f"; {_count(len(crashed), 'probe')} could not finish" if crashed else ""
+    return f"{_count(len(sick), 'finding')}: {shown}{failed}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
