@@ -46,6 +46,17 @@ class Cell:
     timeout_s: float
     """Seconds until it is killed."""
 
+    def identity(self) -> dict[str, Any]:
+        """Return what every file about the cell starts with: id, names, settings, expectation."""
+        return {
+            "cell_id": self.cell_id,
+            "name": self.name,
+            "title": self.title,
+            "number": self.number,
+            "config": self.config,
+            "expect": self.expect.model_dump(mode="json"),
+        }
+
 
 @dataclass(frozen=True)
 class _Row:

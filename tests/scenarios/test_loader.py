@@ -81,7 +81,7 @@ def test_all_problems_come_at_once_each_with_its_line(tmp_path: Path) -> None:
         "got 'Small Matrix'",
         "small.yaml:3: unknown key 'defalts'; did you mean 'defaults'?",
         "small.yaml:6: unknown setting 'lora_rank'; did you mean 'lora_r' or 'lora_alpha'?",
-        "small.yaml:9: unknown setting 'metod'; did you mean 'method'?",
+        "small.yaml:9: unknown setting 'metod'; did you mean 'method' or 'model'?",
     ]
 
 

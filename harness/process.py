@@ -1,0 +1,173 @@
+"""Child processes that cannot outlive their cell: own session, time limit, no survivors.
+
+A worker gets a session of its own, so that one signal reaches it and its children. Children that
+moved to a session of their own are found by a mark in their environment (Linux), also those that an
+earlier, killed runner left behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.results import WorkerExit
+
+MARK = "MUDPUPPY_CELL_FOLDER"
+"""Environment variable with the cell's folder; every descendant of a worker carries it."""
+GRACE_S = 5.0
+"""Seconds between asking a worker to end and making it."""
+
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Worker:
+    """A running worker; ask `poll` until it gives its exit."""
+
+    process: subprocess.Popen[bytes]
+    """The child itself; reaped here and not by `Popen`, to learn its resource use."""
+    folder: Path
+    """The cell's folder, which marks its descendants."""
+    timeout_s: float
+    """Seconds it may take."""
+    started_s: float = field(default_factory=time.monotonic)
+    """Start, on the monotonic clock."""
+    asked_to_end_s: float | None = None
+    """When it was sent SIGTERM because its time was over."""
+
+    def poll(self) -> WorkerExit | None:
+        """Return how the worker ended, or None while it runs; enforces the time limit."""
+        pid, wait_status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if pid == 0:
+            self._enforce_limit()
+            return None
+        return self._conclude(wait_status, usage)
+
+    def kill(self) -> WorkerExit:
+        """End the worker at once and wait for it."""
+        _signal_group(self.process.pid, signal.SIGKILL)
+        _, wait_status, usage = os.wait4(self.process.pid, 0)
+        return self._conclude(wait_status, usage)
+
+    def _enforce_limit(self) -> None:
+        now = time.monotonic()
+        if self.asked_to_end_s is None and now - self.started_s > self.timeout_s:
+            self.asked_to_end_s = now
+            _signal_group(self.process.pid, signal.SIGTERM)
+        elif self.asked_to_end_s is not None and now - self.asked_to_end_s > GRACE_S:
+            _signal_group(self.process.pid, signal.SIGKILL)
+
+    def _conclude(self, wait_status: int, usage: resource.struct_rusage) -> WorkerExit:
+        code = os.waitstatus_to_exitcode(wait_status)
+        self.process.returncode = code  # Popen must not wait for a pid that may be reused
+        leftovers = kill_marked(self.folder, group=self.process.pid)
+        return WorkerExit(
+            exit_code=code if code >= 0 else None,
+            signal=_signal_name(-code) if code < 0 else None,
+            timed_out=self.asked_to_end_s is not None,
+            wall_s=round(time.monotonic() - self.started_s, 3),
+            peak_rss_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            killed_leftovers=leftovers,
+        )
+
+
+def start_worker(
+    command: Sequence[str],
+    *,
+    folder: Path,
+    scratch: Path,
+    log: Path,
+    environment: Mapping[str, str],
+    timeout_s: float,
+) -> Worker:
+    """Start a worker in its own session, its output going to `log`.
+
+    Raises:
+        OSError: the command cannot be started.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=scratch,
+            env={**environment, MARK: str(folder.resolve())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),
+        )
+    return Worker(process=process, folder=folder, timeout_s=timeout_s)
+
+
+def kill_marked(folder: Path, *, group: int | None = None) -> int:
+    """Kill every process that a worker of `folder`, or of a folder below it, left behind.
+
+    Args:
+        folder: folder of a cell, or of a whole run.
+        group: process group of the worker, for systems without `/proc`.
+
+    Returns:
+        How many were found by their mark.
+    """
+    if group is not None:
+        _signal_group(group, signal.SIGKILL)
+    wanted = str(folder.resolve())
+    killed: set[int] = set()
+    for _ in range(10):  # a process may fork while it is being looked for
+        found = set(_find_marked(wanted))
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= found
+        if not found:
+            break
+        time.sleep(0.02)
+    return len(killed)
+
+
+def _find_marked(wanted: str) -> Iterator[int]:
+    """Yield the pids of live processes whose environment has the mark of the folder."""
+    mark = f"{MARK}={wanted}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # it ended meanwhile, or belongs to somebody else
+            continue
+        if any(one == mark or one.startswith(mark + b"/") for one in variables):
+            yield int(entry.name)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # PermissionError: only zombies, on macOS
+        os.killpg(group, number)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """Return what a child does first: ask the kernel to kill it when the runner dies (Linux)."""
+    libc = _LIBC
+    if libc is None:
+        return None
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # the runner died before it could be asked
+            os._exit(1)
+
+    return ask

@@ -1,0 +1,296 @@
+"""Run cells: one child process each, at most `jobs` at a time, every finished one exactly once.
+
+The loop is single-threaded: it starts workers, looks who ended, has the cell judged and writes its
+result, last and atomically. A folder without a result is half done and is made anew; a folder with
+one is kept. So a runner may be killed at any moment and started again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.cell_folder import (
+    LOG_FILE,
+    Rerun,
+    drop_scratch,
+    find_finished,
+    lock_folder,
+    make_folder,
+    read_tail,
+    wipe_folder,
+)
+from harness.environment import PROJECT, count_cores, describe_environment
+from harness.findings import Status
+from harness.matrix import Cell
+from harness.process import Worker, kill_marked, start_worker
+from harness.results import (
+    CellResult,
+    MatrixResult,
+    Outcome,
+    WorkerExit,
+    judge_matrix,
+    write_result,
+)
+from mudpuppy.errors import OutputError
+
+POLL_S = 0.01
+"""Seconds between two looks at the running workers."""
+WORKER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "harness.worker")
+"""What is started for a cell; the cell's folder is appended."""
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+"""What the libraries below a worker read to learn their share of the cores."""
+
+Judge = Callable[[Cell, Path, WorkerExit], CellResult]
+"""Turns what a worker left behind into a result; it must not write into the folder."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A cell's worker was started."""
+
+    cell: Cell
+    """The cell."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell has its result."""
+
+    result: CellResult
+    """The result."""
+    kept: bool = False
+    """Whether it is from an earlier run, or says why the cell does not run."""
+
+
+Event = Started | Finished
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What is the same for every cell of a run."""
+
+    judge: Judge
+    """Judges a cell after its worker ended."""
+    plant: str | None = None
+    """Bug to plant into the workers."""
+    jobs: int = 1
+    """Workers at a time; each gets its share of the cores."""
+    worker_command: Sequence[str] | None = None
+    """Other command than `WORKER_COMMAND`."""
+    environment: Mapping[str, Any]
+    """Versions and the like, which go into every result."""
+
+
+def run_matrix(
+    cells: Sequence[Cell],
+    run_dir: Path,
+    *,
+    judge: Judge,
+    name: str = "matrix",
+    matrix: str = "",
+    jobs: int = 1,
+    rerun: Rerun = "none",
+    plant: str | None = None,
+    left_out: Sequence[tuple[Cell, str]] = (),
+    on_event: Listener = lambda event: None,
+    worker_command: Sequence[str] | None = None,
+) -> MatrixResult:
+    """Run every cell that has no result yet, and return the results of all.
+
+    Args:
+        cells: cells to run, in matrix order.
+        run_dir: folder of the run; one folder per cell is made in it, named by the cell's id.
+        judge: turns what a worker left behind into a result.
+        name: name of the matrix.
+        matrix: scenario file, as it was given.
+        jobs: workers at a time.
+        rerun: which finished cells run again: `none`, `failed` (all that did not pass), `all`.
+        plant: bug to plant into every worker; results made with another plant are not kept.
+        left_out: cells that do not run, each with the reason.
+        on_event: told whenever a cell starts or has its result.
+        worker_command: what to start for a cell instead of the real worker.
+
+    Raises:
+        OutputError: the folder cannot be written, or another runner is using it.
+        KeyboardInterrupt: as it came; running workers were killed, finished cells stay finished.
+    """
+    started = _now()
+    options = RunOptions(
+        judge=judge,
+        plant=plant,
+        jobs=jobs,
+        worker_command=worker_command,
+        environment=describe_environment(),
+    )
+    with lock_folder(run_dir):
+        kill_marked(run_dir)  # workers of a runner that was killed
+        kept, waiting = _split_finished(cells, run_dir, plant, rerun)
+        results = [*(not_run(cell, why) for cell, why in left_out), *kept]
+        for result in results:
+            on_event(Finished(result, kept=True))
+        with closing(run_cells(waiting, run_dir, options, on_event)) as new:
+            results += new
+    results.sort(key=lambda result: result.number)
+    verdict, exit_code, counts = judge_matrix(result.status for result in results)
+    return MatrixResult(
+        name=name,
+        matrix=matrix,
+        folder=str(run_dir),
+        verdict=verdict,
+        exit_code=exit_code,
+        counts=counts,
+        cells=tuple(results),
+        plant=plant,
+        environment=dict(options.environment),
+        started=started,
+        finished=_now(),
+        kept=tuple(result.name for result in kept),
+    )
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    run_dir: Path,
+    options: RunOptions,
+    on_event: Listener = lambda event: None,
+) -> Generator[CellResult, None, None]:
+    """Run cells in their order and yield each result once it is written.
+
+    Closing the iterator, or an exception such as Ctrl-C, kills the workers that still run.
+
+    Raises:
+        OutputError: a cell's folder cannot be made.
+    """
+    waiting = list(reversed(cells))
+    running: list[_RunningCell] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < options.jobs:
+                running.append(_start(waiting.pop(), run_dir, options))
+                on_event(Started(running[-1].cell))
+            for one in list(running):
+                worker_exit = one.worker.poll()
+                if worker_exit is not None:
+                    running.remove(one)
+                    result = _conclude(one, worker_exit, options)
+                    on_event(Finished(result))
+                    yield result
+            time.sleep(POLL_S)
+    finally:
+        for one in running:
+            one.worker.kill()
+            drop_scratch(one.folder)
+
+
+def not_run(cell: Cell, reason: str) -> CellResult:
+    """Return the result of a cell that did not run."""
+    return _plain_result(cell, Outcome.NOT_RUN, reason)
+
+
+def worker_environment(scratch: Path, jobs: int) -> dict[str, str]:
+    """Return the environment of a worker: its share of the cores and a place of its own."""
+    threads = str(max(1, count_cores() // jobs))
+    search = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        **dict.fromkeys(THREAD_VARIABLES, threads),
+        "PYTHONPATH": os.pathsep.join(search),
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TMPDIR": str(scratch),
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+    }
+
+
+@dataclass(frozen=True)
+class _RunningCell:
+    """A cell whose worker runs."""
+
+    cell: Cell
+    folder: Path
+    worker: Worker
+    attempt: int
+    started: str
+
+
+def _start(cell: Cell, run_dir: Path, options: RunOptions) -> _RunningCell:
+    """Make the cell's folder anew and start its worker."""
+    folder = run_dir / cell.cell_id
+    try:
+        attempt = wipe_folder(folder) + 1
+        scratch = make_folder(folder, cell, options.plant)
+        worker = start_worker(
+            [*(options.worker_command or WORKER_COMMAND), str(folder.resolve())],
+            folder=folder,
+            scratch=scratch,
+            log=folder / LOG_FILE,
+            environment=worker_environment(scratch, options.jobs),
+            timeout_s=cell.timeout_s,
+        )
+    except OSError as error:
+        raise OutputError(f"{folder}: the cell cannot be started: {error}") from None
+    return _RunningCell(cell, folder, worker, attempt, _now())
+
+
+def _conclude(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -> CellResult:
+    """Have a cell judged and write its result."""
+    try:
+        judged = options.judge(one.cell, one.folder, worker_exit)
+    except Exception as error:  # noqa: BLE001 - one cell that cannot be judged is not the end
+        why = f"could not be judged: {type(error).__name__}: {error}"
+        judged = _plain_result(one.cell, Outcome.CRASHED, why)
+    tail = "" if judged.status is Status.PASSED else read_tail(one.folder / LOG_FILE)
+    result = replace(
+        judged,
+        worker=worker_exit,
+        log_tail=judged.log_tail or tail,
+        plant=options.plant,
+        attempt=one.attempt,
+        started=one.started,
+        finished=_now(),
+        environment=dict(options.environment),
+    )
+    drop_scratch(one.folder)
+    write_result(one.folder, result)
+    return result
+
+
+def _split_finished(
+    cells: Sequence[Cell], run_dir: Path, plant: str | None, rerun: Rerun
+) -> tuple[list[CellResult], list[Cell]]:
+    """Return the results that stay and the cells that run."""
+    kept: list[CellResult] = []
+    waiting: list[Cell] = []
+    for cell in cells:
+        old = find_finished(run_dir / cell.cell_id, plant, rerun)
+        if old is None:
+            waiting.append(cell)
+        else:
+            # Wording and place may have changed since; the id says that the content did not.
+            kept.append(replace(old, name=cell.name, title=cell.title, number=cell.number))
+    return kept, waiting
+
+
+def _plain_result(cell: Cell, outcome: Outcome, message: str) -> CellResult:
+    return CellResult(**cell.identity(), outcome=outcome, status=outcome.status, message=message)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
