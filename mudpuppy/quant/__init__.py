@@ -1,0 +1,1 @@
+"""Low-bit weights: the int4 base of QLoRA, and GPTQ."""

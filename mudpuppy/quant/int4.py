@@ -1,0 +1,323 @@
+"""A linear layer with a frozen, packed int4 weight that PEFT can adapt and really merge into.
+
+`Linear4bit` has two states. Packed, it holds levels and scales, and every use of the weight
+dequantises them. Dense, it is a plain linear layer: writing to the weight makes it so. PEFT merges
+by `layer.weight.data += delta`; on a weight that is made anew at each access such a write would be
+lost without a word, so the weight that is handed out knows its layer and writes through.
+
+The definition of the packing is in `mudpuppy.quant.int4_pack`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mudpuppy.errors import EngineError
+from mudpuppy.quant.blocks import find_decoder_layers, find_linears, replace_module
+from mudpuppy.quant.int4_pack import (
+    DEFAULT_BLOCK_SIZE,
+    PackedInt4,
+    check_round_trip,
+    dequantize_int4,
+    quantize_int4,
+    scheme,
+)
+
+__all__ = [
+    "DEFAULT_BLOCK_SIZE",
+    "Linear4bit",
+    "PackedInt4",
+    "PackedWeight",
+    "check_round_trip",
+    "dequantize_int4",
+    "quantize_int4",
+    "replace_linears",
+    "restore_linears",
+    "scheme",
+]
+
+
+class _PackedLinear(torch.autograd.Function):
+    """`F.linear` that keeps the packed weight for backward, and never the dense one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        qweight: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        block_size: int,
+        compute_dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(qweight, scales)
+        ctx.layout = (x.shape[-1], block_size)
+        ctx.compute_dtype = compute_dtype
+        packed = PackedInt4(qweight, scales, *ctx.layout)
+        weight = dequantize_int4(packed, compute_dtype).to(x.dtype)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            packed = PackedInt4(*ctx.saved_tensors, *ctx.layout)
+            weight = dequantize_int4(packed, ctx.compute_dtype).to(grad.dtype)
+            with _without_autocast(grad):
+                grad_x = grad @ weight
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad.flatten(0, -2).sum(0)
+        return grad_x, None, None, grad_bias, None, None
+
+
+def _without_autocast(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _autocast_input(x: Tensor) -> Tensor:
+    """Cast `x` as autocast would for `F.linear`: it casts every floating type but float64."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+class PackedWeight(torch.Tensor):
+    """The dense weight of a packed layer, made for one access; writing to it writes to the layer.
+
+    Caught are an assignment to `data` and every in-place operation on this tensor or its `data`.
+    A view of it (`weight[0]`) is a plain tensor: writing to that changes nothing.
+    """
+
+    _owner: Linear4bit
+
+    @staticmethod
+    def wrap(dense: Tensor, owner: Linear4bit) -> PackedWeight:
+        """Return `dense` as the weight of `owner`; the memory is shared."""
+        weight = dense.as_subclass(PackedWeight)
+        weight._owner = owner
+        return weight
+
+    @property
+    def data(self) -> Tensor:
+        """The same weight without gradient, still tied to its layer."""
+        return PackedWeight.wrap(_plain(self), self._owner)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self._owner.set_dense(value)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` on plain tensors, then hand what it wrote in place to the layer."""
+        kwargs = dict(kwargs or {})
+        own = [value for value in (*args, *kwargs.values()) if isinstance(value, PackedWeight)]
+        with torch._C.DisableTorchFunctionSubclass():
+            # an in-place operation raises the version, whatever its name is
+            before = [weight._version for weight in own]
+            result = func(*args, **kwargs)
+            written = [w for w, version in zip(own, before, strict=True) if w._version != version]
+        for weight in written:
+            weight._owner.set_dense(weight)
+        return result
+
+
+def _plain(weight: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight.as_subclass(torch.Tensor).detach()
+
+
+class Linear4bit(nn.Linear):
+    """A frozen linear layer whose weight is packed int4, until something writes to the weight.
+
+    Args:
+        packed: the quantised weight.
+        bias: kept as it is, frozen.
+        compute_dtype: dtype of `weight`, and so of everything that is merged into it.
+    """
+
+    compute_dtype: torch.dtype
+    block_size: int
+
+    def __init__(
+        self, packed: PackedInt4, *, bias: Tensor | None = None, compute_dtype: torch.dtype
+    ) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would allocate a dense weight
+        self.in_features = packed.in_features
+        self.out_features = packed.qweight.shape[0]
+        self.block_size = packed.block_size
+        self.compute_dtype = compute_dtype
+        # None, not absent: torch then knows the name, and `weight = Parameter` is accepted
+        self.register_parameter("weight", None)
+        frozen = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", frozen)
+        self.register_buffer("qweight", packed.qweight)
+        self.register_buffer("scales", packed.scales)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+        compute_dtype: torch.dtype | None = None,
+    ) -> Linear4bit:
+        """Quantise the weight of `linear`; `compute_dtype` is its dtype where none is given."""
+        packed = quantize_int4(linear.weight, block_size)
+        dtype = linear.weight.dtype if compute_dtype is None else compute_dtype
+        return cls(packed, bias=linear.bias, compute_dtype=dtype)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight is still packed."""
+        return "qweight" in self._buffers
+
+    @property
+    def packed(self) -> PackedInt4:
+        """The packed weight.
+
+        Raises:
+            EngineError: something was written to the weight, so it is dense.
+        """
+        if not self.is_packed:
+            raise EngineError("this layer is dense: something was merged into its weight")
+        qweight, scales = self._buffers["qweight"], self._buffers["scales"]
+        assert qweight is not None
+        assert scales is not None
+        return PackedInt4(qweight, scales, self.in_features, self.block_size)
+
+    def __getattr__(self, name: str) -> Any:
+        """Hand out the dequantised weight of a packed layer under the name `weight`."""
+        if name == "weight" and self.is_packed:
+            with torch.inference_mode(False):  # its tensors count no writes
+                dense = dequantize_int4(self.packed, self.compute_dtype)
+            return PackedWeight.wrap(dense, self)
+        return super().__getattr__(name)
+
+    def set_dense(self, weight: Tensor) -> None:
+        """Make the layer dense with `weight` (out, in), whose memory it takes over.
+
+        Raises:
+            ValueError: the shape is another one.
+        """
+        if tuple(weight.shape) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"weight of shape {tuple(weight.shape)} for a layer of shape "
+                f"{(self.out_features, self.in_features)}"
+            )
+        self.register_parameter("weight", nn.Parameter(_plain(weight), requires_grad=False))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; a weight replaces the packed form."""
+        super().register_parameter(name, param)
+        if name == "weight" and param is not None:
+            self._buffers.pop("qweight", None)
+            self._buffers.pop("scales", None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input @ weight.T + bias` in the dtype of `input`, or autocast's."""
+        if not self.is_packed:
+            return super().forward(input)
+        x = _autocast_input(input)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        packed = self.packed
+        with _without_autocast(x):
+            result = _PackedLinear.apply(  # type: ignore[no-untyped-call]
+                x, packed.qweight, packed.scales, bias, packed.block_size, self.compute_dtype
+            )
+        return cast(Tensor, result)
+
+    def to_linear(self) -> nn.Linear:
+        """Return a plain, frozen linear layer with exactly this weight, in `compute_dtype`.
+
+        A dense layer shares its weight with the result; the bias is always shared.
+        """
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(_plain(self.weight), requires_grad=False)
+        linear.bias = self.bias
+        return linear
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear4bit:
+        """Move the packed data, but never round the scales: a new dtype is for the result."""
+        if not self.is_packed:
+            return cast(Linear4bit, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
+        packed = self.packed
+        probe = torch.empty(0, dtype=self.compute_dtype, device=packed.scales.device)
+        self._buffers["scales"] = packed.scales.view(torch.int32)  # integers keep their dtype
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            moved = self._buffers["scales"]
+            self._buffers["scales"] = cast(Tensor, moved).view(torch.float32)
+        self.compute_dtype = fn(probe).dtype
+        return self
+
+    def extra_repr(self) -> str:
+        """Name the sizes and the state."""
+        state = f"block_size={self.block_size}" if self.is_packed else "dense"
+        return f"{super().extra_repr()}, {state}, compute_dtype={self.compute_dtype}"
+
+
+def replace_linears(
+    model: nn.Module,
+    *,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    compute_dtype: torch.dtype | None = None,
+    skip: Sequence[str] = ("lm_head",),
+) -> list[str]:
+    """Replace the linear layers inside the decoder blocks by `Linear4bit`, in place.
+
+    Embeddings, norms and the head lie outside the blocks and stay as they are.
+
+    Args:
+        model: a decoder-only language model.
+        block_size: columns that share a scale.
+        compute_dtype: dtype of the dequantised weights; each layer's own where none is given.
+        skip: last names of layers to leave alone.
+
+    Returns:
+        The names of the replaced layers, in the model's order.
+
+    Raises:
+        EngineError: a weight holds a NaN or an infinity (its layer is named), or the model has no
+            decoder blocks. Nothing is replaced then.
+    """
+    name, layers = find_decoder_layers(model)
+    packed: dict[str, Linear4bit] = {}
+    for layer_name, linear in find_linears(layers, name, tuple(skip)).items():
+        try:
+            packed[layer_name] = Linear4bit.from_linear(
+                linear, block_size=block_size, compute_dtype=compute_dtype
+            )
+        except EngineError as error:
+            raise EngineError(
+                f"{layer_name}: {error.message}, so it cannot be quantised",
+                hint="check the base model: mudpuppy-doctor MODEL",
+            ) from error
+    for layer_name, module in packed.items():
+        replace_module(model, layer_name, module)
+    return list(packed)
+
+
+def restore_linears(model: nn.Module) -> list[str]:
+    """Replace every `Linear4bit`, packed or dense, by a plain linear layer, in place.
+
+    Returns:
+        The names of the replaced layers.
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+    for name, module in found.items():
+        replace_module(model, name, module.to_linear())
+    return list(found)
