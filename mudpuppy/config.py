@@ -173,10 +173,7 @@ def load_config(
         ConfigError: unknown, missing or wrong values.
         UnsupportedCombination: values are fine one by one, and rejected together.
     """
-    try:
-        config = TrainingConfig.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(_explain(error, flags), source=source) from None
+    config = check_values(values, source=source, flags=flags)
     decision = config.decide()
     if not decision.accepted:
         lines = [f"{rule.code} {rule.name}: {rule.reason}" for rule in decision.rejections]
@@ -186,6 +183,20 @@ def load_config(
             hint="; ".join(rule.hint for rule in decision.rejections),
         )
     return config
+
+
+def check_values(
+    values: Mapping[str, Any], *, source: str = "", flags: bool = False
+) -> TrainingConfig:
+    """Check each value by itself, as `load_config` does, without the rule table.
+
+    Raises:
+        ConfigError: unknown, missing or wrong values, all of them.
+    """
+    try:
+        return TrainingConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, flags), source=source) from None
 
 
 def _explain(error: ValidationError, flags: bool) -> list[str]:

@@ -121,6 +121,8 @@ def _message(index: int, message: Any) -> dict[str, str]:
     content = message.get("content")
     if not isinstance(content, str):
         raise LineProblem(f"{where}.content is {_kind(content)} instead of a text")
+    if not content.isascii() and any("\ud800" <= char <= "\udfff" for char in content):
+        raise LineProblem(f"{where}.content holds half of a surrogate pair, which is no character")
     return {"role": role, "content": content}
 
 

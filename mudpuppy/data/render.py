@@ -3,7 +3,7 @@
 The end of a turn is always trained: the accident to avoid is `pad_token = eos_token` with a
 collator that masks every pad id, after which the model never stops (FM01, FM02).
 
-    answer text   <|im_end|>   \\n
+    answer text   <|im_end|>   newline
     trained       trained      not trained
 """
 

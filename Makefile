@@ -1,0 +1,42 @@
+# One command each; none needs another first.
+#   make pressure            train, break, diagnose and report with the embedded model
+#   make test                format, lint, types and tests
+#   make doctor CKPT=path    diagnose a checkpoint
+#   make setup               the installation alone
+# PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+JOBS ?= 2
+
+.PHONY: help setup pressure test lint test-slow doctor clean
+
+help:
+	@sed -n '1,6p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt .ci/setup
+	@.ci/setup
+	@touch $(STAMP)
+
+pressure: $(STAMP)
+	@$(BIN)/mudpuppy-pressure run scenarios/seed.yaml -j $(JOBS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+test: lint
+	@$(BIN)/pytest -n $(JOBS)
+
+test-slow: $(STAMP)
+	@$(BIN)/pytest -n $(JOBS) -m slow
+
+doctor: $(STAMP)
+	@test -n "$(CKPT)" || { echo "usage: make doctor CKPT=path/to/checkpoint" >&2; exit 2; }
+	@$(BIN)/mudpuppy-doctor $(CKPT)
+
+clean:
+	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

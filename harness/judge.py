@@ -1,0 +1,153 @@
+"""Judge one cell of the matrix: what came out against what had to, and every probe on the artefact.
+
+Runs in the runner's process, without torch: it reads what the worker left behind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.cell_folder import LOG_FILE, read_tail
+from harness.doctor import diagnose
+from harness.findings import Diagnosis, Status
+from harness.matrix import Cell
+from harness.observations import Observations, read_observations
+from harness.results import CellResult, Outcome, WorkerExit
+
+CHECKPOINT = "checkpoint"
+ALWAYS_REQUIRED = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711")
+"""Probes without whose answer no cell passes: what moved, reload, effect, complete save."""
+REQUIRED_IF_TRAINED = ("MPD703", "MPD704", "MPD705", "MPD706")
+"""The same for methods with an optimizer: what was trainable, the loss, the labels."""
+REQUIRED_IF_QUANTISED = ("MPD710",)
+"""The same for GPTQ."""
+MEMORY_WORDS = ("OutOfMemoryError", "MemoryError", "Cannot allocate memory")
+
+
+def judge_cell(cell: Cell, folder: Path, worker_exit: WorkerExit) -> CellResult:
+    """Return the result of a cell whose worker has ended."""
+    seen = read_observations(folder) if worker_exit.exit_code == 0 else None
+    if seen is None:
+        outcome, message = _judge_exit(folder, worker_exit)
+        return _result(cell, outcome, message)
+    if cell.expect.outcome == "rejected":
+        return _result(cell, *_judge_rejection(seen, str(cell.expect.code)), seen)
+    if seen.ending == "rejected":
+        message = f"rejected with {' '.join(seen.codes)} and should have run: {seen.message}"
+        return _result(cell, Outcome.WRONG_REJECTION, message, seen)
+    if seen.ending == "refused":
+        return _result(cell, Outcome.FAILED, f"refused: {seen.message}", seen)
+    diagnosis = diagnose_cell(cell, folder, seen)
+    outcome, message = _judge_artefact(cell, seen, diagnosis)
+    return _result(cell, outcome, message, seen, diagnosis)
+
+
+def diagnose_cell(cell: Cell, folder: Path, seen: Observations) -> Diagnosis:
+    """Run every probe on the cell's artefacts, with the worker's observations as more evidence."""
+    expectation = {
+        **cell.expect.model_dump(mode="json"),
+        "max_steps": cell.config.get("max_steps"),
+    }
+    base = (seen.run.get("base") or {}).get("path") if seen.run else None
+    return diagnose(
+        folder / CHECKPOINT,
+        base=base,
+        run_folder=folder,
+        given={"observations": seen, "expectation": expectation},
+    )
+
+
+def _judge_exit(folder: Path, worker_exit: WorkerExit) -> tuple[Outcome, str]:
+    """Name the ending of a worker that observed nothing."""
+    if worker_exit.timed_out:
+        return Outcome.TIMEOUT, worker_exit.words
+    tail = read_tail(folder / LOG_FILE)
+    last = next((line for line in reversed(tail.splitlines()) if line.strip()), "no output")
+    if any(word in tail for word in MEMORY_WORDS):
+        return Outcome.OUT_OF_MEMORY, f"{worker_exit.words}: {last}"
+    if worker_exit.signal == "SIGKILL":
+        return Outcome.CRASHED, "ended by SIGKILL, as the kernel does when memory runs out"
+    return Outcome.CRASHED, f"{worker_exit.words} without observations: {last}"
+
+
+def _judge_rejection(seen: Observations, code: str) -> tuple[Outcome, str]:
+    """Compare what came out with a rejection by `code`, before torch, with nothing written."""
+    if seen.ending != "rejected":
+        return Outcome.MISSED_REJECTION, f"should be rejected with {code}, and it {seen.ending}"
+    if code not in seen.codes:
+        found = " ".join(seen.codes) or "no code"
+        return Outcome.WRONG_REJECTION, f"rejected with {found} instead of {code}"
+    if seen.torch_imported:
+        return Outcome.FAILED, f"rejected with {code}, but only after torch was imported"
+    if seen.files_written:
+        return Outcome.FAILED, f"rejected with {code}, but {seen.files_written[0]} was written"
+    return Outcome.REJECTED_AS_EXPECTED, f"rejected with {code} before torch, nothing written"
+
+
+def _judge_artefact(cell: Cell, seen: Observations, diagnosis: Diagnosis) -> tuple[Outcome, str]:
+    """Weigh the probes: unexpected findings, silent expected ones, and what was not checked."""
+    failed = {r.code: r for r in reversed(diagnosis.probes) if r.is_sick}
+    wanted = set(cell.expect.findings)
+    surprising = [result for code, result in failed.items() if code not in wanted]
+    if surprising:
+        first = min(surprising, key=lambda r: r.code)
+        more = f" (and {len(surprising) - 1} more)" if len(surprising) > 1 else ""
+        return Outcome.FAILED, f"{first.code} {first.name}: {first.message}{more}"
+    if seen.ending == "crashed":
+        return Outcome.CRASHED, seen.message or "the engine failed"
+    silent = sorted(wanted - set(failed))
+    if silent:
+        return Outcome.FAILED, f"{' '.join(silent)} should have found something and did not"
+    crashed = [r for r in diagnosis.probes if r.status is Status.CRASHED]
+    if crashed:
+        return Outcome.CRASHED, f"{crashed[0].code} {crashed[0].name} crashed: {crashed[0].reason}"
+    unchecked = _find_unchecked(cell, diagnosis)
+    if unchecked:
+        return Outcome.CRASHED, f"could not be checked: {unchecked}"
+    return Outcome.PASSED, diagnosis.why
+
+
+def _find_unchecked(cell: Cell, diagnosis: Diagnosis) -> str:
+    """Return the first probe that had to answer and was skipped, with its reason."""
+    is_gptq = cell.config["method"] == "gptq"
+    required = ALWAYS_REQUIRED + (REQUIRED_IF_QUANTISED if is_gptq else REQUIRED_IF_TRAINED)
+    if cell.expect.stops_early:
+        required += ("MPD709",)
+    answered = {r.code for r in diagnosis.probes if r.status in (Status.PASSED, Status.FAILED)}
+    reasons = {r.code: r.reason for r in diagnosis.probes if r.status is Status.SKIPPED}
+    missing = [code for code in required if code not in answered]
+    return "; ".join(f"{code} ({reasons.get(code, 'not run')})" for code in missing)
+
+
+def _result(
+    cell: Cell,
+    outcome: Outcome,
+    message: str,
+    seen: Observations | None = None,
+    diagnosis: Diagnosis | None = None,
+) -> CellResult:
+    probes = diagnosis.probes if diagnosis else ()
+    return CellResult(
+        **cell.identity(),
+        outcome=outcome,
+        status=outcome.status,
+        message=message,
+        findings=tuple(asdict(result) for result in (diagnosis.findings if diagnosis else ())),
+        probes=dict(Counter(str(result.status) for result in probes)),
+        metrics=_metrics(seen) if seen else {},
+    )
+
+
+def _metrics(seen: Observations) -> dict[str, float]:
+    """Return the numbers of the run that reports show."""
+    numbers: dict[str, Any] = {
+        name: seen.run.get(name)
+        for name in ("steps", "first_loss", "final_loss", "eval_loss", "train_s", "peak_rss_bytes")
+    }
+    numbers |= {f"{name}_s": value for name, value in seen.seconds.items()}
+    for item in seen.comparisons:
+        numbers[f"{item.artefact}_logit_error"] = item.relative
+    return {name: float(value) for name, value in numbers.items() if value is not None}

@@ -1,0 +1,146 @@
+"""Bugs to plant in the engine, in a cell's own process, to see whether the matrix catches them.
+
+    mudpuppy-pressure run scenarios/seed.yaml --plant eos-masked
+
+Each is one that an engine really had; the source is named. A matrix that stays green under any of
+them is worthless.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mudpuppy.errors import ConfigError, near_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutant:
+    """One bug that can be planted."""
+
+    name: str
+    """What is broken, with dashes."""
+    cells: tuple[str, ...]
+    """Cells of `seed.yaml` that must catch it."""
+    caught_by: tuple[str, ...]
+    """Codes of the probes meant for it; empty where the outcome itself is wrong."""
+    plant: Callable[[], None]
+    """Patches the modules of this process."""
+
+
+def _remove_streaming_rejection() -> None:
+    """Let LoRA and streaming through, as an engine without the check did (seed 000)."""
+    rules: Any = importlib.import_module("mudpuppy.rules")
+    rules.RULES = tuple(rule for rule in rules.RULES if "streaming" not in rule.features)
+
+
+def _attach_stub_adapter() -> None:
+    """Set a flag instead of converting layers, and train everything (seed 004, the MLX backend)."""
+    engine: Any = importlib.import_module("mudpuppy.engine")
+
+    def attach(model: Any, config: Any) -> Any:
+        del config
+        model.requires_grad_(True)
+        model._has_adapter = True
+        return model
+
+    engine.attach_adapter = attach
+    engine.verify_adapter = lambda model: None
+    engine.adapter_settings = lambda model: {}
+    engine.save_adapter = lambda model, base, folder: model.save_pretrained(folder)
+
+
+def _merge_nothing() -> None:
+    """Unload the adapter without merging it (engines.md, section 5, number 1)."""
+    engine: Any = importlib.import_module("mudpuppy.engine")
+    int4: Any = importlib.import_module("mudpuppy.quant.int4")
+
+    def merge(model: Any, dtype: Any) -> Any:
+        plain = model.unload()
+        int4.restore_linears(plain)
+        for parameter in plain.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return plain
+
+    engine.merge_adapter = merge
+
+
+def _mask_eos() -> None:
+    """Mask every EOS from the labels, as a collator with `pad_token = eos_token` does (FM01)."""
+    render: Any = importlib.import_module("mudpuppy.data.render")
+    original = render.Renderer.render
+
+    def masked(self: Any, sample: Any) -> Any:
+        one = original(self, sample)
+        labels = [render.IGNORED if label in self.eos_ids else label for label in one.labels]
+        return replace(one, labels=labels)
+
+    render.Renderer.render = masked
+
+
+def _leave_second_adapter() -> None:
+    """Wrap the adapted model a second time, as DPO after SFT without a merge did (seed 004)."""
+    engine: Any = importlib.import_module("mudpuppy.engine")
+    peft: Any = importlib.import_module("peft")
+    original = engine.attach_adapter
+
+    def attach(model: Any, config: Any) -> Any:
+        inner = original(model, config)
+        again = peft.LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        outer = peft.get_peft_model(inner, again)
+        for name, parameter in outer.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+        return outer
+
+    engine.attach_adapter = attach
+
+
+MUTANTS: dict[str, Mutant] = {
+    mutant.name: mutant
+    for mutant in (
+        Mutant(
+            name="streaming-rejection-removed",
+            cells=("lora-streaming-rejected",),
+            caught_by=(),
+            plant=_remove_streaming_rejection,
+        ),
+        Mutant(
+            name="stub-adapter",
+            cells=("lora-bf16",),
+            caught_by=("MPD703",),
+            plant=_attach_stub_adapter,
+        ),
+        Mutant(
+            name="merge-does-nothing",
+            cells=("qlora-4bit",),
+            caught_by=("MPD707",),
+            plant=_merge_nothing,
+        ),
+        Mutant(
+            name="eos-masked",
+            cells=("lora-bf16",),
+            caught_by=("MPD705",),
+            plant=_mask_eos,
+        ),
+        Mutant(
+            name="second-adapter-left",
+            cells=("lora-bf16",),
+            caught_by=("MPD201",),
+            plant=_leave_second_adapter,
+        ),
+    )
+}
+"""Every bug that can be planted, by name."""
+
+
+def plant_mutant(name: str) -> None:
+    """Plant one bug in this process.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in MUTANTS:
+        raise ConfigError([f"no planted bug is called '{name}'{near_names(name, MUTANTS)}"])
+    MUTANTS[name].plant()

@@ -1,0 +1,132 @@
+"""What the worker measured on one cell: written by `harness.worker`, judged by the probes.
+
+Numbers only; the worker measures them itself and believes nothing that the engine says of itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from mudpuppy.files import write_json_atomic
+
+OBSERVATIONS_FILE = "observations.json"
+OBSERVATIONS_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterMotion:
+    """Which tensors training moved, by comparing hashes of their bytes before and after."""
+
+    trainable: int
+    """Tensors that required a gradient before the first step."""
+    frozen: int
+    """All other parameters and buffers."""
+    still: tuple[str, ...]
+    """Trainable tensors that are bit-identical after training."""
+    frozen_moved: tuple[str, ...]
+    """Frozen tensors that are not."""
+    foreign_trainable: tuple[str, ...]
+    """Trainable tensors that the method has no business training (base weights under LoRA)."""
+    without_gradient: tuple[str, ...]
+    """Trainable tensors that never received a gradient other than zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsSeen:
+    """What was trained, counted on the batches that the model was really given."""
+
+    rows: int
+    """Samples seen, with repetition."""
+    tokens: int
+    """Tokens that are not padding."""
+    trained_tokens: int
+    """Tokens with a label."""
+    rows_ending_in_eos: int
+    """Rows whose last label is an EOS id."""
+    rows_off_answer: int
+    """Rows whose trained text is not exactly an assistant message of the dataset."""
+    example_off_answer: str = ""
+    """The trained text of one such row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Logits of a reloaded artefact against those of the model right after training."""
+
+    artefact: str
+    """What was reloaded, such as `adapter` or `merged`."""
+    loader: str
+    """Whose code loaded it."""
+    max_difference: float
+    """Largest absolute difference of a logit."""
+    scale: float
+    """Largest absolute logit of the trained model."""
+    effect: float
+    """Largest absolute difference between the artefact and the untouched base."""
+    tolerance: float
+    """Largest `max_difference / scale` that the precision explains."""
+
+    @property
+    def relative(self) -> float:
+        """The difference relative to the scale."""
+        return self.max_difference / max(self.scale, 1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """Everything the worker saw of one cell."""
+
+    schema_version: int = OBSERVATIONS_SCHEMA_VERSION
+    """Version of this form."""
+    ending: Literal["trained", "rejected", "refused", "crashed"]
+    """`rejected` is by a rule code; `refused` is any other mistake of the settings or the data."""
+    codes: tuple[str, ...] = ()
+    """Rule codes of a rejection."""
+    message: str = ""
+    """The error's text."""
+    torch_imported: bool | None = None
+    """Whether torch had been imported when the rejection came."""
+    files_written: tuple[str, ...] = ()
+    """Files in the output folder after a rejection or refusal."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """The engine's own record (`run.json`)."""
+    losses: tuple[float, ...] = ()
+    """Training loss of every step, in nats per trained token."""
+    motion: ParameterMotion | None = None
+    """What training moved."""
+    labels: LabelsSeen | None = None
+    """What was trained on."""
+    comparisons: tuple[Comparison, ...] = ()
+    """Reload and merge, compared in a fresh process."""
+    expected_artefacts: tuple[str, ...] = ()
+    """Artefacts that the configuration promises: adapter, model, merged, gptq."""
+    gptq_errors: tuple[tuple[str, float, float], ...] = ()
+    """Layer, GPTQ error and round-to-nearest error, in units of the layer's squared output."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each phase."""
+
+    def write(self, folder: Path) -> None:
+        """Write `observations.json` into the folder, atomically."""
+        write_json_atomic(folder / OBSERVATIONS_FILE, asdict(self))
+
+
+_ADAPTER = TypeAdapter(Observations)
+
+
+def read_observations(folder: Path) -> Observations | None:
+    """Return what the worker wrote into the folder, or None when there is nothing.
+
+    Raises:
+        ValueError: the file is damaged, or its schema version is another.
+    """
+    path = folder / OBSERVATIONS_FILE
+    if not path.is_file():
+        return None
+    seen = _ADAPTER.validate_json(path.read_bytes())
+    if seen.schema_version != OBSERVATIONS_SCHEMA_VERSION:
+        raise ValueError(f"{path}: schema version {seen.schema_version} is not readable here")
+    return seen

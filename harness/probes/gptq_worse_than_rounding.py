@@ -1,0 +1,51 @@
+"""GPTQ quantised a layer worse than plain rounding does.
+
+What it does:
+    Compares, layer by layer, the squared output error of GPTQ with that of round-to-nearest on the
+    same grid, both measured on the calibration samples.
+
+Why it is bad:
+    GPTQ exists to be better than rounding: where it is not, the Hessian, the order of the columns
+    or the error feedback is wrong (FM48).
+
+Example:
+    The quantisation error is fed back with the wrong sign.
+
+What to do:
+    Calibrate on more samples of the kind the model will see, or raise the damping.
+"""
+
+from __future__ import annotations
+
+from harness.findings import Evidence, Finding
+from harness.observations import Observations
+from harness.registry import Missing, probe
+
+ALLOWED_RATIO = 1.02
+NUM_SHOWN = 5
+
+
+@probe("MPD710", modes=("FM48",))
+def check(observations: Observations) -> Finding | str:
+    """Fail when a layer's GPTQ error is above its rounding error."""
+    layers = observations.gptq_errors
+    if not layers:
+        raise Missing("nothing was quantised with GPTQ")
+    worse = [(name, gptq, rtn) for name, gptq, rtn in layers if gptq > ALLOWED_RATIO * rtn]
+    total = sum(g for _, g, _ in layers) / max(sum(r for _, _, r in layers), 1e-30)
+    if not worse:
+        return f"{len(layers)} layers, with {total:.2f} of the error that rounding would make"
+    return Finding(
+        message=f"{len(worse)} of {len(layers)} layers are worse than round-to-nearest",
+        evidence=tuple(
+            Evidence(
+                what="squared output error",
+                tensor=name,
+                found=gptq,
+                expected=f"at most {rtn:.4g} (round-to-nearest)",
+            )
+            for name, gptq, rtn in worse[:NUM_SHOWN]
+        ),
+        cause="too few calibration samples, or an error in the update of the columns",
+        remedy="raise --calibration-samples, then compare again",
+    )

@@ -1,0 +1,122 @@
+"""Attach a LoRA adapter to a clean model, and prove that it is the only thing that trains."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from mudpuppy.config import TrainingConfig
+from mudpuppy.errors import ConfigError, EngineError, near_names
+
+MAX_TRAINABLE_SHARE = 0.9
+"""An adapter that trains more of the model than this is no adapter (seed 004: the stub)."""
+
+
+def require_clean(model: nn.Module) -> None:
+    """Refuse a model that an earlier adapter left traces in.
+
+    Raises:
+        EngineError: it is a PEFT model, holds adapter layers, or carries a `peft_config`. Attaching
+            to it would stack adapters (FM17).
+    """
+    traces = [name for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)]
+    if isinstance(model, PeftModel) or traces:
+        raise EngineError(
+            f"the model already has adapter layers ({len(traces)}, such as {traces[:1]}); a second "
+            "adapter on top would be stacked",
+            hint="merge and unload the first adapter before attaching another",
+        )
+    if hasattr(model, "peft_config"):
+        raise EngineError(
+            "Already found a `peft_config` attribute in the model: an adapter was unloaded and its "
+            "configuration stayed behind",
+            hint="delete the attribute: del model.peft_config",
+        )
+
+
+def attach_adapter(model: nn.Module, config: TrainingConfig) -> PeftModel:
+    """Attach a fresh LoRA adapter; the base is frozen, the adapter is fp32.
+
+    Raises:
+        ConfigError: a target module that the model does not have.
+        EngineError: the model is not clean, or the adapter is not what trains afterwards.
+    """
+    require_clean(model)
+    targets = _resolve_targets(model, config.lora_target_modules)
+    settings = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.resolved_lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # PEFT only warns where an adapter is stacked or a target is tied; both are damage here.
+        warnings.simplefilter("error", UserWarning)
+        adapted = get_peft_model(model, settings)
+    verify_adapter(adapted)
+    return adapted
+
+
+def _resolve_targets(model: nn.Module, wanted: tuple[str, ...]) -> str | list[str]:
+    """Return PEFT's target setting, after checking that every name exists in the model."""
+    if wanted == ("all-linear",):
+        return "all-linear"
+    linear = {
+        name.rpartition(".")[2]
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear)
+    }
+    missing = [name for name in wanted if name.rpartition(".")[2] not in linear]
+    if missing:
+        raise ConfigError(
+            [
+                f"--lora-target-modules: the model has no linear module '{name}'"
+                f"{near_names(name, linear)}; it has {', '.join(sorted(linear))}"
+                for name in missing
+            ]
+        )
+    return list(wanted)
+
+
+def verify_adapter(model: nn.Module) -> None:
+    """Check that adapter parameters exist and that nothing else trains.
+
+    Raises:
+        EngineError: no adapter parameter, a trainable base parameter, or a share above the bound.
+    """
+    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    total = sum(p.numel() for p in model.parameters())
+    foreign = [name for name in trainable if ".lora_" not in name]
+    share = sum(trainable.values()) / max(total, 1)
+    if not trainable or len(foreign) == len(trainable):
+        raise EngineError(
+            f"no adapter parameter is trainable ({len(trainable)} trainable tensors, none of them "
+            "LoRA): this run would train nothing or the base itself"
+        )
+    if foreign:
+        raise EngineError(
+            f"{len(foreign)} base tensors would be trained beside the adapter, such as {foreign[0]}"
+        )
+    if share > MAX_TRAINABLE_SHARE:
+        raise EngineError(
+            f"the adapter is {share:.0%} of the model's parameters, more than "
+            f"{MAX_TRAINABLE_SHARE:.0%}",
+            hint="lower --lora-r",
+        )
+
+
+def adapter_settings(model: Any) -> dict[str, Any]:
+    """Return the adapter's own settings for the provenance, as JSON types."""
+    (name,) = model.peft_config
+    settings = model.peft_config[name]
+    return {
+        "name": name,
+        "r": settings.r,
+        "lora_alpha": settings.lora_alpha,
+        "target_modules": sorted(settings.target_modules),
+    }

@@ -1,0 +1,188 @@
+"""mud-puppy: train (default), explain, tiny.
+
+mud-puppy MODEL DATASET --method lora --output OUT
+mud-puppy explain --method lora --stream
+mud-puppy tiny build
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mudpuppy.config import check_values, load_config, read_yaml_settings
+from mudpuppy.errors import MudpuppyError
+from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
+from mudpuppy.records import RunRecord, StepRecord
+from mudpuppy.rules import METHODS, PRECISIONS, RULES, describe, every_single_feature
+
+TINY_ACTIONS = ("build", "show", "-h", "--help")
+"""What follows `tiny` when it is the command and not the model of that name."""
+
+EPILOG = """\
+commands:
+  mud-puppy MODEL DATASET ...   train (this help)
+  mud-puppy explain ...         say whether method, precision and features work together
+  mud-puppy tiny build|show     the embedded model that `tiny` names
+
+examples:
+  mud-puppy tiny data.jsonl --method lora --precision fp32 --output out
+  mud-puppy Qwen/Qwen2.5-0.5B-Instruct data.jsonl --method qlora --merge-lora --output out
+  mud-puppy ./model data.jsonl --config run.yaml --learning-rate 1e-4
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a person's mistake prints no traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _pick_command(words)(words)
+    except MudpuppyError as error:
+        print(f"mud-puppy: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("mud-puppy: interrupted; nothing was finished", file=sys.stderr)
+        return 130
+
+
+def _pick_command(words: list[str]) -> Callable[[list[str]], int]:
+    """Return the command's function and take its name off the words."""
+    if words[:1] == ["explain"]:
+        words.pop(0)
+        return _run_explain
+    if words[:1] == ["tiny"] and (len(words) == 1 or words[1] in TINY_ACTIONS):
+        words.pop(0)
+        return _run_tiny
+    if words[:1] == ["train"]:
+        words.pop(0)
+    return _run_train
+
+
+def _training_parser() -> FriendlyParser:
+    parser = FriendlyParser(
+        prog="mud-puppy",
+        description="Fine-tune a language model and leave a checkpoint that says how it was made.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+        formatter_class=_formatter(),
+    )
+    parser.add_argument("model", nargs="?", help="folder, hub id, or tiny (the embedded model)")
+    parser.add_argument("dataset", nargs="?", help="chat data as JSONL")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_training_flags(parser)
+    return parser
+
+
+def _formatter() -> Any:
+    from argparse import RawDescriptionHelpFormatter
+
+    return lambda prog: RawDescriptionHelpFormatter(prog, width=100, max_help_position=30)
+
+
+def _run_train(words: list[str]) -> int:
+    """Train; everything that can be refused is refused before torch is imported."""
+    arguments = _training_parser().parse_args(words)
+    settings = read_yaml_settings(arguments.config) if arguments.config else {}
+    typed = typed_settings(arguments)
+    for name in ("model", "dataset"):
+        if typed[name] is None:
+            del typed[name]
+    source = str(arguments.config) if arguments.config else ""
+    config = load_config({**settings, **typed}, source=source, flags=not settings)
+
+    from mudpuppy.preflight import preflight
+
+    samples = preflight(config)
+    say = _be_silent if arguments.quiet else _say
+    from mudpuppy.engine import train
+
+    record = train(
+        config,
+        samples=samples,
+        say=say,
+        report=None if arguments.quiet else _report_step,
+    )
+    say(_summary(record))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _be_silent(text: str) -> None:
+    del text
+
+
+def _report_step(record: StepRecord, num_steps: int) -> None:
+    """Print one line a step: what a person watches, and what a log keeps."""
+    parts = [f"step {record.step}/{num_steps}"]
+    if record.loss is not None:
+        parts.append(f"loss {record.loss:.4f}")
+    if record.eval_loss is not None:
+        parts.append(f"eval loss {record.eval_loss:.4f}")
+    if record.grad_norm is not None:
+        parts.append(f"grad norm {record.grad_norm:.3f}")
+    if record.learning_rate is not None:
+        parts.append(f"lr {record.learning_rate:.2e}")
+    print("  ".join([*parts, f"{record.elapsed_s:.1f} s"]), flush=True)
+
+
+def _summary(record: RunRecord) -> str:
+    """Return the closing lines: what was made, where, and how to check it."""
+    lines = [f"saved to {record.output} in {record.total_s:.0f} s"]
+    if record.stopped_early:
+        lines.append(f"stopped early after {record.steps} steps")
+    if record.merged:
+        lines.append(f"merged model in {record.merged}")
+    return "\n".join([*lines, f"check it: mudpuppy-doctor {record.output}"])
+
+
+def _run_explain(words: list[str]) -> int:
+    """Print what the rule table says; torch is never imported."""
+    parser = FriendlyParser(
+        prog="mud-puppy explain",
+        description="Say whether a method, a precision and features work together, and why not.",
+        allow_abbrev=False,
+        formatter_class=_formatter(),
+    )
+    parser.add_argument("--all", action="store_true", help="list every single combination")
+    parser.add_argument("--rules", action="store_true", help="list every rule with its code")
+    add_training_flags(parser, skip=("output",))
+    arguments = parser.parse_args(words)
+    if arguments.rules:
+        for rule in RULES:
+            print(f"{rule.code} {rule.name}\n  why      {rule.reason}\n  instead  {rule.hint}")
+        return 0
+    if arguments.all:
+        return _print_all()
+    placeholder = {"model": "tiny", "dataset": "data.jsonl", "output": "out"}
+    typed = {**placeholder, **typed_settings(arguments)}
+    print(describe(check_values(typed, flags=True).decide()))
+    return 0
+
+
+def _print_all() -> int:
+    """Print method, precision, feature and verdict of every single-feature combination."""
+    for decision in every_single_feature():
+        feature = decision.features[0] if decision.features else "-"
+        print(f"{decision.method:6} {decision.precision:5} {feature:24} {decision.word}")
+    print(f"{len(METHODS)} methods, {len(PRECISIONS)} precisions; `--rules` says why")
+    return 0
+
+
+def _run_tiny(words: list[str]) -> int:
+    """Build or show the embedded model."""
+    from mudpuppy.tiny import command
+
+    parser = FriendlyParser(
+        prog="mud-puppy tiny",
+        description="The embedded model: small, trained here, with behaviour that can be lost.",
+        allow_abbrev=False,
+        formatter_class=_formatter(),
+    )
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(words))

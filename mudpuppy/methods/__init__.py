@@ -1,0 +1,1 @@
+"""Training methods, one file a family; `mudpuppy.engine` picks by `TrainingConfig.method`."""

@@ -1,0 +1,102 @@
+"""Device, precision and seed: each chosen value together with the reason, which is printed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from mudpuppy.config import TrainingConfig
+from mudpuppy.errors import ConfigError, EngineError
+from mudpuppy.records import Choice
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""torch's type for each precision."""
+PROBE_TOLERANCE = {"bf16": 0.02, "fp16": 0.005}
+"""Relative error that a 64 x 64 product may have: about 4 units in the last place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how a run computes."""
+
+    device: torch.device
+    """Device of the computation."""
+    dtype: torch.dtype
+    """Type of the computation, and of frozen weights."""
+    choices: dict[str, Choice]
+    """What was chosen and why, by name."""
+
+
+def choose_runtime(config: TrainingConfig) -> Runtime:
+    """Choose the device, prove that it computes in the precision, and say why.
+
+    Raises:
+        ConfigError: `device: cuda` was asked for and torch sees none.
+        EngineError: the device gives wrong results in the precision.
+    """
+    device, why = _choose_device(config.device)
+    error = measure_matmul_error(device, config.precision)
+    bound = PROBE_TOLERANCE.get(config.precision, 1e-4)
+    if error > bound:
+        raise EngineError(
+            f"a {config.precision} matrix product on {device} is off by {error:.3g} relative to "
+            f"fp32, more than {bound}",
+            hint="use --precision fp32, or --device cpu to compare",
+        )
+    how = "emulated by torch's autocast, " if device.type == "cpu" else ""
+    precision_reason = f"asked for; {how}a test product is within {error:.1e} of fp32"
+    return Runtime(
+        device=device,
+        dtype=DTYPES[config.precision],
+        choices={
+            "device": Choice(value=str(device), reason=why),
+            "precision": Choice(value=config.precision, reason=precision_reason),
+        },
+    )
+
+
+def _choose_device(wanted: str) -> tuple[torch.device, str]:
+    """Return the device and the reason."""
+    if wanted == "cpu":
+        return torch.device("cpu"), "asked for"
+    if torch.cuda.is_available():
+        build = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+        name = torch.cuda.get_device_name(0)
+        # Only the first: an integrated GPU that shows up as the second one crashes (seed 000).
+        return torch.device("cuda", 0), f"torch sees {name} with {build}"
+    if wanted == "cuda":
+        raise ConfigError(
+            [f"--device cuda: torch {torch.__version__} sees no GPU"],
+            hint="python -c 'import torch; print(torch.version.hip, torch.version.cuda)' shows "
+            "what this torch was built for; the README says how to bring a ROCm or CUDA build",
+        )
+    return torch.device("cpu"), f"torch {torch.__version__} sees no GPU"
+
+
+def measure_matmul_error(device: torch.device, precision: str) -> float:
+    """Return the relative error of a matrix product in the precision, against fp32 on the CPU.
+
+    A tensor of a type can be allocated where the type cannot compute, so the product is what counts
+    (engines.md, section 4).
+    """
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(64, 64, generator=generator)
+    right = torch.randn(64, 64, generator=generator)
+    exact = left.double() @ right.double()
+    dtype = DTYPES[precision]
+    product = (left.to(device, dtype) @ right.to(device, dtype)).double().cpu()
+    return float((product - exact).norm() / exact.norm())
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak resident memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_bytes(device: torch.device) -> int:
+    """Return the peak memory that torch allocated on the device; 0 on a CPU."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
