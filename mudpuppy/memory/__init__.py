@@ -1,0 +1,1 @@
+"""Train models that are larger than the device."""

@@ -1,0 +1,339 @@
+"""Streaming moves every layer twice a step, holds one at a time, and changes no number."""
+
+import copy
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
+from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
+
+from mudpuppy.errors import EngineError
+from mudpuppy.memory import streaming
+from mudpuppy.memory.ledger import TransferLedger
+from mudpuppy.memory.streaming import place_for_streaming, stream_layers
+from tests.mudpuppy.quant.tiny_llama import make_ids, make_llama
+
+LAYERS = 3
+
+
+def make_model(**changes):
+    return make_llama(num_hidden_layers=LAYERS, **changes).train()
+
+
+def layer_bytes(model) -> int:
+    return sum(p.numel() * p.element_size() for p in model.model.layers.parameters())
+
+
+def step(model) -> torch.Tensor:
+    """One forward and backward; the loss."""
+    loss = model(make_ids(), labels=make_ids(), use_cache=False).loss
+    loss.backward()
+    return loss.detach()
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_equal_tensors(got, expected):
+    assert got.keys() == expected.keys()
+    for name, tensor in got.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def check_one_step(ledger: TransferLedger, model) -> None:
+    """What one forward and backward must have moved and held."""
+    size = layer_bytes(model)
+    assert ledger.forward_bytes == size
+    assert ledger.backward_bytes == size
+    assert ledger.gradient_bytes == size
+    assert ledger.peak_layers == 1
+    assert ledger.peak_bytes == size // LAYERS
+    assert ledger.resident_layers == 0
+
+
+def test_a_step_moves_twice_the_layers_and_holds_one():
+    model = make_model()
+    with stream_layers(model, "cpu") as stream:
+        step(model)
+        check_one_step(stream.ledger, model)
+
+
+def test_loss_and_every_gradient_are_bit_identical():
+    plain, model = make_model(), make_model()
+    expected = step(plain)
+    with stream_layers(model, "cpu"):
+        assert torch.equal(step(model), expected)
+    assert_equal_tensors(gradients(model), gradients(plain))
+
+
+@contextmanager
+def checkpoint_that_keeps_everything(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            streaming,
+            "checkpoint",
+            lambda run, *args, use_reentrant, context_fn, **kwargs: run(*args, **kwargs),
+        )
+        yield
+
+
+@contextmanager
+def copies_that_never_leave(monkeypatch):
+    kept = []
+    record = TransferLedger.record_fetch
+
+    def record_and_keep(self, layer, copy):
+        kept.append(copy.detach())  # a view keeps the memory as well as the copy itself does
+        record(self, layer, copy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransferLedger, "record_fetch", record_and_keep)
+        yield
+
+
+@contextmanager
+def gradients_that_are_lost(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            streaming._Fetch,
+            "backward",
+            staticmethod(lambda ctx, *grads: (torch.zeros_like(grads[0]), None, None, None)),
+        )
+        yield
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [checkpoint_that_keeps_everything, copies_that_never_leave, gradients_that_are_lost],
+)
+def test_the_ledger_catches_a_stream_that_cheats(mutant, monkeypatch):
+    model = make_model()
+    with mutant(monkeypatch), stream_layers(model, "cpu") as stream:
+        step(model)
+        with pytest.raises(AssertionError):
+            check_one_step(stream.ledger, model)
+
+
+def test_a_fetch_is_a_copy_even_on_the_cpu(monkeypatch):
+    model = make_model()
+    fetched = []
+    record = TransferLedger.record_fetch
+    monkeypatch.setattr(
+        TransferLedger,
+        "record_fetch",
+        lambda self, layer, copy: (fetched.append(copy.data_ptr()), record(self, layer, copy)),
+    )
+    with stream_layers(model, "cpu"):
+        step(model)
+    assert fetched
+    assert not set(fetched) & {p.data_ptr() for p in model.parameters()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_three_optimizer_steps_are_bit_identical(accumulation):
+    models = [make_model(), make_model()]
+    for model, streamed in zip(models, (False, True), strict=True):
+        stream = stream_layers(model, "cpu") if streamed else None
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(3):
+            for _ in range(accumulation):
+                step(model)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        if stream:
+            stream.remove()
+    assert_equal_tensors(models[1].state_dict(), models[0].state_dict())
+    start = make_model().state_dict()
+    assert all(not torch.equal(t, start[name]) for name, t in models[1].state_dict().items())
+
+
+def test_dropout_draws_the_same_numbers_in_backward():
+    losses, found = [], []
+    for streamed in (False, True):
+        model = make_model()
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        stream = stream_layers(model, "cpu") if streamed else None
+        torch.manual_seed(7)
+        losses.append(step(model))
+        found.append(gradients(model))
+        assert stream is None or stream.ledger.peak_layers == 1
+    assert torch.equal(*losses)
+    assert_equal_tensors(found[1], found[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_bit_identical(dtype):
+    found = []
+    for streamed in (False, True):
+        model = make_model()
+        if streamed:
+            stream_layers(model, "cpu")
+        with torch.autocast("cpu", dtype=dtype):
+            loss = model(make_ids(), labels=make_ids(), use_cache=False).loss
+        loss.backward()
+        found.append(gradients(model))
+    assert_equal_tensors(found[1], found[0])
+
+
+def test_without_gradients_every_layer_is_fetched_once():
+    model = make_model().eval()
+    with torch.no_grad():
+        expected = model(make_ids()).logits
+    with stream_layers(model, "cpu") as stream, torch.no_grad():
+        assert torch.equal(model(make_ids()).logits, expected)
+        assert stream.ledger.forward_bytes == layer_bytes(model)
+        assert stream.ledger.backward_bytes == 0
+        assert stream.ledger.peak_layers == 1
+
+
+def test_generation_with_a_cache_is_the_same():
+    model = make_model().eval()
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(make_ids(), **settings)
+    with stream_layers(model, "cpu"):
+        assert torch.equal(model.generate(make_ids(), **settings), expected)
+
+
+def test_a_cache_asked_for_in_training_is_not_filled_twice():
+    plain, model = make_model(), make_model()
+    step(plain)
+    with stream_layers(model, "cpu"):
+        model(make_ids(), labels=make_ids(), use_cache=True).loss.backward()
+    assert_equal_tensors(gradients(model), gradients(plain))
+
+
+def test_padding_and_hidden_states_pass_through():
+    mask = torch.ones_like(make_ids())
+    mask[0, :4] = 0
+    found = []
+    for streamed in (False, True):
+        model = make_model()
+        if streamed:
+            stream_layers(model, "cpu")
+        found.append(model(make_ids(), attention_mask=mask, output_hidden_states=True))
+    assert len(found[0].hidden_states) == len(found[1].hidden_states) == LAYERS + 1
+    for got, expected in zip(found[1].hidden_states, found[0].hidden_states, strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_removing_leaves_no_trace():
+    model = make_model()
+    before = [dict(vars(layer)) for layer in model.model.layers]
+    keys = list(model.state_dict())
+    identities = [id(p) for p in model.parameters()]
+    stream = stream_layers(model, "cpu")
+    assert list(model.state_dict()) == keys
+    step(model)
+    stream.remove()
+    stream.remove()
+    assert [vars(layer).keys() for layer in model.model.layers] == [d.keys() for d in before]
+    assert [id(p) for p in model.parameters()] == identities
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+    copy.deepcopy(model)
+
+
+def test_an_error_inside_ends_the_streaming():
+    model = make_model()
+    with pytest.raises(KeyError), stream_layers(model, "cpu"):
+        raise KeyError("stop")
+    assert "forward" not in vars(model.model.layers[0])
+
+
+def test_a_model_saved_while_streamed_is_a_plain_one(tmp_path):
+    model = make_model()
+    expected = {name: t.clone() for name, t in model.state_dict().items()}
+    with stream_layers(model, "cpu"):
+        model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_equal_tensors(loaded.state_dict(), expected)
+
+
+def test_streaming_twice_is_refused():
+    model = make_model()
+    with (
+        stream_layers(model, "cpu"),
+        pytest.raises(EngineError, match="is it streamed already"),
+    ):
+        stream_layers(model, "cpu")
+
+
+def test_copying_a_streamed_model_is_refused():
+    model = make_model()
+    with stream_layers(model, "cpu"), pytest.raises(EngineError, match="cannot be copied"):
+        copy.deepcopy(model)
+
+
+def test_a_second_checkpoint_inside_is_refused():
+    model = make_model()
+    model.activation_checkpointing_enable()
+    with stream_layers(model, "cpu"), pytest.raises(EngineError, match="checkpointing is on"):
+        step(model)
+
+
+def test_frozen_parameters_are_fetched_and_get_no_gradient():
+    model = make_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    with stream_layers(model, "cpu") as stream:
+        step(model)
+    moved = sum(p.grad.numel() * 4 for p in model.model.layers.parameters() if p.requires_grad)
+    assert stream.ledger.gradient_bytes == moved
+    assert stream.ledger.backward_bytes == layer_bytes(model)
+
+
+def test_layers_stay_on_the_host_and_compute_on_the_device():
+    """`meta` is another device that every machine has; nothing can come back from it."""
+    model = make_model().eval()
+    place_for_streaming(model, "meta")
+    with stream_layers(model, "meta"), torch.no_grad():
+        model.to("meta")  # as a trainer would
+        assert {p.device.type for p in model.model.layers.parameters()} == {"cpu"}
+        assert model.lm_head.weight.device.type == "meta"
+        assert model.model.rotary_emb.inv_freq.device.type == "meta"
+        assert model(make_ids().to("meta")).logits.device.type == "meta"
+    assert {p.device.type for p in model.model.layers.parameters()} == {"cpu"}
+
+
+def test_a_new_dtype_reaches_streamed_layers():
+    model = make_model()
+    with stream_layers(model, "cpu"):
+        model.to(torch.bfloat16)
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_placing_keeps_the_identity_of_parameters_and_ties():
+    model = make_llama(num_hidden_layers=2)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    parameters = list(model.parameters())
+    place_for_streaming(model, "cpu")
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+SMALL = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4}
+HEADS = {"num_key_value_heads": 2, "intermediate_size": 48, "num_hidden_layers": LAYERS}
+FAMILIES = {
+    "qwen2": Qwen2Config(**SMALL, **HEADS),
+    "gemma3": Gemma3TextConfig(**SMALL, **HEADS, head_dim=8, sliding_window=4),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=32, n_head=4, n_layer=LAYERS),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_are_bit_identical_too(family):
+    found = []
+    for streamed in (False, True):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(FAMILIES[family]).train()
+        stream = stream_layers(model, "cpu") if streamed else None
+        torch.manual_seed(1)
+        step(model)
+        found.append(gradients(model))
+        assert stream is None or stream.ledger.peak_layers == 1
+    assert_equal_tensors(found[1], found[0])
