@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from harness.findings import Status
 from harness.matrix import Cell
-from harness.results import CellResult, ResultError, read_result
+from harness.results import RESULT_FILE, CellResult, ResultError, read_result
 from mudpuppy.errors import OutputError
 from mudpuppy.files import write_json_atomic
 
@@ -23,6 +23,7 @@ CELL_FILE = "config.json"
 LOG_FILE = "output.log"
 LOCK_FILE = ".lock"
 SCRATCH_FILE = "scratch.path"
+PREVIOUS_FILE = "previous.json"
 TAIL_LINES = 50
 TAIL_BYTES = 16_384
 
@@ -87,13 +88,24 @@ def wipe_folder(folder: Path) -> int:
     Raises:
         OSError: the folder cannot be removed.
     """
-    try:
-        old = read_result(folder)
-    except ResultError:
-        old = None
+    attempts = [_attempts(folder, name) for name in (RESULT_FILE, PREVIOUS_FILE)]
     drop_scratch(folder)
     if folder.exists():
         shutil.rmtree(folder)
+    return max(attempts)
+
+
+def retire_result(folder: Path) -> None:
+    """Make a finished cell an unfinished one, so that an interrupted rerun can be gone on with."""
+    with suppress(FileNotFoundError):
+        (folder / RESULT_FILE).replace(folder / PREVIOUS_FILE)
+
+
+def _attempts(folder: Path, name: str) -> int:
+    try:
+        old = read_result(folder, name)
+    except ResultError:
+        return 0
     return 0 if old is None else old.attempt
 
 

@@ -15,16 +15,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from harness.results import CellLabel
 from mudpuppy.config import TrainingConfig, load_config
 from mudpuppy.errors import ConfigError, UnsupportedCombination
 from mudpuppy.rules import describe
+from mudpuppy.tiny import is_tiny_name
 from scenarios.loader import LoadedScenarios, load_scenarios
 from scenarios.positions import Place
 from scenarios.schema import Expectation, Scenario
 
 CELL_ID_DIGITS = 12
-EMBEDDED_MODEL = "tiny"
-"""Model name that stands for the embedded model and is never a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,11 @@ class Cell:
     """What must come out."""
     timeout_s: float
     """Seconds until it is killed."""
+
+    @property
+    def label(self) -> CellLabel:
+        """What a progress display shows of the cell."""
+        return CellLabel(self.cell_id, self.number, self.title)
 
     def identity(self) -> dict[str, Any]:
         """Return what every file about the cell starts with: id, names, settings, expectation."""
@@ -231,7 +236,7 @@ def _expect_by_rules(config: TrainingConfig) -> Expectation:
 
 def _locate_model(model: str, folder: Path) -> str:
     """Return a model folder as an absolute path; names of models stay as they are."""
-    if model == EMBEDDED_MODEL or not (folder / model).exists():
+    if is_tiny_name(model) or not (folder / model).exists():
         return model
     return str((folder / model).resolve())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -140,8 +141,8 @@ class CellResult:
     """Versions, platform and git revision."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON types."""
-        return asdict(self)
+        """Return the result as plain JSON types; numbers that JSON cannot say become text."""
+        return dict(_plain(asdict(self)))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], source: str = "result") -> Self:
@@ -156,6 +157,8 @@ class CellResult:
             values["outcome"] = Outcome(values["outcome"])
             values["status"] = Status(values["status"])
             values["findings"] = tuple(values.get("findings", ()))
+            metrics = values.get("metrics", {})
+            values["metrics"] = {name: float(number) for name, number in metrics.items()}
             values["worker"] = None if worker is None else WorkerExit(**worker)
             return cls(**values)
         except (TypeError, ValueError) as error:
@@ -184,6 +187,8 @@ class MatrixResult:
     """One result per cell of the matrix, in matrix order."""
     plant: str | None = None
     """Bug that was planted on purpose."""
+    model: str | None = None
+    """Model that was given instead of the one in the file."""
     environment: dict[str, Any]
     """Versions, platform and git revision."""
     started: str
@@ -194,8 +199,8 @@ class MatrixResult:
     """Names of the cells whose result is from an earlier run in the same folder."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON types."""
-        return asdict(self)
+        """Return the result as plain JSON types; numbers that JSON cannot say become text."""
+        return dict(_plain(asdict(self)))
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], source: str = "report") -> Self:
@@ -215,6 +220,39 @@ class MatrixResult:
             return cls(**values)
         except (TypeError, ValueError) as error:
             raise ResultError(f"{source}: {error}") from None
+
+
+@dataclass(frozen=True)
+class CellLabel:
+    """What a progress display shows of a cell before it has a result."""
+
+    cell_id: str
+    """Id of the cell."""
+    number: int
+    """Place in the scenario file, from 1."""
+    title: str
+    """What is tried."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """Told to a listener: the worker of a cell was started."""
+
+    cell_id: str
+    """Id of the cell."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Told to a listener: a cell has its result."""
+
+    result: CellResult
+    """The result."""
+    kept: bool = False
+    """Whether it is from an earlier run, or says why the cell does not run."""
+
+
+Event = Started | Finished
 
 
 def judge_matrix(statuses: Iterable[Status]) -> tuple[Status, int, dict[str, int]]:
@@ -238,13 +276,13 @@ def write_result(folder: Path, result: CellResult) -> None:
     write_json_atomic(folder / RESULT_FILE, result.to_json())
 
 
-def read_result(folder: Path) -> CellResult | None:
+def read_result(folder: Path, name: str = RESULT_FILE) -> CellResult | None:
     """Return the result of a finished cell, or None where there is none.
 
     Raises:
         ResultError: there is one, and it is torn or of another version.
     """
-    path = folder / RESULT_FILE
+    path = folder / name
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -266,6 +304,14 @@ def _parse(text: str, path: Path) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ResultError(f"{path}: is not JSON: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _checked(form: type, value: Any, version: int, source: str) -> dict[str, Any]:

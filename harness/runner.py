@@ -25,6 +25,7 @@ from harness.cell_folder import (
     lock_folder,
     make_folder,
     read_tail,
+    retire_result,
     wipe_folder,
 )
 from harness.environment import PROJECT, count_cores, describe_environment
@@ -33,8 +34,11 @@ from harness.matrix import Cell
 from harness.process import Worker, kill_marked, start_worker
 from harness.results import (
     CellResult,
+    Event,
+    Finished,
     MatrixResult,
     Outcome,
+    Started,
     WorkerExit,
     judge_matrix,
     write_result,
@@ -58,25 +62,6 @@ Judge = Callable[[Cell, Path, WorkerExit], CellResult]
 """Turns what a worker left behind into a result; it must not write into the folder."""
 
 
-@dataclass(frozen=True)
-class Started:
-    """A cell's worker was started."""
-
-    cell: Cell
-    """The cell."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A cell has its result."""
-
-    result: CellResult
-    """The result."""
-    kept: bool = False
-    """Whether it is from an earlier run, or says why the cell does not run."""
-
-
-Event = Started | Finished
 Listener = Callable[[Event], None]
 
 
@@ -106,6 +91,7 @@ def run_matrix(
     jobs: int = 1,
     rerun: Rerun = "none",
     plant: str | None = None,
+    model: str | None = None,
     left_out: Sequence[tuple[Cell, str]] = (),
     on_event: Listener = lambda event: None,
     worker_command: Sequence[str] | None = None,
@@ -121,6 +107,7 @@ def run_matrix(
         jobs: workers at a time.
         rerun: which finished cells run again: `none`, `failed` (all that did not pass), `all`.
         plant: bug to plant into every worker; results made with another plant are not kept.
+        model: model that the cells were given instead of the one in the file, to be noted.
         left_out: cells that do not run, each with the reason.
         on_event: told whenever a cell starts or has its result.
         worker_command: what to start for a cell instead of the real worker.
@@ -156,6 +143,7 @@ def run_matrix(
         counts=counts,
         cells=tuple(results),
         plant=plant,
+        model=model,
         environment=dict(options.environment),
         started=started,
         finished=_now(),
@@ -182,7 +170,7 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < options.jobs:
                 running.append(_start(waiting.pop(), run_dir, options))
-                on_event(Started(running[-1].cell))
+                on_event(Started(running[-1].cell.cell_id))
             for one in list(running):
                 worker_exit = one.worker.poll()
                 if worker_exit is not None:
@@ -281,6 +269,7 @@ def _split_finished(
     for cell in cells:
         old = find_finished(run_dir / cell.cell_id, plant, rerun)
         if old is None:
+            retire_result(run_dir / cell.cell_id)
             waiting.append(cell)
         else:
             # Wording and place may have changed since; the id says that the content did not.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,16 @@ def test_a_foreign_result_is_refused_by_name(
     assert words in str(caught.value)
 
 
-def test_a_result_with_nan_is_never_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        write_result(tmp_path, replace(CELL, metrics={"loss": float("nan")}))
+def test_a_loss_that_is_not_a_number_is_kept_and_is_valid_json(tmp_path: Path) -> None:
+    finding = {"evidence": [{"found": float("inf")}]}
 
-    assert list(tmp_path.iterdir()) == []
+    write_result(tmp_path, replace(CELL, metrics={"final_loss": float("nan")}, findings=(finding,)))
+    again = read_result(tmp_path)
+
+    assert again is not None
+    assert math.isnan(again.metrics["final_loss"])
+    assert again.findings == ({"evidence": [{"found": "inf"}]},)
+    assert "NaN" not in (tmp_path / "result.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,18 @@ from typing import Any
 import fake_worker
 import pytest
 
-from harness.results import CellResult, MatrixResult, Outcome, Status, read_result
-from harness.runner import Event, Finished, Started, lock_folder, run_matrix
+from harness.cell_folder import lock_folder
+from harness.results import (
+    CellResult,
+    Event,
+    Finished,
+    MatrixResult,
+    Outcome,
+    Started,
+    Status,
+    read_result,
+)
+from harness.runner import run_matrix
 from mudpuppy.errors import OutputError
 
 

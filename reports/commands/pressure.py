@@ -1,0 +1,272 @@
+"""mudpuppy-pressure: run the pressure matrix, list it, explain one of its cells."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from tabulate import tabulate
+
+from harness.matrix import Cell, expand, explain_rules
+from harness.prepare import check_plant, prepare_model
+from harness.results import MatrixResult
+from harness.runner import Judge, run_matrix
+from harness.selection import Selection, find_cell, select_cells
+from mudpuppy.errors import MudpuppyError, OutputError, UsageError
+from mudpuppy.files import write_text_atomic
+from reports.matrix_console import Progress, print_verdict
+from reports.matrix_json import write_json
+from reports.matrix_markdown import write_markdown
+from reports.matrix_summary import clean_text
+from scenarios.loader import LoadedScenarios, load_scenarios
+
+PROGRAM = "mudpuppy-pressure"
+SEED = "seed"
+INTERRUPTED = 130
+EPILOG = """\
+examples:
+  mudpuppy-pressure run scenarios/seed.yaml              every cell that has no result yet
+  mudpuppy-pressure run seed -j 4 --select method=qlora  four at a time, only QLoRA
+  mudpuppy-pressure run seed --select 'lora-*' --ignore 7 --rerun failed
+  mudpuppy-pressure run seed --model Qwen/Qwen2.5-0.5B-Instruct
+  mudpuppy-pressure list seed
+  mudpuppy-pressure explain lora-streaming-rejected
+
+A word of --select and --ignore is a glob on names, an id, a number, or setting=value.
+exit codes: 0 all as expected, 1 failures, 2 wrong usage, 3 something crashed, timed out or could
+not be checked, 130 interrupted (finished cells stay finished: run the same command again)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser().parse_args(words, argparse.Namespace(typed=words))
+        return int(arguments.run(arguments))
+    except MudpuppyError as error:
+        print(f"{PROGRAM}: {clean_text(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=form, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run the cells of a file", allow_abbrev=False))
+    _add_list(commands.add_parser("list", help="show the cells of a file", allow_abbrev=False))
+    explain = commands.add_parser("explain", help="explain one cell", allow_abbrev=False)
+    explain.add_argument("words", nargs="+", metavar="[FILE] CELL", help="name, id or number")
+    _add_model(explain)
+    explain.set_defaults(run=_explain)
+    return parser
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    _add_selection(run)
+    run.add_argument("-o", "--output", metavar="DIR", help="folder (default runs/NAME)")
+    run.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="cells at a time")
+    run.add_argument(
+        "--rerun",
+        choices=("none", "failed", "all"),
+        default="none",
+        help="which finished cells run again: none of them, those that did not pass, or all",
+    )
+    run.add_argument("--plant", metavar="NAME", help="plant a bug into the engine: who notices?")
+    run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
+    run.set_defaults(run=_run)
+
+
+def _add_list(listing: argparse.ArgumentParser) -> None:
+    _add_selection(listing)
+    listing.set_defaults(run=_list)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="scenario file, or the name of a shipped one")
+    parser.add_argument("--select", action="append", default=[], metavar="WORD", help="only these")
+    parser.add_argument("--ignore", action="append", default=[], metavar="WORD", help="not these")
+    _add_model(parser)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="model for every cell, instead of the one in the file")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run cells, write both reports, print the verdict."""
+    check_plant(arguments.plant)
+    if arguments.jobs < 1:
+        raise UsageError(f"-j {arguments.jobs}: expected 1 or more cells at a time")
+    loaded, cells, selection = _choose(arguments)
+    run_dir = _run_folder(arguments, loaded)
+    console = Console(highlight=False)
+    _require_writable(run_dir)
+    prepare_model(selection.chosen, console.print)
+    progress = Progress(console, [cell.label for cell in cells], quiet=arguments.quiet)
+    try:
+        with _terminated_like_interrupted(), progress:
+            matrix = run_matrix(
+                selection.chosen,
+                run_dir,
+                judge=_load_judge(),
+                name=loaded.form.name,
+                matrix=loaded.shown,
+                jobs=arguments.jobs,
+                rerun=arguments.rerun,
+                plant=arguments.plant,
+                model=arguments.model,
+                left_out=selection.left_out,
+                on_event=progress.on_event,
+            )
+    except KeyboardInterrupt:
+        _say_how_to_go_on(arguments.typed)
+        return INTERRUPTED
+    report = _write_reports(run_dir, matrix)
+    print_verdict(console, matrix, str(report), quiet=arguments.quiet)
+    return matrix.exit_code
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    """Print the selected cells as a table."""
+    loaded, _, selection = _choose(arguments)
+    rows = [
+        (cell.number, cell.name, _expectation(cell), cell.cell_id, cell.title)
+        for cell in selection.chosen
+    ]
+    headers = ("#", "name", "expected", "id", "title")
+    align = ("right", "left", "left", "left", "left")
+    print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align))
+    print(f"\n{len(rows)} cells of {loaded.shown} ({loaded.form.name})")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    """Print everything that is known of one cell before it runs, and how to run it."""
+    *files, word = arguments.words
+    if len(files) > 1:
+        raise UsageError(
+            f"expected one file and one cell, got: {' '.join(arguments.words)}",
+            hint=f"{PROGRAM} explain seed lora-fp16",
+        )
+    loaded = load_scenarios(files[0] if files else SEED)
+    cell = find_cell(expand(loaded, model=arguments.model), word)
+    model = ["--model", arguments.model] if arguments.model else []
+    again = [PROGRAM, "run", loaded.shown, "--select", cell.name, "--rerun", "all", *model]
+    item = ["pytest", "-m", "pressure", "--pressure-matrix", loaded.shown]
+    item += ["--pressure-select", cell.name]
+    item += ["--pressure-model", arguments.model] if arguments.model else []
+    lines = [f"{cell.number}. {cell.title} ({cell.name}, {cell.cell_id})", ""]
+    lines += [f"expected  {_expectation(cell)}", f"time      at most {cell.timeout_s:g} s", ""]
+    lines += ["settings", *(f"  {key}: {value}" for key, value in cell.config.items()), ""]
+    lines += ["what the rule table says", *_indent(explain_rules(cell)), ""]
+    lines += ["run just this cell", f"  {shlex.join(again)}", f"  {shlex.join(item)}"]
+    print(clean_text("\n".join(lines)))
+    return 0
+
+
+def _choose(
+    arguments: argparse.Namespace,
+) -> tuple[LoadedScenarios, tuple[Cell, ...], Selection]:
+    loaded = load_scenarios(arguments.file)
+    cells = expand(loaded, model=arguments.model)
+    return loaded, cells, select_cells(cells, arguments.select, arguments.ignore)
+
+
+def _expectation(cell: Cell) -> str:
+    expect = cell.expect
+    words = [expect.outcome, *([expect.code] if expect.code else [])]
+    words += ["early"] if expect.stops_early else []
+    return " ".join([*words, *expect.findings])
+
+
+def _indent(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
+
+
+def _run_folder(arguments: argparse.Namespace, loaded: LoadedScenarios) -> Path:
+    """Return where results go; runs with a planted bug do not mix with honest ones."""
+    if arguments.output:
+        return Path(arguments.output)
+    suffix = f"-{arguments.plant}" if arguments.plant else ""
+    return Path("runs") / f"{loaded.form.name}{suffix}"
+
+
+def _require_writable(run_dir: Path) -> None:
+    """Refuse a hopeless folder before a model is made for it.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{run_dir}: cannot be written: {error.strerror}", hint="give another folder with -o"
+        ) from None
+
+
+def _load_judge() -> Judge:
+    """Import the judge, which brings every probe; only a run needs it."""
+    from harness.judge import judge_cell
+
+    return judge_cell
+
+
+def _write_reports(run_dir: Path, matrix: MatrixResult) -> Path:
+    """Write `report.json` and `report.md`; return the latter, which is for people."""
+    report = run_dir / "report.md"
+    try:
+        write_text_atomic(run_dir / "report.json", write_json(matrix))
+        write_text_atomic(report, write_markdown(matrix))
+    except OSError as error:
+        raise MudpuppyError(f"{run_dir}: the report cannot be written: {error}") from None
+    return report
+
+
+def _say_how_to_go_on(typed: Sequence[str]) -> None:
+    """Say what to type; without --rerun, whose results of this run are to be kept."""
+    words = [PROGRAM]
+    for before, word in pairwise(["", *typed]):
+        if word != "--rerun" and before != "--rerun" and not word.startswith("--rerun="):
+            words.append(word)
+    print(
+        f"{PROGRAM}: interrupted; running cells were stopped, finished cells stay finished\n"
+        f"  go on with: {shlex.join(words)}",
+        file=sys.stderr,
+    )
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: stop the running cells and say how to go on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
