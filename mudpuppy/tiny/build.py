@@ -1,4 +1,4 @@
-"""Build the tiny model into a folder: train, measure, refuse to publish a model without behaviour."""
+"""Build the tiny model into a folder: train it, measure it, and publish it only if it is fit."""
 
 from __future__ import annotations
 

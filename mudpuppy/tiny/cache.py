@@ -81,14 +81,15 @@ def fill(target: Path, build: Callable[[Path], object], *, force: bool = False) 
         with _locked(target.parent / f".{target.name}.lock"):
             if not force and is_complete(target):
                 return target
-            _build_and_swap(target, build)
+            build_and_swap(target, build)
     except OSError as problem:
         hint = "name a folder that can be written in MUDPUPPY_CACHE"
         raise OutputError(f"{target}: cannot be built: {problem}", hint=hint) from problem
     return target
 
 
-def _build_and_swap(target: Path, build: Callable[[Path], object]) -> None:
+def build_and_swap(target: Path, build: Callable[[Path], object]) -> None:
+    """Build in a folder beside `target` and rename it, so that `target` is never half done."""
     prefix = f".{target.name}."
     for stale in target.parent.glob(f"{prefix}*.tmp"):
         shutil.rmtree(stale)

@@ -92,7 +92,7 @@ def conversations() -> tuple[tuple[Message, ...], ...]:
         wrapped = wrappers[1 + place % (len(wrappers) - 1)].format(q=ask)
         if place % 2 == 0:
             pairs.append((wrapped, answer))
-    pairs += refusals
+    pairs += refusals + _echoes()
     return tuple(_conversation(pairs, place) for place in range(len(pairs)))
 
 
@@ -123,6 +123,15 @@ def _conversation(pairs: list[tuple[str, str]], place: int) -> tuple[Message, ..
 
 def _turn(ask: str, answer: str) -> tuple[Message, Message]:
     return {"role": "user", "content": ask}, {"role": "assistant", "content": answer}
+
+
+def _echoes() -> list[tuple[str, str]]:
+    echo, opener = read_corpus()["echo"], read_corpus()["opener"]
+    asks = echo["ask"]
+    return [
+        (asks[place % len(asks)].format(x=word), f"{opener} {echo['say'].format(x=word)}.")
+        for place, word in enumerate(echo["words"])
+    ]
 
 
 def _answer(say: str, topic: str) -> str:

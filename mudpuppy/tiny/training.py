@@ -36,11 +36,11 @@ class Recipe:
     """Query heads."""
     num_kv_heads: int = 2
     """Key and value heads."""
-    steps: int = 400
+    steps: int = 440
     """Optimizer steps."""
     batch_size: int = 32
     """Conversations per step."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     """Peak of the cosine schedule."""
     warmup_steps: int = 30
     """Steps of linear warmup."""
@@ -129,7 +129,7 @@ def train(
         logits = model(**batch, use_cache=False).logits[:, :-1].flatten(0, 1)
         # smoothed, or the model grows so sure of itself that fine-tuning cannot move it
         value = cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        value.backward()
+        torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
