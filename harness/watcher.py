@@ -59,8 +59,8 @@ class TrainingWatcher:
         self._before = hash_tensors(model)
         self._trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         for name, parameter in self._trainable.items():
-            hook = parameter.register_post_accumulate_grad_hook(self._gradient_listener(name))
-            self._hooks.append(hook)
+            listen: Any = parameter.register_post_accumulate_grad_hook
+            self._hooks.append(listen(self._gradient_listener(name)))
         self._hooks.append(model.register_forward_pre_hook(self._see_batch, with_kwargs=True))
 
     def on_fitted(self, model: Any) -> None:
@@ -143,7 +143,7 @@ def find_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def hash_tensors(model: nn.Module) -> dict[str, str]:
     """Return a hash of the bytes of every parameter and persistent buffer."""
     persistent = set(model.state_dict())
-    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors |= {n: b for n, b in model.named_buffers() if n in persistent}
     return {name: hash_tensor(tensor) for name, tensor in tensors.items()}
 

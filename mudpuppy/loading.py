@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import EngineError, ModelError
@@ -39,6 +40,8 @@ def load(path: str, config: TrainingConfig, runtime: Runtime) -> Loaded:
     Raises:
         ModelError: the model cannot be loaded, or its tokenizer has no EOS token.
     """
+    # One line a file is noise beside the lines a step.
+    disable_progress_bar()
     tokenizer = load_tokenizer(path, config.trust_remote_code)
     dtype = torch.float32 if config.method in ("full", "gptq") else runtime.dtype
     model = _load_model(path, dtype, config.trust_remote_code)

@@ -46,7 +46,8 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
             f"fp32, more than {bound}",
             hint="use --precision fp32, or --device cpu to compare",
         )
-    how = "emulated by torch's autocast, " if device.type == "cpu" else ""
+    is_emulated = device.type == "cpu" and config.precision != "fp32"
+    how = "on a CPU through torch's autocast, " if is_emulated else ""
     precision_reason = f"asked for; {how}a test product is within {error:.1e} of fp32"
     return Runtime(
         device=device,

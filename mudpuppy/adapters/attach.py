@@ -57,6 +57,8 @@ def attach_adapter(model: nn.Module, config: TrainingConfig) -> PeftModel:
     with warnings.catch_warnings():
         # PEFT only warns where an adapter is stacked or a target is tied; both are damage here.
         warnings.simplefilter("error", UserWarning)
+        # PEFT asks transformers by the old name; it is not our call.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         adapted = get_peft_model(model, settings)
     verify_adapter(adapted)
     return adapted

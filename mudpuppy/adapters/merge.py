@@ -26,7 +26,7 @@ def merge_adapter(model: PeftModel, dtype: torch.dtype) -> nn.Module:
         if isinstance(part, nn.Linear | nn.Embedding):
             part.to(torch.float32)
     try:
-        merged = model.merge_and_unload(safe_merge=True)
+        merged: nn.Module = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # PEFT's safe merge found a NaN
         raise EngineError(f"the adapter cannot be merged: {error}") from error
     restore_linears(merged)

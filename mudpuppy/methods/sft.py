@@ -29,7 +29,7 @@ Report = Callable[[StepRecord, int], None]
 """Called with every record and the planned number of steps."""
 
 
-class MixedPrecisionSFTTrainer(SFTTrainer):
+class MixedPrecisionSFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
     """SFTTrainer whose fp16 is real on a CPU too.
 
     accelerate gives the CPU neither autocast nor a gradient scaler for fp16, and computes in fp32
@@ -44,7 +44,7 @@ class MixedPrecisionSFTTrainer(SFTTrainer):
             self.accelerator.scaler = torch.amp.GradScaler("cpu")
 
 
-class StepWriter(TrainerCallback):
+class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformers
     """Writes `steps.jsonl` while training runs, and stops at the first loss that is not finite."""
 
     def __init__(self, path: Path, report: Report | None) -> None:

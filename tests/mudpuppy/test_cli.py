@@ -1,0 +1,164 @@
+"""mud-puppy: every mistake of a person ends with exit code 2, a reason, and nothing written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mudpuppy.cli import main
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+NO_TORCH = """
+import sys
+from mudpuppy.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
+sys.exit(99 if "torch" in sys.modules else code)
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps(ROW) + "\n")
+    return path
+
+
+def spoken(capsys) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def run(*words: object) -> int:
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as ended:
+        return int(ended.code)
+
+
+def test_a_torn_line_is_named_by_file_and_number(tmp_path, data, capsys):
+    data.write_text(json.dumps(ROW) + '\n{"messages": [{"role"')
+
+    assert 2 == run("tiny", data, "--output", tmp_path / "out")
+    assert f"{data}:2: not JSON" in spoken(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_path_that_does_not_exist_is_refused_with_the_near_name(tmp_path, data, capsys):
+    (tmp_path / "llama-base").mkdir()
+
+    assert 2 == run(tmp_path / "lama-base", data, "--output", tmp_path / "out")
+    assert "does not exist; did you mean 'llama-base'?" in spoken(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_not_taken_for_a_model(tmp_path, data, capsys):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+
+    assert 2 == run(tmp_path / "adapter", data, "--output", tmp_path / "out")
+    assert "is an adapter, not a model" in spoken(capsys)
+
+
+def test_an_output_folder_with_something_in_it_is_left_alone(tmp_path, data, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+
+    assert 2 == run("tiny", data, "--output", tmp_path / "out")
+    assert "is not empty" in spoken(capsys)
+    assert ["precious"] == [path.name for path in (tmp_path / "out").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--lora-rr", "8"], "--lora-rr; did you mean '--lora-r'"),
+        (["--method", "lroa"], "invalid choice: 'lroa'"),
+        (["--max-steps", "many"], "--max-steps: Input should be a valid integer"),
+        (["--max-steps", "0", "--learning-rate", "-1"], "2 problems"),
+        (["--method", "lora", "--stream"], "MP-R07 lora-with-streaming"),
+        (["--method", "gptq", "--early-stopping"], "MP-R03"),
+        (["--config", "absent.yaml"], "absent.yaml: cannot be read"),
+    ],
+)
+def test_a_wrong_flag_is_refused_with_what_was_expected(tmp_path, data, capsys, words, expected):
+    assert 2 == run("tiny", data, "--output", tmp_path / "out", *words)
+    assert expected in spoken(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_arguments_are_named(capsys):
+    assert 2 == run("--method", "lora")
+    text = spoken(capsys)
+    assert all(word in text for word in ("model", "dataset", "output"))
+
+
+def test_flags_win_over_the_file_and_its_unknown_keys_are_refused(tmp_path, data, capsys):
+    settings = tmp_path / "run.yaml"
+    settings.write_text("method: lora\nstream: true\n")
+    assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", settings)
+    assert "MP-R07" in spoken(capsys)
+
+    data.write_text("broken")
+    assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", settings, "--no-stream")
+    assert "chat.jsonl:1: not JSON" in spoken(capsys)
+
+    settings.write_text("lernrate: 1\n")
+    assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", settings)
+    assert "run.yaml: unknown setting 'lernrate'" in spoken(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["explain", "--all"], 0),
+        (["tiny", "DATA", "--output", "out", "--method", "qlora", "--stream"], 2),
+        (["./absent", "DATA", "--output", "out"], 2),
+        (["tiny", "absent.jsonl", "--output", "out"], 2),
+    ],
+)
+def test_what_is_refused_is_refused_before_torch(tmp_path, data, words, code):
+    words = [str(data) if word == "DATA" else word for word in words]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert code == done.returncode, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_explain_all_lists_every_method_precision_and_feature(capsys):
+    assert 0 == run("explain", "--all")
+    lines = capsys.readouterr().out.splitlines()
+    assert 4 * 3 * 7 + 1 == len(lines)
+    assert "lora   bf16  streaming                rejected MP-R07" in lines
+
+
+def test_explain_reads_the_same_flags_as_training(capsys):
+    assert 0 == run("explain", "--method", "full", "--stream", "--gradient-checkpointing")
+    assert "accepted" in capsys.readouterr().out
+    assert 2 == run("explain", "--method", "full", "--strem")
+    assert "did you mean '--stream'" in spoken(capsys)
+
+
+def test_a_whole_run_prints_choices_steps_and_what_to_do_next(tmp_path, data, capsys):
+    data.write_text((json.dumps(ROW) + "\n") * 4)
+    output = tmp_path / "out"
+
+    code = run("tiny:llama", data, "--output", output, "--max-steps", 2, "--precision", "fp32")
+
+    text = capsys.readouterr().out
+    assert 0 == code
+    assert "device: cpu" in text
+    assert "step 2/2  loss" in text
+    assert f"check it: mudpuppy-doctor {output}" in text
+    assert (output / "adapter_model.safetensors").is_file()

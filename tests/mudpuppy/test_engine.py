@@ -1,0 +1,306 @@
+"""The engine: equivalences first, then what it leaves behind, then what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from mudpuppy.adapters.attach import attach_adapter, verify_adapter
+from mudpuppy.config import load_config
+from mudpuppy.engine import train
+from mudpuppy.errors import EngineError
+from mudpuppy.provenance import fingerprint_model, read_provenance
+from mudpuppy.quant.int4 import replace_linears
+from mudpuppy.tiny import resolve_model
+
+QUESTIONS = [
+    ("Who lives in the pond?", "A mud puppy lives in the pond."),
+    ("What does it eat?", "It eats worms."),
+    ("When is it awake?", "It is awake at night, when the water is cold."),
+    ("Does it bark?", "No."),
+] * 2
+
+
+@pytest.fixture(scope="module")
+def base() -> str:
+    """A random Llama with the embedded model's tokenizer: structure without the training."""
+    return resolve_model("tiny:llama")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in QUESTIONS
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def run(base: str, dataset: Path, tmp_path: Path):
+    """Return a function that trains for a few steps and returns losses and the record."""
+
+    def go(name: str, **settings):
+        settings = {"precision": "fp32", "max_steps": 3, "batch_size": 4, "lora_r": 4, **settings}
+        config = load_config(
+            {"model": base, "dataset": dataset, "output": tmp_path / name, **settings}
+        )
+        losses: list[float] = []
+        record = train(config, report=lambda step, _: losses.append(step.loss))
+        return losses, record
+
+    return go
+
+
+class Recorder:
+    """A watcher that keeps logits of one row."""
+
+    logits: torch.Tensor
+    row: list[int]
+
+    def on_prepared(self, model, tokenizer, samples, eos_ids):
+        del model, tokenizer, eos_ids
+        self.row = samples[0].input_ids
+
+    def on_fitted(self, model):
+        self.logits = logits_of(model, self.row)
+
+
+@torch.no_grad()
+def logits_of(model, row):
+    return model.eval()(input_ids=torch.tensor([row])).logits[0].float()
+
+
+def load(path, dtype=torch.float32):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_does_not(run):
+    first, _ = run("a", method="lora")
+    again, _ = run("b", method="lora")
+    other, _ = run("c", method="lora", seed=1)
+
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_one_batch_of_four_equals_four_batches_of_one(run, method):
+    whole, _ = run("whole", method=method, batch_size=4)
+    parts, _ = run("parts", method=method, batch_size=1, gradient_accumulation=4)
+
+    assert whole == pytest.approx(parts, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_streaming_equals_the_resident_run(run, tmp_path, precision):
+    resident, _ = run("resident", method="full", precision=precision)
+    streamed, _ = run("streamed", method="full", precision=precision, stream=True)
+
+    assert resident == streamed
+    left = load_file(tmp_path / "resident" / "model.safetensors")
+    right = load_file(tmp_path / "streamed" / "model.safetensors")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_gradient_checkpointing_changes_nothing(run):
+    plain, _ = run("plain", method="lora")
+    checkpointed, _ = run("checkpointed", method="lora", gradient_checkpointing=True)
+
+    assert plain == pytest.approx(checkpointed, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_losses_are_those_of_plain_trl(run, base, dataset, tmp_path, method):
+    """Reference: SFTTrainer on the raw conversations, with its own masking of the prompt."""
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    ours, _ = run("ours", method=method, learning_rate=1e-3)
+    trainer = SFTTrainer(
+        model=load(base),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "trl"),
+            max_steps=3,
+            per_device_train_batch_size=4,
+            learning_rate=1e-3,
+            assistant_only_loss=True,
+            activation_checkpointing=False,
+            bf16=False,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=load_dataset("json", data_files=str(dataset), split="train"),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        peft_config=LoraConfig(
+            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        if method == "lora"
+        else None,
+    )
+    trainer.train()
+    theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    assert 3 == len(ours)
+    assert theirs == pytest.approx(ours, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_method_learns_in_every_precision(run, method, precision):
+    rate = 1e-2 if method != "full" else 1e-3
+    losses, record = run("out", method=method, precision=precision, max_steps=6, learning_rate=rate)
+
+    assert losses[-1] < losses[0] - 0.05
+    assert record.labels.samples_ending_in_eos == record.labels.samples == len(QUESTIONS)
+    assert record.choices["precision"].value == precision
+
+
+def test_an_adapter_reloads_with_plain_peft_to_the_same_logits(base, dataset, tmp_path):
+    seen = Recorder()
+    config = load_config(
+        {
+            "model": base,
+            "dataset": dataset,
+            "output": tmp_path / "out",
+            "precision": "fp32",
+            "max_steps": 3,
+            "learning_rate": 1e-2,
+            "merge_lora": True,
+        }
+    )
+    train(config, watcher=seen)
+
+    reloaded = PeftModel.from_pretrained(load(base), str(tmp_path / "out"))
+    merged = load(tmp_path / "out" / "merged")
+    torch.testing.assert_close(logits_of(reloaded, seen.row), seen.logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits_of(merged, seen.row), seen.logits, rtol=0, atol=1e-5)
+    assert (logits_of(load(base), seen.row) - seen.logits).abs().max() > 0.01
+
+
+def test_a_qlora_merge_is_folded_on_the_weights_the_adapter_saw(base, dataset, tmp_path):
+    seen = Recorder()
+    config = load_config(
+        {
+            "model": base,
+            "dataset": dataset,
+            "output": tmp_path / "out",
+            "method": "qlora",
+            "precision": "fp32",
+            "max_steps": 3,
+            "learning_rate": 1e-2,
+            "merge_lora": True,
+        }
+    )
+    train(config, watcher=seen)
+
+    merged = load(tmp_path / "out" / "merged")
+    quantised = load(base)
+    replace_linears(quantised, block_size=64, compute_dtype=torch.float32)
+    torch.testing.assert_close(logits_of(merged, seen.row), seen.logits, rtol=0, atol=1e-5)
+    assert (logits_of(quantised, seen.row) - seen.logits).abs().max() > 0.01
+
+
+def test_provenance_says_what_the_artefact_was_made_from(run, base, tmp_path):
+    run("out", method="lora", merge_lora=True)
+
+    found = read_provenance(tmp_path / "out")
+    assert "adapter" == found["kind"]
+    assert fingerprint_model(Path(base)) == found["base"]["fingerprint"]
+    assert found["labels"]["samples_ending_in_eos"] == len(QUESTIONS)
+    assert {"torch", "transformers", "peft", "trl", "mudpuppy"} <= set(found["versions"])
+    assert 0 < found["trainable"]["count"]
+    assert "merged" == read_provenance(tmp_path / "out" / "merged")["kind"]
+
+
+def test_a_changed_weight_changes_the_fingerprint(base, tmp_path):
+    model = load(base)
+    model.save_pretrained(tmp_path / "same")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] += 1.0
+    model.save_pretrained(tmp_path / "other")
+
+    assert fingerprint_model(tmp_path / "same") != fingerprint_model(tmp_path / "other")
+    assert fingerprint_model(tmp_path / "same") == fingerprint_model(Path(base))
+
+
+def test_a_run_that_diverges_is_an_error_and_leaves_no_manifest(run, tmp_path):
+    with pytest.raises(EngineError, match="diverged|not finite"):
+        run("out", method="full", max_steps=8, learning_rate=1e30, max_grad_norm=1e30)
+
+    left = [path.name for path in (tmp_path / "out").iterdir()]
+    assert "mudpuppy.json" not in left
+    assert not [name for name in left if name.endswith(".safetensors") or "saving" in name]
+
+
+def test_early_stopping_stops_and_keeps_the_best_weights(run, tmp_path):
+    _, record = run(
+        "out",
+        method="lora",
+        max_steps=40,
+        early_stopping=1,
+        eval_fraction=0.25,
+        eval_steps=1,
+        learning_rate=0.3,
+    )
+
+    assert record.stopped_early
+    assert record.steps < 40
+    steps = [json.loads(x) for x in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
+    assert [s for s in steps if s["eval_loss"] is not None]
+
+
+def test_nothing_of_the_trainer_stays_on_the_model(base, dataset, tmp_path):
+    class Keeper(Recorder):
+        def on_fitted(self, model):
+            self.model = model
+
+    keeper = Keeper()
+    config = load_config(
+        {
+            "model": base,
+            "dataset": dataset,
+            "output": tmp_path / "out",
+            "precision": "fp16",
+            "max_steps": 1,
+        }
+    )
+    train(config, watcher=keeper)
+
+    patched = [n for n, part in keeper.model.named_modules() if "forward" in vars(part)]
+    assert [] == patched
+
+
+def test_a_second_adapter_is_refused(base, dataset, tmp_path):
+    config = load_config({"model": base, "dataset": dataset, "output": tmp_path / "out"})
+    model = attach_adapter(load(base), config)
+
+    with pytest.raises(EngineError, match="stacked"):
+        attach_adapter(model, config)
+    plain = model.merge_and_unload()
+    plain.peft_config = {}
+    with pytest.raises(EngineError, match="Already found a `peft_config` attribute in the model"):
+        attach_adapter(plain, config)
+
+
+def test_an_adapter_that_trains_nothing_or_the_base_is_refused(base, dataset, tmp_path):
+    model = load(base)
+    with pytest.raises(EngineError, match="no adapter parameter is trainable"):
+        verify_adapter(model)
+    config = load_config({"model": base, "dataset": dataset, "output": tmp_path / "out"})
+    adapted = attach_adapter(model, config)
+    next(p for n, p in adapted.named_parameters() if "lora_" not in n).requires_grad_(True)
+    with pytest.raises(EngineError, match="1 base tensors would be trained"):
+        verify_adapter(adapted)
