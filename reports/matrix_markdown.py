@@ -96,14 +96,14 @@ def _finding(finding: dict[str, Any]) -> list[str]:
     place = "" if subject == "." else f" in `{_code(str(subject))}`"
     severity, code = finding.get("severity") or "error", _escape(str(finding["code"]))
     name, message = _escape(str(finding["name"])), _escape(str(finding["message"]))
-    lines = [f"**{severity}: {code} {name}**{place}: {message}", ""]
     evidence = finding.get("evidence", ())
-    lines += [f"- seen: {_escape(_evidence(one))}" for one in evidence[:SHOWN_EVIDENCE]]
+    lines = [f"- seen: {_escape(_evidence(one))}" for one in evidence[:SHOWN_EVIDENCE]]
     if len(evidence) > SHOWN_EVIDENCE:
         lines.append(f"- and {len(evidence) - SHOWN_EVIDENCE} more")
     lines += [f"- because: {_escape(str(finding['cause']))}"] if finding.get("cause") else []
     lines += [f"- fix: {_escape(str(finding['remedy']))}"] if finding.get("remedy") else []
-    return lines
+    heading = f"**{severity}: {code} {name}**{place}: {message}"
+    return [heading, "", *lines] if lines else [heading]
 
 
 def _evidence(one: dict[str, Any]) -> str:

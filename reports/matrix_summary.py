@@ -47,7 +47,7 @@ def describe_verdict(matrix: MatrixResult) -> str:
     ]
     text = f"{' and '.join(parts)}; {as_expected}" if parts else as_expected
     refused = len(list_rejections(matrix))
-    text += f", {refused} of them as {_plural(refused, 'rejection')}" if refused else ""
+    text += f", {refused} of them by rejection" if refused else ""
     return text + (f"; {counts['skipped']} did not run." if counts["skipped"] else ".")
 
 

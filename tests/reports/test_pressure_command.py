@@ -1,0 +1,213 @@
+"""mudpuppy-pressure from the outside: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import harness.runner
+import reports.commands.pressure
+from reports.commands.pressure import main
+
+FAKE = Path(__file__).parents[1] / "harness" / "fake_worker.py"
+MATRIX = """\
+schema_version: 1
+name: small
+defaults: {model: none, dataset: data.jsonl, method: lora}
+scenarios:
+  - {name: pass-one, title: One, config: {seed: 1}}
+  - {name: fail-two, title: Two, config: {seed: 2}}
+  - {name: reject-three, title: Three, config: {stream: true}}
+"""
+
+
+def load_fake() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pressure_fake_worker", FAKE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fake_worker = load_fake()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(harness.runner, "WORKER_COMMAND", fake_worker.COMMAND)
+    monkeypatch.setattr(reports.commands.pressure, "_load_judge", lambda: fake_worker.judge)
+    (tmp_path / "small.yaml").write_text(MATRIX, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_run_writes_both_reports_and_one_folder_per_cell(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", "small.yaml"])
+
+    out = capsys.readouterr().out.splitlines()
+    report = json.loads((folder / "runs/small/report.json").read_text(encoding="utf-8"))
+    assert code == report["exit_code"] == 1
+    assert out[-2:] == [
+        "failed: 1 failed; 2 of 3 cells came out as expected, 1 of them by rejection.",
+        "report: runs/small/report.md",
+    ]
+    assert out[0].startswith("[1/3] passed                pass-one  loss 2.000 -> 1.000")
+    assert "MPD203" in (folder / "runs/small/report.md").read_text(encoding="utf-8")
+    for cell in report["cells"]:
+        assert (folder / "runs/small" / cell["cell_id"] / "result.json").is_file()
+
+
+def test_a_second_run_keeps_what_is_finished(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["run", "small.yaml"])
+    capsys.readouterr()
+
+    main(["run", "small.yaml", "--rerun", "failed"])
+
+    out = capsys.readouterr().out
+    starts = (folder / "runs/small/starts.txt").read_text(encoding="utf-8").split()
+    assert starts == ["pass-one", "fail-two", "reject-three", "fail-two"]
+    assert "2 results kept from an earlier run" in out
+
+
+def test_selected_cells_alone_decide_the_exit_code(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", "small.yaml", "--ignore", "fail-*", "-o", "elsewhere", "-q"])
+
+    assert code == 0
+    assert capsys.readouterr().out == (
+        "passed: 2 of 2 cells came out as expected, 1 of them by rejection; 1 did not run.\n"
+        "report: elsewhere/report.md\n"
+    )
+
+
+def test_a_planted_bug_has_a_folder_of_its_own(folder: Path) -> None:
+    main(["run", "small.yaml", "--plant", "eos-masked", "-q"])
+
+    assert (folder / "runs/small-eos-masked/report.md").is_file()
+    assert not (folder / "runs/small").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "smal.yaml"], "there is no scenario file 'smal.yaml'"),
+        (["run", "small.yaml", "--select", "pass-on"], "did you mean 'pass-one'?"),
+        (["run", "small.yaml", "--plant", "eos-maskd"], "did you mean 'eos-masked'?"),
+        (["run", "small.yaml", "-j", "0"], "-j 0: expected 1 or more"),
+        (["run", "small.yaml", "-o", "small.yaml/x"], "small.yaml/x: cannot be written"),
+        (["list", "small.yaml", "--ignore", "*"], "nothing is left to run"),
+        (["explain", "small.yaml", "pass-on"], "did you mean 'pass-one'?"),
+        (["explain", "a", "b", "c"], "expected one file and one cell"),
+    ],
+)
+def test_a_mistake_is_exit_code_2_and_nothing_is_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    code = main(words)
+
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert [one.name for one in folder.iterdir()] == ["small.yaml"]
+
+
+def test_list_shows_every_cell(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["list", "small.yaml"])
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert code == 0
+    assert [line[:4] for line in lines[2:4]] == [
+        ["1", "pass-one", "trained", lines[2][3]],
+        ["2", "fail-two", "trained", lines[3][3]],
+    ]
+    assert lines[4][:4] == ["3", "reject-three", "rejected", "MP-R07"]
+    assert lines[-1] == ["3", "cells", "of", "small.yaml", "(small)"]
+
+
+def test_explain_gives_settings_rules_and_commands(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["explain", "small.yaml", "3", "--model", "other"])
+
+    out = capsys.readouterr().out
+    assert code == 0
+    assert "expected  rejected MP-R07" in out
+    assert "  model: other" in out
+    assert "MP-R07 lora-with-streaming" in out
+    again = "mudpuppy-pressure run small.yaml --select reject-three --rerun all --model other"
+    assert f"  {again}\n" in out
+
+
+def test_explain_without_a_file_looks_into_the_seed_matrix(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "lora-streaming-rejected"]) == 0
+    assert capsys.readouterr().out.startswith("7. LoRA + streaming validation")
+
+
+@pytest.mark.parametrize(
+    "words", [["list", "seed"], ["explain", "gptq"], ["run", "--help"], ["--help"]]
+)
+def test_it_answers_without_importing_torch(words: list[str]) -> None:
+    script = (
+        "import sys; from reports.commands.pressure import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'peft', 'trl', 'datasets'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+DRIVER = """
+    import sys
+    import fake_worker, harness.runner, reports.commands.pressure as command
+    harness.runner.WORKER_COMMAND = fake_worker.COMMAND
+    command._load_judge = lambda: fake_worker.judge
+    sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_finished_cells_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    matrix = MATRIX.replace("fail-two", "hang-two")
+    (tmp_path / "small.yaml").write_text(matrix, encoding="utf-8")
+    words = ["run", "small.yaml", "--rerun", "all"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(DRIVER), *words],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(FAKE.parent)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    starts = tmp_path / "runs/small/starts.txt"
+    end = time.monotonic() + 20
+    while not (starts.exists() and "hang-two" in starts.read_text(encoding="utf-8")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+
+    assert process.returncode == 130
+    assert "passed" in out
+    assert "Traceback" not in err
+    assert err.endswith("  go on with: mudpuppy-pressure run small.yaml\n")
+    assert len(list((tmp_path / "runs/small").glob("*/result.json"))) == 1
