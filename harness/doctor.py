@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ def diagnose(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
+    run_folder: str | Path | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Examine a model folder, an adapter folder or a trainer output.
 
@@ -41,6 +43,8 @@ def diagnose(
         select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
         ignore: probes not to run, in the same words.
         progress: called with one line before something slow.
+        run_folder: folder of a matrix run, whose `behaviour.json` is read in place of generating.
+        given: evidence that is already at hand, for the first subject alone: a run is judged once.
 
     Raises:
         ModelError: a path that does not exist or is not what it should be.
@@ -56,13 +60,14 @@ def diagnose(
         quiz=_require_file(quiz, "a quiz"),
         voice=_require_file(voice, "a voice profile"),
         progress=progress,
+        run_folder=None if run_folder is None else Path(run_folder),
     )
     results: list[ProbeResult] = []
     unread: dict[str, str] = {}
     described: list[dict[str, Any]] = []
-    for subject in find_subjects(root):
+    for number, subject in enumerate(find_subjects(root)):
         progress(f"examining {subject.folder}")
-        evidence = CheckpointEvidence(subject.folder, options)
+        evidence = CheckpointEvidence(subject.folder, options, given={} if number else given)
         results += run_probes(chosen, evidence, subject.name)
         described.append(_describe(subject, evidence))
         if problem := _why_unread(evidence):

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+WRAPPERS = re.compile(
+    r"(?:^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)(?=\.|$)"
+    r"|^(?:base_model\.model\.)?(module)(?=\.)|\.\d+\.(inner)(?=\.)"
+)
+"""Segments that compilers and parallel wrappers leave in tensor names."""
+
+
+def find_wrapper(name: str) -> str:
+    """Return the wrapper segment in a tensor name, such as `_orig_mod`; empty when there is none."""
+    found = WRAPPERS.search(name)
+    return next((group for group in found.groups() if group), "") if found else ""
+
+
+def strip_wrappers(name: str) -> str:
+    """Return a tensor name without the segments of wrappers."""
+    while segment := find_wrapper(name):
+        name = re.sub(rf"(^|\.){segment}\.", r"\1", name, count=1)
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +160,8 @@ class Adapter:
     trainable tokens), with the adapter's key."""
     unknown: tuple[str, ...]
     """Keys that are of no form that PEFT writes."""
+    names: tuple[str, ...] = ()
+    """Adapter names inside the keys; PEFT leaves them out when it saves."""
 
     @property
     def kind(self) -> str:
@@ -184,6 +206,32 @@ class Tokenizer:
     """The token with that id."""
     has_chat_template: bool = False
     """Whether a chat template is stored beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiedPair:
+    """An output head and the embedding that the configuration ties it to."""
+
+    head: Tensor
+    """The head in the file."""
+    embedding: Tensor
+    """The embedding in the file."""
+    different: int
+    """Values in which they differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Every size of the vocabulary that the folder and, for adapters, its base give."""
+
+    tokenizer: Tokenizer | None
+    """The tokenizer of the folder."""
+    declared: int | None
+    """`vocab_size` of config.json."""
+    rows: Mapping[str, int]
+    """Rows of the embedding and of the head, by tensor name."""
+    special: Mapping[str, int]
+    """Special token ids of config.json and generation_config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +320,34 @@ class Drifts:
     """Tensors whose shapes differ, and how."""
     identical: bool
     """Whether every shared tensor is equal byte for byte, and none is missing on either side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseFit:
+    """Whether a checkpoint belongs to the base that is named."""
+
+    base: str
+    """Folder of the base."""
+    named_by: str
+    """Where the path of the base comes from."""
+    compared: int
+    """Tensors that were compared."""
+    shapes: Mapping[str, str]
+    """Adapter or model tensors whose shape does not fit the base, and how."""
+    moved: tuple[Drift, ...]
+    """Untrained tensors that differ, when so many do that the base must be another; worst first."""
+    astray: tuple[Drift, ...]
+    """Untrained tensors that differ in a model whose base is the right one; worst first."""
+    stored_fingerprint: str = ""
+    """Fingerprint of the base that was written while training."""
+    found_fingerprint: str = ""
+    """Fingerprint of the base as it is now."""
+
+    @property
+    def fingerprint_differs(self) -> bool:
+        """Whether both fingerprints are known and differ."""
+        both = self.stored_fingerprint and self.found_fingerprint
+        return bool(both) and self.stored_fingerprint != self.found_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,7 @@ def sort_adapter(evidence: CheckpointEvidence, tensors: dict[str, Tensor]) -> Ad
         pairs=tuple(made.freeze() for _, made in sorted(sorted_.pairs.items())),
         replaced=sorted_.replaced,
         unknown=tuple(sorted_.unknown),
+        names=tuple(sorted(sorted_.names)),
     )
 
 
@@ -93,14 +94,14 @@ class _Sorting:
     pairs: dict[str, _OpenPair] = field(default_factory=dict)
     replaced: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
 
     def place(self, key: str, tensor: Tensor) -> None:
         """Put one key where it belongs."""
         name = strip_prefix(key)
         factor = FACTOR.match(name or key)
         if factor is not None and name is not None:
-            module = factor["module"]
-            self.pairs.setdefault(module, _OpenPair(module)).factors[factor["kind"]] = tensor
+            self._place_factor(factor, tensor)
         elif OTHER_METHODS.search(key) and "token_adapter" not in key:
             return
         elif name is None or factor is not None:
@@ -109,6 +110,15 @@ class _Sorting:
             self.replaced[f"{delta['module']}.weight"] = key
         else:
             self.replaced[plain_name(name)] = key
+
+    def _place_factor(self, factor: re.Match[str], tensor: Tensor) -> None:
+        module, rest = factor["module"], factor["rest"] or ""
+        if rest == "bias":
+            return  # `lora_bias=True`: a bias beside lora_B, no factor
+        named = rest.removesuffix("weight").strip(".")
+        if named:
+            self.names.add(named)
+        self.pairs.setdefault(module, _OpenPair(module)).factors[factor["kind"]] = tensor
 
 
 def plain_name(name: str) -> str:

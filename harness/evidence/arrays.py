@@ -23,22 +23,36 @@ Floats = NDArray[np.float32]
 CHUNK_ELEMENTS = 1 << 18
 """Numbers decoded at once; a megabyte of float32 stays in the cache of one core."""
 EPSILON = {
-    **{"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8},
-    **{"F8_E4M3": 2.0**-4, "F8_E5M2": 2.0**-3},
+    "F64": 2.0**-53,
+    "F32": 2.0**-24,
+    "F16": 2.0**-11,
+    "BF16": 2.0**-8,
+    "F8_E4M3": 2.0**-4,
+    "F8_E5M2": 2.0**-3,
 }
 """Largest relative rounding error of each float type."""
 FLOAT_TYPES: dict[str, Any] = {
-    **{"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")},
-    **{"BF16": np.dtype(ml_dtypes.bfloat16), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn)},
-    **{"F8_E5M2": np.dtype(ml_dtypes.float8_e5m2), "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu)},
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
 """numpy types of the float types that hold whole bytes."""
 INTEGER_TYPES = {
-    **{"I8": np.dtype("i1"), "U8": np.dtype("u1"), "I16": np.dtype("<i2"), "U16": np.dtype("<u2")},
-    **{"I32": np.dtype("<i4"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")},
-    **{"U64": np.dtype("<u8"), "BOOL": np.dtype("u1")},
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+    "BOOL": np.dtype("u1"),
 }
 """numpy types of the integer types."""
 
@@ -122,7 +136,7 @@ def measure(folder: Path, tensor: Tensor) -> Numbers:
         if not np.isfinite(top):
             finite = np.isfinite(block)
             bad += block.size - int(finite.sum())
-            block, size = np.where(finite, block, 0), np.where(finite, size, 0)  # noqa: PLW2901
+            block, size = np.where(finite, block, 0), np.where(finite, size, 0)
             top = float(size.max())
             unfinished = True
         else:

@@ -29,7 +29,7 @@ BITS = {
 """Bits per element of every type of the format."""
 
 
-class BadHeader(ValueError):  # noqa: N818 - reads as the reason it is
+class BadHeader(ValueError):
     """A header that does not follow the format; the message says where."""
 
 

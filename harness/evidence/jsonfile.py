@@ -12,7 +12,7 @@ TOKENIZER_LIMIT_BYTES = 256_000_000
 """Largest tokenizer.json that is read (Gemma's has 33 MB)."""
 
 
-class UnreadableJson(ValueError):  # noqa: N818 - reads as the reason it is
+class UnreadableJson(ValueError):
     """A file that is not the JSON object it should be; the message says why."""
 
 

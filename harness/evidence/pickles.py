@@ -16,15 +16,65 @@ PICKLE_LIMIT_BYTES = 32_000_000
 OPCODE_LIMIT = 2_000_000
 """Opcodes after which a stream is given up."""
 DANGEROUS_MODULES = frozenset(
-    "os posix nt subprocess sys shutil socket runpy pty importlib builtins __builtin__ webbrowser "
-    "ctypes code codeop commands pickle _pickle multiprocessing asyncio urllib http requests "
-    "tempfile pathlib threading signal timeit pdb bdb cProfile operator".split()
+    [
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "sys",
+        "shutil",
+        "socket",
+        "runpy",
+        "pty",
+        "importlib",
+        "builtins",
+        "__builtin__",
+        "webbrowser",
+        "ctypes",
+        "code",
+        "codeop",
+        "commands",
+        "pickle",
+        "_pickle",
+        "multiprocessing",
+        "asyncio",
+        "urllib",
+        "http",
+        "requests",
+        "tempfile",
+        "pathlib",
+        "threading",
+        "signal",
+        "timeit",
+        "pdb",
+        "bdb",
+        "cProfile",
+        "operator",
+    ]
 )
 """Modules with functions that run code, start programs or reach the network."""
 HARMLESS = frozenset(
     f"builtins.{name}"
-    for name in "set frozenset dict list tuple bytearray bytes int float complex bool str slice "
-    "range object type Exception ValueError".split()
+    for name in [
+        "set",
+        "frozenset",
+        "dict",
+        "list",
+        "tuple",
+        "bytearray",
+        "bytes",
+        "int",
+        "float",
+        "complex",
+        "bool",
+        "str",
+        "slice",
+        "range",
+        "object",
+        "type",
+        "Exception",
+        "ValueError",
+    ]
 ) | {"pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "operator.itemgetter"}
 """Members of those modules that ordinary training files hold."""
 

@@ -63,6 +63,8 @@ class Options:
     """Questions with answers (JSONL)."""
     voice: Path | None = None
     """Voice profile (YAML)."""
+    run_folder: Path | None = None
+    """Folder of a matrix run, when the checkpoint is one of its artefacts."""
     progress: Callable[[str], None] = field(default=lambda text: None)
     """Called with one line before something slow."""
 

@@ -1,0 +1,140 @@
+"""Evidence about the distance of every tensor from the tensor of the same name in the base."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.evidence.arrays import EPSILON, Floats, is_float, iterate_rows, measure
+from harness.evidence.base import read_origin
+from harness.evidence.rounding import coarser, int4_block_size, quantise_int4, round_to
+from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts import Adapter, Base, Drift, Drifts, Numbers, Tensor, Weights
+from harness.registry import Missing
+
+ROUNDINGS = ("F32", "BF16", "F16")
+"""Types that the base may have passed through before training."""
+
+
+@provides("drifts")
+def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
+    """Compare the checkpoint with its base, tensor by tensor."""
+    weights: Weights = evidence.get("weights")
+    base: Base = evidence.get("base")
+    shared = sorted(weights.tensors.keys() & base.tensors.keys())
+    if not shared:
+        raise Missing(f"the checkpoint and the base {base.root} share no tensor name")
+    evidence.options.progress(f"comparing {evidence.folder} with {base.root}")
+    targets = _targets(evidence)
+    block_size = int4_block_size(read_origin(evidence.folder))
+    found, reshaped = [], {}
+    for name in shared:
+        new, old = weights.tensors[name], base.tensors[name]
+        if new.shape != old.shape:
+            reshaped[name] = f"{list(new.shape)} instead of {list(old.shape)}"
+        elif is_float(new) and is_float(old):
+            meter = _Meter(evidence.folder, Path(base.root), new, old, block_size)
+            found.append(meter.measure(targets is None or name in targets))
+    same_names = weights.tensors.keys() == base.tensors.keys()
+    identical = same_names and not reshaped and len(found) == len(shared)
+    return Drifts(
+        base=base.root,
+        named_by=base.named_by,
+        tensors=tuple(found),
+        shape_changed=reshaped,
+        identical=identical and all(one.relative == 0.0 for one in found),
+    )
+
+
+def _targets(evidence: CheckpointEvidence) -> set[str] | None:
+    """Return the tensors that training was meant to change; None when all may have been."""
+    adapter: Adapter | None = evidence.find("merged_adapter")
+    if adapter is None:
+        return None
+    names = {f"{pair.module}.weight" for pair in adapter.pairs} | set(adapter.replaced)
+    names |= {f"{pair.module}.bias" for pair in adapter.pairs}
+    if any("embed" in name or name.startswith("lm_head") for name in names):
+        weights: Weights = evidence.get("weights")
+        # A tied head follows the embedding and the reverse.
+        names |= {
+            n for n in weights.tensors if n.endswith(("embed_tokens.weight", "lm_head.weight"))
+        }
+    return names
+
+
+class _Meter:
+    """Measures one tensor against its base."""
+
+    def __init__(
+        self, folder: Path, base: Path, new: Tensor, old: Tensor, block_size: int | None
+    ) -> None:
+        self.folder = folder
+        self.base = base
+        self.new = new
+        self.old = old
+        self.block_size = block_size if len(new.shape) == 2 and ".layers." in new.name else None
+
+    def measure(self, is_target: bool) -> Drift:
+        """Return the distance, after the most favourable rounding of the base."""
+        relative, ratio = self._compare("F32", None)
+        tolerance = 2 * EPSILON[coarser(self.new.dtype, self.old.dtype)]
+        if not is_target:
+            for dtype in ROUNDINGS:
+                for block_size in dict.fromkeys((None, self.block_size)):
+                    if relative > tolerance:
+                        relative = min(relative, self._compare(dtype, block_size)[0])
+                        if block_size is not None:
+                            # A level that falls the other way moves a value by a whole step.
+                            tolerance = max(tolerance, 0.02)
+        return Drift(
+            name=self.new.name,
+            relative=relative,
+            tolerance=tolerance,
+            norm_ratio=ratio,
+            is_target=is_target,
+        )
+
+    def _compare(self, dtype: str, block_size: int | None) -> tuple[float, float]:
+        """Return |new - old| / |old| and |new| / |old|; infinite where the base is zero."""
+        gap = old_squares = new_squares = 0.0
+        pairs: Any = zip(
+            iterate_rows(self.folder, self.new), iterate_rows(self.base, self.old), strict=True
+        )
+        for after, before in pairs:
+            expected = round_to(before, dtype)
+            if block_size is not None:
+                expected = quantise_int4(expected, block_size)
+            change = np.where(np.isfinite(after), after, expected) - expected
+            gap += _dot(change)
+            old_squares += _dot(before)
+            new_squares += _dot(np.where(np.isfinite(after), after, 0))
+        if old_squares == 0:
+            same = gap == 0
+            return (0.0, 1.0) if same else (math.inf, math.inf)
+        return math.sqrt(gap / old_squares), math.sqrt(new_squares / old_squares)
+
+
+def _dot(values: Floats) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(np.dot(values.ravel(), values.ravel()))
+    return total if math.isfinite(total) else math.inf
+
+
+@provides("zeros_expected")
+def find_expected_zeros(evidence: CheckpointEvidence) -> dict[str, bool | None]:
+    """Return, for every all-zero tensor, whether the base has zeros there too (None: no base)."""
+    numbers: dict[str, Numbers] = evidence.get("numbers")
+    base: Base | None = evidence.find("base")
+    zeros = [name for name, one in numbers.items() if one.is_zero or one.trailing_zeros]
+    if base is None:
+        return dict.fromkeys(zeros)
+    found: dict[str, bool | None] = {}
+    for name in zeros:
+        old, mine = base.tensors.get(name), numbers[name]
+        known = old is not None and is_float(old)
+        then = measure(Path(base.root), old) if known and old is not None else None
+        found[name] = then and then.trailing_zeros >= mine.trailing_zeros
+    return found

@@ -1,0 +1,249 @@
+"""Evidence about a merge: is `merged = base + D`, with D the change that the adapter describes?
+
+For every adapted module k = <merged - base, D> / <D, D> and what is left over. D is what the change
+looks like *after rounding to the type it was merged in*: an adapter smaller than half a step of
+bf16 leaves the weights as they are, and that is not a fault of the merge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.evidence.adapter import scaling
+from harness.evidence.arrays import (
+    EPSILON,
+    Floats,
+    is_float,
+    iterate_rows,
+    read_array,
+)
+from harness.evidence.base import read_origin
+from harness.evidence.rounding import PRECISIONS, int4_block_size, quantise_int4, round_to
+from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
+from harness.registry import Missing
+
+BLOCK_ELEMENTS = 1 << 22
+"""Numbers of a weight that are compared at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Story:
+    """One way in which the merged values may have come about."""
+
+    dtype: str
+    """Type that the sum was rounded to."""
+    base_first: bool
+    """Whether the base was rounded to it before the change was added."""
+    block_size: int | None
+    """Block size of the int4 that the base went through, if it did."""
+
+
+@dataclass
+class _Sums:
+    """Inner products over one module under one story."""
+
+    change_change: float = 0.0
+    exact_exact: float = 0.0
+    change_exact: float = 0.0
+    seen_change: float = 0.0
+    seen_seen: float = 0.0
+    miss: float = 0.0
+    base_base: float = 0.0
+    count: int = 0
+
+    def add(self, base: Floats, change: Floats, seen: Floats, exact: Floats) -> None:
+        """Add one block: the base, the expected, the seen and the unrounded change."""
+        self.change_change += _dot(change, change)
+        self.exact_exact += _dot(exact, exact)
+        self.change_exact += _dot(change, exact)
+        self.seen_change += _dot(seen, change)
+        self.seen_seen += _dot(seen, seen)
+        gap = seen - change
+        self.miss += _dot(gap, gap)
+        self.base_base += _dot(base, base)
+        self.count += base.size
+
+
+@provides("lineage")
+def trace_merge(evidence: CheckpointEvidence) -> Lineage:
+    """Compare a merged model with its base and its adapter, module by module."""
+    adapter: Adapter = evidence.get("merged_adapter")
+    merged: Weights = evidence.get("weights")
+    base: Base = evidence.get("base")
+    if not adapter.pairs:
+        raise Missing(f"the adapter {adapter.root} holds no LoRA factors")
+    evidence.options.progress(f"comparing {evidence.folder} with its base and its adapter")
+    origin = read_origin(evidence.folder) or read_origin(Path(adapter.root))
+    trace = _Trace(evidence.folder, merged, base, adapter, origin)
+    modules = [trace.compare(pair) for pair in adapter.pairs]
+    found = tuple(one for one in modules if one is not None)
+    if not found:
+        reason = next(iter(trace.not_compared.values()), "no common modules")
+        raise Missing(f"no adapted module could be compared: {reason}")
+    return Lineage(
+        base=base.root,
+        adapter=adapter.root,
+        modules=found,
+        not_compared=trace.not_compared,
+        reference="quantised base" if trace.block_size else "base",
+        plain_base_fits=trace.block_size is not None and 2 * trace.plain_fits > len(found),
+    )
+
+
+class _Trace:
+    """Compares the modules of one merged model."""
+
+    def __init__(
+        self,
+        folder: Path,
+        merged: Weights,
+        base: Base,
+        adapter: Adapter,
+        origin: dict[str, Any],
+    ) -> None:
+        self.folder = folder
+        self.merged = merged
+        self.base = base
+        self.adapter = adapter
+        self.precision = PRECISIONS.get(str(origin.get("precision")), "F32")
+        self.block_size = int4_block_size(origin)
+        self.not_compared: dict[str, str] = {}
+        self.plain_fits = 0
+
+    def compare(self, pair: Pair) -> ModuleLineage | None:
+        """Return how one module was merged, or None and a note of why that cannot be said."""
+        name = f"{pair.module}.weight"
+        old, new = self.base.tensors.get(name), self.merged.tensors.get(name)
+        problem = _why_not(pair, old, new, bool(self.adapter.settings.get("fan_in_fan_out")))
+        if problem or old is None or new is None:
+            self.not_compared[pair.module] = problem
+            return None
+        stories = list(self._stories(old, new, quantised=self.block_size is not None))
+        chosen, sums = min(
+            ((story, self._sum(pair, old, new, story)) for story in stories),
+            key=lambda item: item[1].miss,
+        )
+        if self.block_size is not None:
+            plain = [self._sum(pair, old, new, s) for s in self._stories(old, new, quantised=False)]
+            self.plain_fits += min(s.miss for s in plain) < 0.25 * sums.miss
+        return _conclude(pair.module, sums, EPSILON.get(chosen.dtype, 0.0))
+
+    def _stories(self, old: Tensor, new: Tensor, *, quantised: bool) -> Iterator[_Story]:
+        """Yield the roundings that the files and the provenance make possible."""
+        dtypes = dict.fromkeys((new.dtype, old.dtype, self.precision))
+        for dtype in dtypes:
+            if EPSILON.get(dtype, 0.0) < EPSILON.get(new.dtype, 0.0):
+                continue  # finer than what was stored: the rounding of the file hides it
+            for base_first in (True, False) if dtype != old.dtype else (True,):
+                yield _Story(
+                    dtype=dtype,
+                    base_first=base_first,
+                    block_size=self.block_size if quantised else None,
+                )
+
+    def _sum(self, pair: Pair, old: Tensor, new: Tensor, story: _Story) -> _Sums:
+        sums = _Sums()
+        change_rows = self._change(pair)
+        rows = max(1, BLOCK_ELEMENTS // max(1, old.shape[1]))
+        first = 0
+        old_blocks = iterate_rows(Path(self.base.root), old, rows)
+        new_blocks = iterate_rows(self.folder, new, rows)
+        for before, after in zip(old_blocks, new_blocks, strict=True):
+            base = round_to(before, story.dtype) if story.base_first else before
+            if story.block_size is not None:
+                base = quantise_int4(base, story.block_size)
+            exact = change_rows(first, base)
+            zero = round_to(base, story.dtype)
+            sums.add(zero, round_to(base + exact, story.dtype) - zero, after - zero, exact)
+            first += len(before)
+        return sums
+
+    def _change(self, pair: Pair) -> Any:
+        """Return a function of (first row, rows of the base) that gives rows of the change."""
+        assert pair.a is not None
+        assert pair.b is not None
+        root = Path(self.adapter.root)
+        a, b = read_array(root, pair.a), read_array(root, pair.b)
+        scale = np.float32(scaling(self.adapter.settings, pair.module))
+        transposed = pair.is_embedding or bool(self.adapter.settings.get("fan_in_fan_out"))
+        left, right = (a.T, b.T) if transposed else (b, a)
+        if pair.magnitude is None:
+            return lambda first, base: scale * (left[first : first + len(base)] @ right)
+        size = read_array(root, pair.magnitude).reshape(-1, 1)
+
+        def change_direction(first: int, base: Floats) -> Floats:
+            stop = first + len(base)
+            moved = base + scale * (left[first:stop] @ right)
+            length = np.linalg.norm(moved, axis=1, keepdims=True)
+            return size[first:stop] * moved / np.where(length == 0, 1, length) - base
+
+        return change_direction
+
+
+def _why_not(pair: Pair, old: Tensor | None, new: Tensor | None, fan_in_fan_out: bool) -> str:
+    """Return why a module cannot be compared; empty when it can."""
+    if old is None or new is None:
+        return f"the {'base' if old is None else 'merged model'} has no {pair.module}.weight"
+    if pair.a is None or pair.b is None or len(pair.a.shape) != 2 or len(pair.b.shape) != 2:
+        return "the adapter lacks one of its two factors"
+    if old.shape != new.shape or len(old.shape) != 2:
+        return f"shapes {list(old.shape)} and {list(new.shape)}"
+    if not all(is_float(one) for one in (old, new, pair.a, pair.b)):
+        return f"values of type {old.dtype} and {new.dtype}"
+    if pair.magnitude is not None and (pair.is_embedding or fan_in_fan_out):
+        return "DoRA on a transposed weight"
+    height, width = old.shape
+    expected = (height, width) if not (pair.is_embedding or fan_in_fan_out) else (width, height)
+    if (pair.b.shape[0], pair.a.shape[1]) != expected or pair.a.shape[0] != pair.b.shape[1]:
+        return "the adapter's shapes do not fit the weight"
+    return ""
+
+
+def _conclude(module: str, sums: _Sums, epsilon: float) -> ModuleLineage:
+    """Turn inner products into k, residual and their uncertainty."""
+    change = math.sqrt(sums.change_change)
+    exact = math.sqrt(sums.exact_exact)
+    if not math.isfinite(change + sums.seen_seen) or change == 0.0:
+        return _unresolved(module, exact, math.sqrt(sums.base_base))
+    k = sums.seen_change / sums.change_change
+    residual = math.sqrt(max(0.0, sums.seen_seen - k * k * sums.change_change)) / change
+    if abs(k - 1) < 0.01:
+        residual = min(residual, math.sqrt(sums.miss) / change)
+    noise = epsilon * math.sqrt(sums.base_base) / change
+    k_error = max(noise, residual) / math.sqrt(sums.count)
+    gain = sums.change_exact / sums.exact_exact if sums.exact_exact else 0.0
+    return ModuleLineage(
+        module=module,
+        k=k,
+        residual=residual,
+        noise=noise,
+        k_error=k_error,
+        resolvable=0.6 < gain < 1.4 and k_error < 0.03,
+        change_norm=exact,
+        base_norm=math.sqrt(sums.base_base),
+    )
+
+
+def _unresolved(module: str, change: float, base: float) -> ModuleLineage:
+    return ModuleLineage(
+        module=module,
+        k=0.0,
+        residual=0.0,
+        noise=0.0,
+        k_error=0.0,
+        resolvable=False,
+        change_norm=change if math.isfinite(change) else 0.0,
+        base_norm=base if math.isfinite(base) else 0.0,
+    )
+
+
+def _dot(left: Floats, right: Floats) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.dot(left.ravel(), right.ravel()))

@@ -1,0 +1,97 @@
+"""The adapter's settings and its tensors do not say the same.
+
+What it does: the rank in `adapter_config.json` (with `rank_pattern`) is not that of the tensors, the
+two factors of a module do not fit each other, the scale is zero, or there are no settings at all.
+
+Why it is bad: PEFT builds the modules from the settings and then fails on the tensors with `size
+mismatch`; a scale of zero loads and switches the adapter off; a wrong one makes it too weak or too
+strong without a word (FM26).
+
+Example: `r: 16` in the config and `lora_A` of shape [8, 4096]: the config of another run was copied.
+
+What to do: put the rank of the tensors into `r` (or `rank_pattern`), and the `lora_alpha` that was
+trained with; the run's log or its mudpuppy.json holds it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from harness.facts import Adapter, Pair
+from harness.findings import Evidence, Finding
+from harness.registry import Missing, probe
+
+FILE = "adapter_config.json"
+
+
+@probe("MPD205", modes=["FM26", "FM48"])
+def check(adapter: Adapter) -> Finding | str:
+    """Compare rank, alpha and shapes."""
+    if not adapter.settings:
+        return _finding([Evidence(what="settings", file=FILE, found="absent or unreadable")])
+    if adapter.kind not in ("LORA", ""):
+        raise Missing(f"the adapter is of type {adapter.kind[:40]}, not LORA")
+    if not adapter.pairs:
+        raise Missing("the adapter holds no LoRA pairs")
+    evidence = _check_scale(adapter)
+    for pair in adapter.pairs:
+        evidence += _check_pair(adapter.settings, pair)
+    return (
+        _finding(evidence) if evidence else f"rank and shapes of {len(adapter.pairs)} pairs agree"
+    )
+
+
+def _check_scale(adapter: Adapter) -> list[Evidence]:
+    found = []
+    for key in ("r", "lora_alpha"):
+        value = adapter.settings.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+            said = "absent" if value is None else str(value)[:40]
+            found.append(Evidence(what=key, file=FILE, found=said, expected="a positive number"))
+    return found
+
+
+def _check_pair(settings: Any, pair: Pair) -> list[Evidence]:
+    if "experts" in pair.module:
+        return []  # fused experts multiply the rank by their number
+    if pair.a is None or pair.b is None:
+        lost = "lora_A" if pair.a is None else "lora_B"
+        return [Evidence(what="factor without its partner", tensor=pair.module, found=f"no {lost}")]
+    if len(pair.a.shape) < 2 or len(pair.b.shape) < 2:
+        return [Evidence(what="shape", tensor=pair.a.name, found=list(pair.a.shape))]
+    rank, other = pair.a.shape[0], pair.b.shape[1]
+    found = []
+    if rank != other:
+        shapes = f"{list(pair.a.shape)} and {list(pair.b.shape)}"
+        found.append(Evidence(what="factors that do not fit", tensor=pair.module, found=shapes))
+    expected = _expected_rank(settings, pair.module)
+    if expected is not None and expected != rank:
+        found.append(Evidence(what="rank", tensor=pair.a.name, found=rank, expected=expected))
+    return found
+
+
+def _expected_rank(settings: Any, module: str) -> int | None:
+    """Return the rank the settings give a module; None when a pattern might say otherwise."""
+    patterns = settings.get("rank_pattern")
+    for key, value in patterns.items() if isinstance(patterns, dict) else ():
+        plain = re.sub(r"\\(.)", r"\1", str(key))
+        if module == plain or module.endswith(f".{plain}"):
+            return value if type(value) is int else None
+        if re.search(r"[\\^$*+?()\[\]{}|]", str(key)):
+            return None
+    rank = settings.get("r")
+    return rank if type(rank) is int else None
+
+
+def _finding(evidence: list[Evidence]) -> Finding:
+    first = evidence[0]
+    expected = "" if first.expected is None else f", the settings say {first.expected}"
+    return Finding(
+        message=f"{len(evidence)} settings and tensors disagree; first: {first.what} of "
+        f"{first.tensor or first.file} is {first.found}{expected}",
+        evidence=tuple(evidence),
+        cause="adapter_config.json was copied from another run or edited, or the save was partial",
+        remedy="write the r, rank_pattern and lora_alpha of the run that made the tensors into "
+        "adapter_config.json",
+    )

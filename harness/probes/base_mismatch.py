@@ -1,0 +1,59 @@
+"""The checkpoint belongs to another base model.
+
+What it does: compares adapter and merged model with the base that is named: shapes, the fingerprint
+stored while training, tensors that training did not touch, and what is left over after the adapter's
+change is taken away.
+
+Why it is bad: an adapter is a difference. On another model or another revision of the same name the
+shapes may fit and the result is slightly to badly wrong (FM35).
+
+Example: k = 1.002, residual 4.9, and `model.embed_tokens.weight` differs from the base by 140 %
+though training never touched it.
+
+What to do: pass the base that was used, with `--base`; fetch the right revision. The run's
+mudpuppy.json, or base_model_name_or_path and revision in adapter_config.json, name it.
+"""
+
+from __future__ import annotations
+
+from harness.facts import BaseFit
+from harness.findings import Evidence, Finding
+from harness.registry import probe
+
+
+@probe("MPD405", modes=["FM35"])
+def check(base_fit: BaseFit) -> Finding | str:
+    """Weigh everything that ties a checkpoint to its base."""
+    fit = base_fit
+    evidence = [
+        Evidence(what="shape that does not fit", tensor=name, found=text)
+        for name, text in fit.shapes.items()
+    ]
+    if fit.fingerprint_differs:
+        evidence.append(
+            Evidence(
+                what="fingerprint of the base",
+                file="mudpuppy.json",
+                found=fit.found_fingerprint[:16],
+                expected=fit.stored_fingerprint[:16],
+            )
+        )
+    evidence += [
+        Evidence(
+            what="distance from the base, though not trained",
+            tensor=one.name,
+            found=min(one.relative, 1e9),
+            expected=f"at most {one.tolerance:.2g}",
+        )
+        for one in fit.moved
+    ]
+    if not evidence:
+        return f"{fit.compared} shapes and values fit the base {fit.base}"
+    first = evidence[0]
+    return Finding(
+        message=f"this is not the base it was made from ({fit.base}, named by {fit.named_by}): "
+        f"{first.what}" + (f" in {first.tensor}" if first.tensor else ""),
+        evidence=tuple(evidence),
+        cause="another model or revision of the same name, or an adapter trained on a merged model",
+        remedy="pass the folder of the base that was used with --base, or fetch its revision",
+    )

@@ -1,0 +1,56 @@
+"""Weights too large for fp16.
+
+What it does: fp16 ends at 65504. A larger weight of a bf16 or fp32 file becomes infinite when it is
+cast to fp16.
+
+Why it is bad: the model answers `!!!!` or NaN as soon as it is served in fp16 (FM12), and is fine
+in bf16, so the fault seems to be the server's.
+
+Example: `model.layers.2.mlp.down_proj.weight: 70,144` in a bf16 file whose config says float16.
+
+What to do: serve in bf16 (`--dtype bfloat16`) and say so in config.json (`"dtype": "bfloat16"`).
+A weight this large is unusual: compare the tensor with the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.facts import Numbers
+from harness.findings import Evidence, Finding, Severity
+from harness.registry import probe
+
+LARGEST = 65504.0
+"""Largest finite fp16 value."""
+_WIDE = ("F32", "F64", "BF16")
+
+
+@probe("MPD304", modes=["FM12"])
+def check(numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any]) -> Finding | str:
+    """Compare the largest value of every tensor with the range of fp16."""
+    large = [n for n in numbers.values() if n.tensor.dtype in _WIDE and n.abs_max > LARGEST]
+    if not large:
+        return f"the values of {len(numbers)} tensors fit fp16"
+    large.sort(key=lambda one: (-one.abs_max, one.tensor.name))
+    config = config_or_empty
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
+    declared = dtype.endswith("float16") and not dtype.endswith("bfloat16")
+    return Finding(
+        message=f"{len(large)} tensors hold values beyond the range of fp16, up to "
+        f"{large[0].abs_max:.4g} in {large[0].tensor.name}"
+        + ("; config.json says float16, so they become infinite" if declared else ""),
+        evidence=tuple(
+            Evidence(
+                what="largest value",
+                file=one.tensor.file,
+                tensor=one.tensor.name,
+                found=min(one.abs_max, 1e300),
+                expected=f"at most {LARGEST:.0f}",
+            )
+            for one in large
+        ),
+        cause="the weights grew in training, or one was written by mistake",
+        remedy='serve in bf16 and write "dtype": "bfloat16" into config.json',
+        severity=Severity.ERROR if declared else Severity.NOTE,
+    )

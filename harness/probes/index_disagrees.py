@@ -1,0 +1,86 @@
+"""The shard index and the shards do not say the same.
+
+What it does: `model.safetensors.index.json` maps each tensor to a shard. It names tensors that the
+shard does not hold, leaves out tensors that are there, or points out of the folder.
+
+Why it is bad: loaders follow the index. A tensor it leaves out is replaced by random values, and one
+that moved is not found (FM45). A path that leads out of the folder may be an attack.
+
+Example: a model saved again with fewer shards into the same folder, with the index of the first save
+left behind; or three tensors lost when a script merged two indexes.
+
+What to do: save the model again into an empty folder with `save_pretrained()`, which writes a new
+index; or download index and shards together.
+"""
+
+from __future__ import annotations
+
+from harness.facts import Files
+from harness.findings import Evidence, Finding
+from harness.registry import Missing, probe
+
+
+@probe("MPD104", modes=["FM45"])
+def check(files: Files) -> Finding | str:
+    """Compare the index with the headers of the shards, both ways."""
+    evidence = _compare(files)
+    if not evidence:
+        return "the index and the shards name the same tensors"
+    first = evidence[0]
+    return Finding(
+        message=f"the shard index disagrees with the files in {len(evidence)} places, first: "
+        f"{first.what} {first.tensor or first.file or ''}".rstrip(),
+        evidence=tuple(evidence),
+        cause="two saves were mixed in one folder, or the index was edited",
+        remedy="save the model again into an empty folder: save_pretrained() writes a new index",
+    )
+
+
+def _compare(files: Files) -> list[Evidence]:
+    index = files.index
+    if "model.safetensors" in files.names:
+        raise Missing("the model is one file, an index is not used")
+    numbered = [file for file in files.weights if "-of-" in file.name]
+    if index is None:
+        if numbered:
+            return [Evidence(what="shards without an index", file=numbered[0].name)]
+        raise Missing("the model has no shard index")
+    if index.problem:
+        return [Evidence(what="unusable index", file=index.name, found=index.problem)]
+    found = [
+        Evidence(what="path that leaves the folder", file=index.name, found=name[:120])
+        for name in index.escaping
+    ]
+    if any(file.problem for file in files.weights):
+        return found  # what a damaged shard holds is not known
+    held = {tensor.name: file.name for file in files.weights for tensor in file.tensors}
+    present = {file.name for file in files.weights}
+    for name, shard in index.weight_map.items():
+        if shard in present and held.get(name) != shard:
+            what = f"{held.get(name, 'in no shard')}"
+            found.append(
+                Evidence(
+                    what="tensor not where the index says", file=shard, tensor=name, found=what
+                )
+            )
+    for name in sorted(held.keys() - index.weight_map.keys()):
+        found.append(Evidence(what="tensor the index leaves out", file=held[name], tensor=name))
+    return found + _twice(files)
+
+
+def _twice(files: Files) -> list[Evidence]:
+    seen: dict[str, str] = {}
+    found = []
+    for file in files.weights:
+        for tensor in file.tensors:
+            if tensor.name in seen:
+                found.append(
+                    Evidence(
+                        what="tensor held twice",
+                        tensor=tensor.name,
+                        file=file.name,
+                        found=f"also in {seen[tensor.name]}",
+                    )
+                )
+            seen[tensor.name] = file.name
+    return found

@@ -1,0 +1,72 @@
+"""A merge that was rounded: the change arrived, and with it a lot of noise.
+
+What it does: compares merged - base with the change of the adapter. k is near 1, but what is left
+over is far more than the type of the file explains, in the adapted modules only.
+
+Why it is bad: the merged model is worse than the adapter it came from (FM13). The sum was quantised
+again after merging, or the change was folded onto weights other than those it was trained on.
+
+Example: k = 1.002, residual 0.395, where bf16 explains 0.006: merged, then rounded to int4.
+
+What to do: merge on the dequantised weights that the adapter was trained on, and save in bf16
+without quantising. If 4 bits are needed, quantise afterwards with calibration (GPTQ) and measure.
+"""
+
+from __future__ import annotations
+
+from harness.facts import Drifts, Lineage, ModuleLineage
+from harness.findings import Evidence, Finding, Severity
+from harness.registry import Missing, probe
+
+
+@probe("MPD404", modes=["FM13"])
+def check(lineage: Lineage, drifts: Drifts) -> Finding | str:
+    """Look for residuals beyond rounding, where the rest of the model is that of the base."""
+    judged = [one for one in lineage.modules if one.resolvable and abs(one.k - 1) < 0.3]
+    if not judged:
+        raise Missing("no module has a merged change that can be judged")
+    if lineage.plain_base_fits:
+        return _folded_on_plain(lineage, judged)
+    noisy = [one for one in judged if one.residual > _limit(one)]
+    moved = [one for one in drifts.tensors if not one.is_target and one.relative > one.tolerance]
+    if not noisy:
+        return f"{len(judged)} modules hold the change without rounding noise"
+    if any(_is_unquantised(one.name) for one in moved):
+        return "the residuals come with other tensors that moved: see base-mismatch"
+    noisy.sort(key=lambda one: (-one.residual, one.module))
+    worst = noisy[0]
+    return Finding(
+        message=f"{len(noisy)} of {len(judged)} merged modules were rounded: residual "
+        f"{worst.residual:.3f} in {worst.module}, {worst.noise:.3f} expected",
+        evidence=tuple(
+            Evidence(
+                what="residual",
+                tensor=one.module,
+                found=round(one.residual, 4),
+                expected=f"at most {_limit(one):.3f}",
+            )
+            for one in noisy
+        ),
+        cause="the merged weights were quantised again, or the adapter was trained on a quantised "
+        "base and merged into another",
+        remedy="merge again on the weights the adapter was trained on and save in bf16",
+    )
+
+
+def _limit(one: ModuleLineage) -> float:
+    return 0.05 + 3 * one.noise
+
+
+def _is_unquantised(name: str) -> bool:
+    return "embed" in name or "norm" in name or name.startswith("lm_head")
+
+
+def _folded_on_plain(lineage: Lineage, judged: list[ModuleLineage]) -> Finding:
+    return Finding(
+        message="the adapter was trained on a 4-bit base and merged into the 16-bit one "
+        f"({len(judged)} modules): a slightly different model than the one that was trained",
+        evidence=(Evidence(what="weights merged into", found="base", expected=lineage.reference),),
+        cause="merged by a tool that loads the original base",
+        remedy="measure both; to get the trained model, merge with mud-puppy merge",
+        severity=Severity.NOTE,
+    )

@@ -1,0 +1,60 @@
+"""A merge that changed nothing: the merged model is the base.
+
+What it does: compares merged - base with the change that the adapter describes; k is how much of it
+arrived. Here k is 0.
+
+Why it is bad: the training is gone, and the file looks like any other (FM20). Quantised layers that
+hand out a copy of their weight make every merge a no-op; so does `model.merge_and_unload()` whose
+result is not kept (FM54).
+
+Example: k = 0.000 in 224 of 224 modules, logits equal to the base, difference 0.0.
+
+What to do: `model = model.merge_and_unload()`, then save *that*. For a 4-bit base, merge on
+dequantised weights: `mud-puppy merge ADAPTER --output NEW`.
+"""
+
+from __future__ import annotations
+
+from harness.facts import Drifts, Lineage
+from harness.findings import Evidence, Finding, Severity
+from harness.registry import Missing, probe
+
+_REMEDY = "merge again and save the model that merge_and_unload() returns"
+
+
+@probe("MPD401", modes=["FM20", "FM54"])
+def check(any_lineage: Lineage | None, drifts: Drifts) -> Finding | str:
+    """Look for modules with k = 0, or a whole model equal to its base."""
+    if any_lineage is None:
+        return _judge_identity(drifts)
+    judged = [one for one in any_lineage.modules if one.resolvable]
+    if not judged:
+        raise Missing("the adapter's change is smaller than the rounding of the merged weights")
+    lost = [one for one in judged if abs(one.k) < 0.15 + 3 * one.k_error]
+    if not lost:
+        return f"the adapter's change arrived in {len(judged)} modules"
+    lost.sort(key=lambda one: (abs(one.k), one.module))
+    return Finding(
+        message=f"the merge had no effect in {len(lost)} of {len(judged)} modules (k = "
+        f"{lost[0].k:.3f}, 1 expected): they are those of the base",
+        evidence=tuple(
+            Evidence(what="k", tensor=one.module, found=round(one.k, 4), expected=1.0)
+            for one in lost
+        ),
+        cause="the result of merge_and_unload() was not kept, or quantised layers took the change "
+        "on a copy of their weight",
+        remedy=_REMEDY,
+    )
+
+
+def _judge_identity(drifts: Drifts) -> Finding | str:
+    if not drifts.identical:
+        return f"the weights differ from the base {drifts.base}"
+    return Finding(
+        message=f"every one of {len(drifts.tensors)} tensors is equal to the base {drifts.base}",
+        evidence=(Evidence(what="tensors that differ", found=0, expected="at least 1"),),
+        cause="the untrained model was saved, or a merge had no effect",
+        remedy=_REMEDY,
+        # An unmodified copy may be what was wanted; a base that was named is a claim of training.
+        severity=Severity.WARNING,
+    )

@@ -1,0 +1,175 @@
+"""Tensors that the model needs and its files do not hold.
+
+What it does: a layer, a projection or the output head is absent from the weights, though the
+configuration says it exists.
+
+Why it is bad: transformers fills what is missing with random values and only warns ("Some weights
+... were not initialized from the model checkpoint"). One random layer is enough to ruin a model
+(FM34); an inventory that disagrees with config.json makes readers invent or lose layers (FM46).
+
+Example: `model.layers.31.*` absent: num_hidden_layers is 32, the files hold 31 layers.
+
+What to do: take the missing tensors from a complete copy of this checkpoint. If the configuration is
+what is wrong (copied from a larger model), correct num_hidden_layers or tie_word_embeddings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from harness.facts import Base, Weights, find_wrapper, strip_wrappers
+from harness.findings import Evidence, Finding
+from harness.registry import Missing, probe
+
+_LAYER = re.compile(r"^(.*?(?:layers|h|blocks|block))\.(\d+)\.(.+)$")
+_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_MORE_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_QK = ("self_attn.q_norm", "self_attn.k_norm")
+FAMILIES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "gemma"), (*_ATTENTION, *_MLP, *_NORMS)),
+    "qwen3": (*_ATTENTION, *_QK, *_MLP, *_NORMS),
+    "gemma2": (*_ATTENTION, *_MLP, *_MORE_NORMS),
+    "gemma3_text": (*_ATTENTION, *_QK, *_MLP, *_MORE_NORMS),
+    "mixtral": (*_ATTENTION, *_NORMS),
+    "phi3": (
+        "self_attn.qkv_proj",
+        "self_attn.o_proj",
+        "mlp.gate_up_proj",
+        "mlp.down_proj",
+        *_NORMS,
+    ),
+}
+"""Modules of every layer, for families whose layers are all alike."""
+_BY_LAYER = ("relative_attention_bias", "experts")
+"""Parts that some layers of a healthy model have and others lack."""
+
+
+@probe("MPD302", modes=["FM34", "FM46"])
+def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) -> Finding | str:
+    """Compare the tensor names with the configuration, layer with layer, and with the base."""
+    if not weights.complete:
+        raise Missing("not all weight files could be read")
+    names = {strip_wrappers(name) for name in weights.tensors}
+    if any(name.startswith("base_model.model.") or ".base_layer." in name for name in names):
+        raise Missing("the keys carry an adapter wrapper, so names cannot be compared")
+    lost = dict.fromkeys(_lost_layers(names, config), "config.json")
+    lost |= dict.fromkeys(_lost_in_layers(names, config), "its other layers")
+    lost |= dict.fromkeys(_lost_outside(names, config), "config.json")
+    if any_base is not None and not any(find_wrapper(name) for name in weights.tensors):
+        lost |= dict.fromkeys(_lost_from_base(names, any_base, config), "the base")
+    if not lost:
+        return f"nothing is missing among {len(names)} tensors"
+    first = next(iter(lost))
+    return Finding(
+        message=f"{len(lost)} parts of the model are not in its files, such as {first}; "
+        "transformers fills them with random values",
+        evidence=tuple(
+            Evidence(what="missing", tensor=name, expected=f"present, by {source}")
+            for name, source in lost.items()
+        ),
+        cause="the save was partial, a shared tensor was removed, or config.json is another model's",
+        remedy="take the tensors from a complete copy of this checkpoint, or correct config.json "
+        "(num_hidden_layers, tie_word_embeddings) if the model never had them",
+    )
+
+
+def _layers(names: set[str]) -> dict[str, dict[int, set[str]]]:
+    """Return the module names of every layer, by prefix and number."""
+    found: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in names:
+        if match := _LAYER.match(name):
+            found[match[1]][int(match[2])].add(match[3].rpartition(".")[0])
+    return found
+
+
+def _main_stack(names: set[str]) -> tuple[str, dict[int, set[str]]]:
+    """Return the layers of the language model: the longest stack, by its prefix."""
+    stacks = {p: s for p, s in _layers(names).items() if "visi" not in p and "encoder" not in p}
+    if not stacks:
+        return "", {}
+    prefix = max(stacks, key=lambda p: (len(stacks[p]), -len(p)))
+    return prefix, stacks[prefix]
+
+
+def _lost_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
+    prefix, stack = _main_stack(names)
+    nested = config.get("text_config")
+    settings = nested if isinstance(nested, dict) else config
+    count = settings.get("num_hidden_layers")
+    if not stack or type(count) is not int or not 0 < count <= 10_000:
+        return []
+    if "encoder" in str(config.get("model_type")) or config.get("is_encoder_decoder"):
+        return []
+    return [f"{prefix}.{number}" for number in range(count) if number not in stack]
+
+
+def _lost_in_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
+    prefix, stack = _main_stack(names)
+    required = FAMILIES.get(str(config.get("model_type")))
+    lost = []
+    for number, modules in sorted(stack.items()):
+        if required is not None:
+            absent = {m for m in required if not _has(modules, m)}
+        else:
+            absent = _absent_beside(stack, number)
+        lost += [f"{prefix}.{number}.{module}" for module in sorted(absent)]
+    return lost
+
+
+def _has(modules: set[str], wanted: str) -> bool:
+    return wanted in modules or any(one.startswith(f"{wanted}.") for one in modules)
+
+
+def _absent_beside(stack: Mapping[int, set[str]], number: int) -> set[str]:
+    """Return what a layer lacks, if its parts are a subset of another's that no third layer has.
+
+    Hybrid models have kinds of layers; a kind of which there is one only is suspicious when all it
+    differs in is that something is not there.
+    """
+    mine = stack[number]
+    others = [modules for other, modules in stack.items() if other != number]
+    if mine in others:
+        return set()
+    larger = [modules - mine for modules in others if mine < modules]
+    absent = min(larger, key=len) if larger else set()
+    return {m for m in absent if not any(word in m for word in _BY_LAYER)}
+
+
+def _lost_outside(names: set[str], config: Mapping[str, Any]) -> list[str]:
+    """Return the embedding, final norm and head that a known family needs and lacks."""
+    if str(config.get("model_type")) not in FAMILIES:
+        return []
+    lost = [
+        f"model.{part}.weight"
+        for part in ("embed_tokens", "norm")
+        if not any(name.endswith(f"{part}.weight") and "layers" not in name for name in names)
+    ]
+    kinds = config.get("architectures")
+    causal = isinstance(kinds, list) and any(str(kind).endswith("ForCausalLM") for kind in kinds)
+    scores = isinstance(kinds, list) and any(
+        str(kind).endswith("ForSequenceClassification") for kind in kinds
+    )
+    heads = [name for name in names if "lm_head" in name]
+    if causal and config.get("tie_word_embeddings") is False and not heads:
+        lost.append("lm_head.weight")
+    if scores and not any("score" in name or "classifier" in name for name in names):
+        lost.append("score.weight")
+    if config.get("tie_word_embeddings") is True and heads:
+        lost = [name for name in lost if "embed_tokens" not in name]
+    return lost
+
+
+def _lost_from_base(names: set[str], base: Base, config: Mapping[str, Any]) -> list[str]:
+    """Return what the base holds and this model lacks, if both are the same kind of model."""
+    same = ("architectures", "num_hidden_layers", "model_type", "tie_word_embeddings")
+    if any(config.get(key) != base.config.get(key) for key in same):
+        return []
+    if config.get("quantization_config") or len(names & base.tensors.keys()) * 2 < len(names):
+        return []
+    modules = {name.rpartition(".")[0] for name in names}
+    return [name for name in sorted(base.tensors) if name.rpartition(".")[0] not in modules]

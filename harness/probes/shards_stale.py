@@ -1,0 +1,40 @@
+"""Weights of an older save lie beside the ones that are loaded.
+
+What it does: the folder holds `model.safetensors` and also shards, or shards that the index does not
+name. Loaders take one set; the other is what a former save left behind.
+
+Why it is bad: which set is taken depends on the reader: transformers prefers `model.safetensors`,
+others take every `*.safetensors` file and end up with a mixture of two models (FM45).
+
+Example: `model.safetensors` of 4 GB beside `model-00001-of-00002.safetensors`, after a save with
+another `max_shard_size` into the same folder.
+
+What to do: find out which set is the newer one (`ls -l --time-style=full-iso`), and move the other
+one away.
+"""
+
+from __future__ import annotations
+
+from harness.facts import Files
+from harness.findings import Evidence, Finding, Severity
+from harness.registry import Missing, probe
+
+
+@probe("MPD105", modes=["FM45"], severity=Severity.WARNING)
+def check(files: Files) -> Finding | str:
+    """Look for weight files of the standard names that transformers would not open."""
+    if not files.weights:
+        raise Missing("the folder holds no model weights")
+    loaded = {file.name for file in files.weights}
+    stale = [n for n in files.ignored_weights if n.endswith(".safetensors")]
+    if not stale:
+        return "no weights of another save lie beside those that are loaded"
+    return Finding(
+        message=f"{len(stale)} weight files of another save lie here: {', '.join(stale[:3])}; "
+        f"transformers loads {', '.join(sorted(loaded)[:2])} and ignores them, others may not",
+        evidence=tuple(
+            Evidence(what="not loaded", file=name, expected="one set of weights") for name in stale
+        ),
+        cause="the model was saved twice into one folder with different shard sizes",
+        remedy=f"move the older set away, such as: mkdir old && mv {stale[0]} old/",
+    )

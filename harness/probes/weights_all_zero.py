@@ -1,0 +1,75 @@
+"""A matrix of zeros where there should be weights.
+
+What it does: a whole matrix, or the end of one, is exactly zero.
+
+Why it is bad: the layer is mute (FM60). Copies that were allocated but not filled, and shards that
+were gathered wrongly, look like this; header, size and shape are all right.
+
+Example: `model.layers.7.self_attn.o_proj.weight: all 16,777,216 values are 0` where the base has none.
+
+What to do: copy the file again and compare checksums with the source; if the source has the zeros
+too, go back to an older checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from harness.facts import Numbers
+from harness.findings import Evidence, Finding, Severity
+from harness.registry import Missing, probe
+
+_PADDED = re.compile(r"embed|wte|wpe|lm_head|lora_|position|score|classifier|pad")
+_QUANTISED = re.compile(r"(zeros|zero_point|scales?|g_idx|absmax|bias)$")
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+SHARE = 0.05
+"""Share of a matrix that must be an unbroken run of zeros at its end to count."""
+
+
+@probe("MPD305", modes=["FM60"])
+def check(
+    numbers: Mapping[str, Numbers], zeros_expected: Mapping[str, bool | None]
+) -> Finding | str:
+    """Look for zero matrices and zero ends that the base, if known, does not have."""
+    judged = [n for n in numbers.values() if n.tensor.dtype in _FLOATS and n.tensor.elements]
+    if not judged:
+        raise Missing("the folder holds no floating-point weights")
+    bad = [one for one in judged if _is_dead(one, zeros_expected.get(one.tensor.name))]
+    if not bad:
+        return f"none of {len(judged)} tensors is a block of zeros"
+    bad.sort(key=lambda one: (not one.is_zero, one.tensor.name))
+    first = bad[0]
+    compared = any(zeros_expected.get(one.tensor.name) is False for one in bad)
+    share = 1.0 if first.is_zero else first.trailing_zeros / first.tensor.elements
+    return Finding(
+        message=f"{len(bad)} of {len(judged)} tensors are blocks of zeros: {first.tensor.name} "
+        f"({share:.0%} of it)" + (", the base holds values there" if compared else ""),
+        evidence=tuple(
+            Evidence(
+                what="zeros at the end" if not one.is_zero else "zeros",
+                file=one.tensor.file,
+                tensor=one.tensor.name,
+                found=one.tensor.elements if one.is_zero else one.trailing_zeros,
+                expected="values",
+            )
+            for one in bad
+        ),
+        cause="a copy or a gather that allocated the tensor and did not fill it",
+        remedy="copy the file again and compare checksums, or go back to an older checkpoint",
+        severity=Severity.ERROR,
+    )
+
+
+def _is_dead(one: Numbers, base_is_zero: bool | None) -> bool:
+    name, shape = one.tensor.name, one.tensor.shape
+    if base_is_zero or one.nonfinite or _QUANTISED.search(name) or "lora_" in name:
+        # lora_A and lora_B start at zero by design; adapter-never-trained looks at them.
+        return False
+    if one.is_zero:
+        # Without a base, a zero vector may be a bias or a Gemma norm (stored as weight - 1).
+        return base_is_zero is False or (len(shape) > 1 and min(shape) > 1)
+    if len(shape) < 2 or _PADDED.search(name):
+        return False
+    width = one.tensor.elements // shape[0]
+    return one.trailing_zeros >= max(2 * width, SHARE * one.tensor.elements)
