@@ -1,13 +1,17 @@
 """A random Llama of two small blocks, for the tests of this folder."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 
-def make_llama(*, dtype: torch.dtype = torch.float32, bias: bool = False, **changes: int):
+def make_llama(
+    *, dtype: torch.dtype = torch.float32, bias: bool = False, spread: float = 6.0, **changes: int
+):
     torch.manual_seed(0)
     settings = {
         "vocab_size": 96,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
         "hidden_size": 32,
         "intermediate_size": 72,
         "num_hidden_layers": 2,
@@ -16,12 +20,13 @@ def make_llama(*, dtype: torch.dtype = torch.float32, bias: bool = False, **chan
         "max_position_embeddings": 64,
     }
     config = LlamaConfig(**{**settings, **changes}, attention_bias=bias)
-    model = LlamaForCausalLM(config).to(dtype).eval()
+    # not .to(dtype), which would round the rotary frequencies too; loading keeps them exact
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     # the default 0.02 makes the logits so small that nothing can be told apart
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
-                parameter.mul_(6)
+                parameter.mul_(spread)
             elif name.endswith("bias"):
                 parameter.normal_()
     return model
