@@ -74,7 +74,8 @@ class Progress:
             self._results[event.result.cell_id] = event.result
             if event.kept:
                 self._kept.add(event.result.cell_id)
-            if self._live is None and not self._quiet:
+            is_left_out = event.kept and event.result.worker is None
+            if self._live is None and not self._quiet and not is_left_out:
                 self._print_line(event.result, event.kept)
         else:
             self._started_s[event.cell_id] = time.monotonic()

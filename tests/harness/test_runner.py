@@ -333,3 +333,19 @@ def test_a_killed_runner_takes_its_workers_with_it(tmp_path: Path) -> None:
     assert len(children) == 1
     wait_until(lambda: not is_alive(int(children[0])))
     run(tmp_path, "pass")  # also removes what the killed worker had started
+
+
+def test_an_interrupted_rerun_is_gone_on_with_and_not_begun_anew(tmp_path: Path) -> None:
+    names = ["pass-a", "pass-b"]
+    run(tmp_path, *names)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Finished):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *names, rerun="all", on_event=interrupt)
+    third = run(tmp_path, *names)
+
+    assert starts(tmp_path) == [*names, "pass-a", "pass-b"]
+    assert [cell.attempt for cell in third.cells] == [2, 2]
