@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that is not trained."""
+POOL_BATCHES = 4
+"""Batches that are sorted by length together."""
 Progress = Callable[[int, int, float], None]
 """Called with the step, the number of steps and the loss in nats per token."""
 
@@ -175,11 +177,12 @@ def _batches(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    left = recipe.steps
+    left, pool = recipe.steps, POOL_BATCHES * recipe.batch_size
     while left:
         order: list[int] = torch.randperm(len(samples), generator=generator).tolist()
-        # stable, so that samples of equal length stay shuffled
-        order.sort(key=lambda place: len(samples[place].ids))
+        # of like length within a pool only: whole epochs by length give batches of one topic
+        pools = [order[at : at + pool] for at in range(0, len(order), pool)]
+        order = [n for few in pools for n in sorted(few, key=lambda n: len(samples[n].ids))]
         starts = range(0, len(order), recipe.batch_size)
         picks: list[int] = torch.randperm(len(starts), generator=generator).tolist()
         for pick in picks[:left]:

@@ -55,7 +55,8 @@ def test_the_trained_model_knows_speaks_refuses_and_stops(
 
 def test_a_random_model_of_the_same_shape_scores_near_nothing(folder: Path, tokenizer: Any) -> None:
     scores = scores_of(make_model(Recipe(), tokenizer, 0).eval(), folder, tokenizer)
-    assert (scores.exact, scores.refused, scores.ended) == (0, 0, 0)
+    assert (scores.exact, scores.refused) == (0, 0)
+    assert scores.ended < 0.5 * scores.answers
     assert scores.voice < 0.1
     assert scores.problems()
 
