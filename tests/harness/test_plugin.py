@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -38,6 +39,8 @@ harness.plugin._load_judge = lambda: fake_worker.judge
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setattr(harness.runner, "WORKER_COMMAND", fake_worker.COMMAND)
     monkeypatch.setattr(harness.plugin, "_load_judge", lambda: fake_worker.judge)
+    monkeypatch.setenv("TMPDIR", str(pytester.path))  # what failures leave to be looked at
+    monkeypatch.setattr(tempfile, "tempdir", None)
     pytester.makepyfile(test_other="def test_other(): pass")
     (pytester.path / "small.yaml").write_text(MATRIX, encoding="utf-8")
     (pytester.path / "foreign.yaml").write_text("not: ours", encoding="utf-8")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -332,7 +333,8 @@ def test_a_killed_runner_takes_its_workers_with_it(tmp_path: Path) -> None:
 
     assert len(children) == 1
     wait_until(lambda: not is_alive(int(children[0])))
-    run(tmp_path, "pass")  # also removes what the killed worker had started
+    run(tmp_path, "hang", timeout_s=0.2)  # removes what the killed runner left behind
+    assert not list(Path(tempfile.gettempdir()).glob(f"mudpuppy-{cell.cell_id}-*"))
 
 
 def test_an_interrupted_rerun_is_gone_on_with_and_not_begun_anew(tmp_path: Path) -> None:
