@@ -8,11 +8,11 @@ import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-import fake_worker
 import pytest
 
 import harness.plugin
 import harness.runner
+from tests.harness import fake_worker
 
 MATRIX = """\
 schema_version: 1

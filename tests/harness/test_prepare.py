@@ -6,13 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import fake_worker
 import pytest
 
 from harness import prepare
 from harness.environment import count_cores, describe_environment
 from harness.prepare import check_plant, prepare_model
 from mudpuppy.errors import EngineError, UsageError
+from tests.harness import fake_worker
 
 (CELL,) = fake_worker.make_cells("pass")
 TINY = replace(CELL, config={"model": "tiny"})

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fake_worker
 import pytest
 
 from harness.cell_folder import lock_folder
@@ -29,6 +28,7 @@ from harness.results import (
 )
 from harness.runner import run_matrix
 from mudpuppy.errors import OutputError
+from tests.harness import fake_worker
 
 
 def run(run_dir: Path, *names: str, timeout_s: float = 30.0, **options: Any) -> MatrixResult:

@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 
 import pytest
-from matrix_data import CELLS, ENVIRONMENT, make_matrix
 from rich.console import Console
 
 from harness.results import CellLabel, Finished, MatrixResult, Started
@@ -19,6 +18,7 @@ from reports.matrix_console import Progress, print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
 from reports.matrix_summary import describe_kept, describe_verdict, repro_command
+from tests.reports.matrix_data import CELLS, ENVIRONMENT, make_matrix
 
 GOLDEN = Path(__file__).parent / "golden"
 LABELS = [CellLabel(cell.cell_id, cell.number, cell.title) for cell in CELLS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,15 +10,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import harness.runner
 import reports.commands.pressure
 from reports.commands.pressure import main
+from tests.harness import fake_worker
 
-FAKE = Path(__file__).parents[1] / "harness" / "fake_worker.py"
 MATRIX = """\
 schema_version: 1
 name: small
@@ -29,18 +27,6 @@ scenarios:
   - {name: fail-two, title: Two, config: {seed: 2}}
   - {name: reject-three, title: Three, config: {stream: true}}
 """
-
-
-def load_fake() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pressure_fake_worker", FAKE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake_worker = load_fake()
 
 
 @pytest.fixture
@@ -194,7 +180,7 @@ def test_an_interrupt_keeps_finished_cells_and_says_how_to_go_on(
     words = ["run", "small.yaml", "--rerun", "all"]
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(DRIVER), *words],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(FAKE.parent)},
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(fake_worker.HERE.parent)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     starts = tmp_path / "runs/small/starts.txt"
