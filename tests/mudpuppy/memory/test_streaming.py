@@ -203,7 +203,10 @@ def test_a_cache_asked_for_in_training_is_not_filled_twice():
     plain, model = make_model(), make_model()
     step(plain)
     with stream_layers(model, "cpu"):
-        model(make_ids(), labels=make_ids(), use_cache=True).loss.backward()
+        output = model(make_ids(), labels=make_ids(), use_cache=True)
+        filled = output.past_key_values.get_seq_length()
+        output.loss.backward()
+        assert output.past_key_values.get_seq_length() == filled == 0
     assert_equal_tensors(gradients(model), gradients(plain))
 
 
