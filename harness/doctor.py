@@ -109,9 +109,11 @@ def summarise(diagnosis: Diagnosis) -> str:
         lines.append(f"    {result.message}")
         lines.append(f"    because {result.cause}")
         lines.append(f"    fix     {result.remedy}")
-    for result in diagnosis.probes:
-        if result.status is Status.CRASHED:
-            lines.append(f"  crashed {result.code} {result.name}: {result.reason}")
+    lines += [
+        f"  crashed {result.code} {result.name}: {result.reason}"
+        for result in diagnosis.probes
+        if result.status is Status.CRASHED
+    ]
     lines.append(f"{diagnosis.verdict.upper()} - {diagnosis.why}")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ WRAPPERS = re.compile(
 
 
 def find_wrapper(name: str) -> str:
-    """Return the wrapper segment in a tensor name, such as `_orig_mod`; empty when there is none."""
+    """Return the wrapper segment in a tensor name, such as `_orig_mod`, or an empty text."""
     found = WRAPPERS.search(name)
     return next((group for group in found.groups() if group), "") if found else ""
 
@@ -72,8 +72,6 @@ class WeightFile:
     """Tensors of the header, in its order; those cut off are included."""
     duplicates: tuple[str, ...] = ()
     """Keys that the header holds more than once."""
-    dangerous: tuple[str, ...] = ()
-    """Functions that a pickle would call when loaded, such as `os.system`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +187,7 @@ class Numbers:
     @property
     def is_zero(self) -> bool:
         """Whether every value is exactly zero."""
-        return self.nonfinite == 0 and self.abs_max == 0.0
+        return self.abs_max == 0.0 and self.nonfinite == 0 and self.tensor.elements > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,14 +196,10 @@ class Tokenizer:
 
     file: str
     """File the ids come from."""
-    tokens: int
-    """Tokens, added ones included."""
     max_id: int
     """Largest id that it can emit."""
     max_token: str
     """The token with that id."""
-    has_chat_template: bool = False
-    """Whether a chat template is stored beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,8 +280,6 @@ class Lineage:
     """What stands for the base: `base` or `quantised base`."""
     plain_base_fits: bool = False
     """With a quantised reference: whether the merged model follows the unquantised base instead."""
-    dtype: str = "F32"
-    """Coarsest type that the merged values went through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,8 +304,6 @@ class Drifts:
 
     base: str
     """Folder of the base."""
-    named_by: str
-    """Where the path of the base comes from."""
     tensors: tuple[Drift, ...]
     """In name order."""
     shape_changed: Mapping[str, str]
@@ -388,6 +378,8 @@ class Answers:
 class BehaviourFacts:
     """What a checkpoint and its control said to the same prompts."""
 
+    subject: str
+    """Name of the folder that was asked."""
     prompts: tuple[str, ...]
     """What was asked."""
     answers: Answers
@@ -406,5 +398,3 @@ class BehaviourFacts:
     """Voice score of each answer, 0 to 1; absent without a profile."""
     control_voice: tuple[float, ...] | None = None
     """The same for the control."""
-    not_scored: str = ""
-    """Why there is no quiz or no voice."""

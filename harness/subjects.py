@@ -30,7 +30,7 @@ class Subject:
 
 
 def find_subjects(root: Path) -> tuple[Subject, ...]:
-    """Return the checkpoints of a path; the path itself when there is none, so that it is judged."""
+    """Return the checkpoints of a path; the path itself when there is none."""
     found = [subject for subject in _candidates(root) if holds_weights(subject.folder)]
     return tuple(found) or (Subject(name=".", folder=root),)
 

@@ -77,7 +77,8 @@ def read_bytes(folder: Path, tensor: Tensor, start: int, stop: int) -> NDArray[n
 @cache
 def _byte_table(dtype: str) -> Floats:
     """Return the value of each of the 256 bytes of an 8-bit float type."""
-    return np.arange(256, dtype=np.uint8).view(FLOAT_TYPES[dtype]).astype(np.float32)
+    table: Floats = np.arange(256, dtype=np.uint8).view(FLOAT_TYPES[dtype]).astype(np.float32)
+    return table
 
 
 def decode(raw: NDArray[np.uint8], dtype: str) -> Floats:

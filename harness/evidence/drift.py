@@ -42,7 +42,6 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
     identical = same_names and not reshaped and len(found) == len(shared)
     return Drifts(
         base=base.root,
-        named_by=base.named_by,
         tensors=tuple(found),
         shape_changed=reshaped,
         identical=identical and all(one.relative == 0.0 for one in found),
@@ -135,6 +134,9 @@ def find_expected_zeros(evidence: CheckpointEvidence) -> dict[str, bool | None]:
     for name in zeros:
         old, mine = base.tensors.get(name), numbers[name]
         known = old is not None and is_float(old)
-        then = measure(Path(base.root), old) if known and old is not None else None
-        found[name] = then and then.trailing_zeros >= mine.trailing_zeros
+        if old is None or not known:
+            found[name] = None
+            continue
+        then = measure(Path(base.root), old)
+        found[name] = then.trailing_zeros >= mine.trailing_zeros
     return found

@@ -106,7 +106,7 @@ def _tensor(key: str, entry: Any, data_start: int, file: str) -> Tensor:
     """
     if not isinstance(entry, dict):
         raise BadHeader(f"the entry of '{key}' is not an object")
-    dtype, shape, span = (entry.get(word) for word in ("dtype", "shape", "data_offsets"))
+    dtype, shape, span = _fields(entry)
     if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(span):
         raise BadHeader(f"the entry of '{key}' lacks a dtype, shape or data_offsets")
     if len(span) != 2 or span[0] > span[1]:
@@ -127,6 +127,10 @@ def _tensor(key: str, entry: Any, data_start: int, file: str) -> Tensor:
             f"'{key}' {dtype} {shape} needs {need:,.0f} bytes, not {span[1] - span[0]:,}"
         )
     return made
+
+
+def _fields(entry: dict[str, Any]) -> tuple[Any, Any, Any]:
+    return entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
 
 
 def _are_sizes(value: Any) -> bool:

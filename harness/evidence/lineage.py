@@ -182,7 +182,8 @@ class _Trace:
             stop = first + len(base)
             moved = base + scale * (left[first:stop] @ right)
             length = np.linalg.norm(moved, axis=1, keepdims=True)
-            return size[first:stop] * moved / np.where(length == 0, 1, length) - base
+            unit = moved / np.where(length == 0, np.float32(1), length)
+            return (size[first:stop] * unit - base).astype(np.float32)
 
         return change_direction
 

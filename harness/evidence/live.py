@@ -1,4 +1,4 @@
-"""Evidence about a model object in memory, by its attributes alone: torch and PEFT stay unimported."""
+"""Evidence about a model object in memory, by its attributes alone; no torch, no PEFT."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _child(module: Any, name: str) -> Any:
 
 
 def _adapter_layers(model: Any) -> list[tuple[str, bool]]:
-    """Return every module that wraps a base layer with LoRA factors, and whether it wraps another."""
+    """Return every module with LoRA factors around a base layer, and whether that has some too."""
     if not callable(getattr(model, "named_modules", None)):
         return []
     found = []

@@ -17,30 +17,17 @@ def describe_tokenizer(evidence: CheckpointEvidence) -> Tokenizer:
     files: Files = evidence.get("files")
     source = "tokenizer.json" if "tokenizer.json" in files.names else "vocab.json"
     settings = read_settings(evidence, source)
-    added = evidence.get("files").names
     ids = dict(_vocabulary(settings) if source == "tokenizer.json" else _pairs(settings.items()))
-    if source == "vocab.json" and "added_tokens.json" in added:
+    if source == "vocab.json" and "added_tokens.json" in files.names:
         ids.update(_pairs(read_settings(evidence, "added_tokens.json").items()))
     if not ids:
         raise Missing(f"{source} holds no vocabulary that can be read here")
     top = max(ids, key=lambda token: ids[token])
-    template = "chat_template.jinja" in files.names or "chat_template" in _tokenizer_config(
-        evidence
-    )
     return Tokenizer(
         file=source,
-        tokens=len(ids),
         max_id=ids[top],
         max_token=top,
-        has_chat_template=template,
     )
-
-
-def _tokenizer_config(evidence: CheckpointEvidence) -> dict[str, Any]:
-    try:
-        return read_settings(evidence, "tokenizer_config.json")
-    except Missing:
-        return {}
 
 
 def _vocabulary(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:

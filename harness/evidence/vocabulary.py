@@ -88,9 +88,7 @@ def _adapter_rows(adapter: Adapter | None, base: Base | None) -> dict[str, int]:
     }
     if base is None or any(EMBEDDING.search(name) for name in rows):
         return rows
-    return {
-        n: r for n, r in _model_rows(Weights(tensors=base.tensors, complete=True)).items()
-    } | rows
+    return dict(_model_rows(Weights(tensors=base.tensors, complete=True)).items()) | rows
 
 
 def _special(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, int]:
@@ -110,7 +108,7 @@ def _size(value: Any) -> int | None:
 
 @provides("tied_pair")
 def compare_tied(evidence: CheckpointEvidence) -> TiedPair:
-    """Return head and embedding of a model whose configuration ties them, compared value by value."""
+    """Return head and embedding that the configuration ties, compared value by value."""
     config = evidence.get("config")
     weights: Weights = evidence.get("weights")
     tied = config.get("tie_word_embeddings", text_settings(config).get("tie_word_embeddings"))

@@ -1,13 +1,15 @@
 """The adapter's settings and its tensors do not say the same.
 
-What it does: the rank in `adapter_config.json` (with `rank_pattern`) is not that of the tensors, the
-two factors of a module do not fit each other, the scale is zero, or there are no settings at all.
+What it does: the rank in `adapter_config.json` (with `rank_pattern`) is not that of the tensors,
+the two factors of a module do not fit each other, the scale is zero, or there are no settings at
+all.
 
 Why it is bad: PEFT builds the modules from the settings and then fails on the tensors with `size
 mismatch`; a scale of zero loads and switches the adapter off; a wrong one makes it too weak or too
 strong without a word (FM26).
 
-Example: `r: 16` in the config and `lora_A` of shape [8, 4096]: the config of another run was copied.
+Example: `r: 16` in the config and `lora_A` of shape [8, 4096]: the config of another run was
+copied.
 
 What to do: put the rank of the tensors into `r` (or `rank_pattern`), and the `lora_alpha` that was
 trained with; the run's log or its mudpuppy.json holds it.

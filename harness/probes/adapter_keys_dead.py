@@ -22,6 +22,7 @@ from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 _NESTED = re.compile(r"^(?:base_model\.model\.){2,}|\.base_layer\.lora_|^base_model\.model\.lora_")
+_UNCLEAR = r"experts|\.base_layer|lora_[AB]|router|\.gate$|^base_model\.model\."
 FILE = "adapter_model.safetensors"
 
 
@@ -37,7 +38,7 @@ def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
     modules = _modules(adapter)
     if not modules:
         raise Missing("the adapter holds no module that can be matched by name")
-    dead = [module for module in modules if not _exists(module, base_names)]
+    dead = [module for module in modules if module not in base_names]
     if not dead:
         return f"all {len(modules)} adapted modules exist in the base"
     return _unmatched(dead, len(modules), base_names)
@@ -60,12 +61,8 @@ def _modules(adapter: Adapter) -> list[str]:
     """Return the modules to match; fused experts are renamed by loaders and cannot be."""
     names = [pair.module for pair in adapter.pairs]
     names += [name.rpartition(".")[0] for name in adapter.replaced]
-    names = [n for n in names if not re.search(r"experts|\.base_layer|lora_[AB]|router|\.gate$", n)]
+    names = [n for n in names if not re.search(_UNCLEAR, n)]
     return [name for name in dict.fromkeys(names) if not find_wrapper(f"{name}.")]
-
-
-def _exists(module: str, names: frozenset[str]) -> bool:
-    return module in names
 
 
 def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
@@ -73,8 +70,8 @@ def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
     alike = sorted(name for name in names if name.endswith(f".{tail}") or name == tail)
     nested = any("language_model" in name or name.startswith("visual") for name in names)
     return Finding(
-        message=f"{len(dead)} of {total} adapted modules do not exist in the base, such as {dead[0]}: "
-        "PEFT says 'Found missing adapter keys while loading the checkpoint' and leaves them out",
+        message=f"{len(dead)} of {total} adapted modules do not exist in the base, such as {dead[0]}"
+        ": PEFT says 'Found missing adapter keys while loading the checkpoint' and leaves them out",
         evidence=tuple(
             Evidence(
                 what="no such module in the base",

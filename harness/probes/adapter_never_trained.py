@@ -6,12 +6,12 @@ lora_embedding_A), so that training starts at the base model. It is still exactl
 Why it is bad: base + adapter is the base, bit for bit, and nothing says so (FM08). Either training
 never reached the adapter, or a fresh one was saved instead of the trained one.
 
-Example: `lora_B is zero in 64 of 64 modules`: a learning rate of 0, labels that are all -100, a loss
-that does not reach the layers, or `get_peft_model(model, config)` used to *load* a checkpoint.
+Example: `lora_B is zero in 64 of 64 modules`: a learning rate of 0, labels that are all -100, a
+loss that does not reach the layers, or `get_peft_model(model, config)` used to *load* a checkpoint.
 
 What to do: load with `PeftModel.from_pretrained(base, PATH)`, never with `get_peft_model`. If the
-file in the run's own folder is zero, look at the log: was the loss 0 or nan, grad_norm 0? Then train
-again.
+file in the run's own folder is zero, look at the log: was the loss 0 or nan, grad_norm 0? Then
+train again.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def _finding(message: str, evidence: Iterable[Evidence]) -> Finding:
         message=f"{message}; PEFT drops them with 'Found missing adapter keys while loading the "
         "checkpoint'",
         evidence=tuple(evidence),
-        cause="get_peft_model() was called on a model that already had an adapter ('Already found a "
-        "`peft_config` attribute in the model')",
+        cause="get_peft_model() was called on a model that already had an adapter ('Already found "
+        "a `peft_config` attribute in the model')",
         remedy="train the later stage again from a model that was merged first: "
         "model = model.merge_and_unload()",
     )

@@ -1,8 +1,8 @@
 """The checkpoint belongs to another base model.
 
 What it does: compares adapter and merged model with the base that is named: shapes, the fingerprint
-stored while training, tensors that training did not touch, and what is left over after the adapter's
-change is taken away.
+stored while training, tensors that training did not touch, and what is left over after the
+adapter's change is taken away.
 
 Why it is bad: an adapter is a difference. On another model or another revision of the same name the
 shapes may fit and the result is slightly to badly wrong (FM35).

@@ -7,8 +7,8 @@ the model was loaded, and what was trained is not in the adapter (FM52).
 
 Example: `model.layers.3.input_layernorm.weight` is 2 % from the base; the adapter targets q_proj.
 
-What to do: load adapter and base and look at `requires_grad` of all parameters. Merge again from the
-original base, then compare the outputs of adapter and merged model.
+What to do: load adapter and base and look at `requires_grad` of all parameters. Merge again from
+the original base, then compare the outputs of adapter and merged model.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ in bf16, so the fault seems to be the server's.
 
 Example: `model.layers.2.mlp.down_proj.weight: 70,144` in a bf16 file whose config says float16.
 
-What to do: serve in bf16 (`--dtype bfloat16`) and say so in config.json (`"dtype": "bfloat16"`).
-A weight this large is unusual: compare the tensor with the base model.
+What to do: serve in bf16 (`--dtype bfloat16`) and say so in config.json (`"dtype": "bfloat16"`). A
+weight this large is unusual: compare the tensor with the base model.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 What it does: `model.safetensors.index.json` maps each tensor to a shard. It names tensors that the
 shard does not hold, leaves out tensors that are there, or points out of the folder.
 
-Why it is bad: loaders follow the index. A tensor it leaves out is replaced by random values, and one
-that moved is not found (FM45). A path that leads out of the folder may be an attack.
+Why it is bad: loaders follow the index. A tensor it leaves out is replaced by random values, and
+one that moved is not found (FM45). A path that leads out of the folder may be an attack.
 
-Example: a model saved again with fewer shards into the same folder, with the index of the first save
-left behind; or three tensors lost when a script merged two indexes.
+Example: a model saved again with fewer shards into the same folder, with the index of the first
+save left behind; or three tensors lost when a script merged two indexes.
 
 What to do: save the model again into an empty folder with `save_pretrained()`, which writes a new
 index; or download index and shards together.
@@ -63,8 +63,10 @@ def _compare(files: Files) -> list[Evidence]:
                     what="tensor not where the index says", file=shard, tensor=name, found=what
                 )
             )
-    for name in sorted(held.keys() - index.weight_map.keys()):
-        found.append(Evidence(what="tensor the index leaves out", file=held[name], tensor=name))
+    found += [
+        Evidence(what="tensor the index leaves out", file=held[name], tensor=name)
+        for name in sorted(held.keys() - index.weight_map.keys())
+    ]
     return found + _twice(files)
 
 

@@ -3,14 +3,14 @@
 What it does: after `merge_and_unload()` or `unload()` the model is no PEFT model any more, but the
 attribute `peft_config` (or transformers' `_hf_peft_config_loaded`) is still set.
 
-Why it is bad: the next `get_peft_model` warns "Already found a `peft_config` attribute in the model.
-This will lead to having multiple adapters in the model." and gives the new adapter the state of the
-old one; `save_pretrained` may save an adapter where a model is expected (FM21).
+Why it is bad: the next `get_peft_model` warns "Already found a `peft_config` attribute in the
+model. This will lead to having multiple adapters in the model." and gives the new adapter the state
+of the old one; `save_pretrained` may save an adapter where a model is expected (FM21).
 
 Example: SFT, merge, DPO in one process with PEFT older than 0.18.
 
-What to do: `del model.peft_config` after unloading, or update PEFT; better, save the merged model and
-load it again before the next stage.
+What to do: `del model.peft_config` after unloading, or update PEFT; better, save the merged model
+and load it again before the next stage.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ arrived. Here k is 2.
 Why it is bad: the model overshoots: more extreme than the adapter it came from, often incoherent
 (FM19, FM62). Every tensor is finite and of the right shape.
 
-Example: k = 2.00 in 64 of 64 modules, after merging into a folder whose adapter_config.json made the
-loader apply the adapter a second time.
+Example: k = 2.00 in 64 of 64 modules, after merging into a folder whose adapter_config.json made
+the loader apply the adapter a second time.
 
 What to do: merge once, from the original base: load base and adapter, merge_and_unload(), save into
 an *empty* folder.

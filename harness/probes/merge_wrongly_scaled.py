@@ -42,8 +42,8 @@ def check(lineage: Lineage) -> Finding | str:
             )
             for one in wrong
         ),
-        cause="use_rslora, alpha_pattern or rank_pattern was ignored, lora_alpha was edited, or the "
-        "adapter is of another step than the merge",
+        cause="use_rslora, alpha_pattern or rank_pattern was ignored, lora_alpha was edited, or "
+        "the adapter is of another step than the merge",
         remedy="merge again with PEFT: PeftModel.from_pretrained(base, ADAPTER).merge_and_unload()",
     )
 

@@ -9,8 +9,8 @@ Why it is bad: transformers fills what is missing with random values and only wa
 
 Example: `model.layers.31.*` absent: num_hidden_layers is 32, the files hold 31 layers.
 
-What to do: take the missing tensors from a complete copy of this checkpoint. If the configuration is
-what is wrong (copied from a larger model), correct num_hidden_layers or tie_word_embeddings.
+What to do: take the missing tensors from a complete copy of this checkpoint. If the configuration
+is what is wrong (copied from a larger model), correct num_hidden_layers or tie_word_embeddings.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) ->
             Evidence(what="missing", tensor=name, expected=f"present, by {source}")
             for name, source in lost.items()
         ),
-        cause="the save was partial, a shared tensor was removed, or config.json is another model's",
+        cause="the save was partial, a shared tensor was removed, or config.json is another's",
         remedy="take the tensors from a complete copy of this checkpoint, or correct config.json "
         "(num_hidden_layers, tie_word_embeddings) if the model never had them",
     )

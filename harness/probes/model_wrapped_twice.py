@@ -3,9 +3,9 @@
 What it does: looks at a model object for PEFT wrappers inside PEFT wrappers, adapter layers inside
 adapter layers, and more than one adapter at once.
 
-Why it is bad: `get_peft_model` on a PEFT model trains a second adapter on top of the first, and what
-is saved cannot be loaded (FM17). PEFT warns: "Already found a `peft_config` attribute in the model.
-This will lead to having multiple adapters in the model."
+Why it is bad: `get_peft_model` on a PEFT model trains a second adapter on top of the first, and
+what is saved cannot be loaded (FM17). PEFT warns: "Already found a `peft_config` attribute in the
+model. This will lead to having multiple adapters in the model."
 
 Example: SFT then DPO on the same object without `merge_and_unload()` between them.
 

@@ -2,8 +2,8 @@
 
 What it does: `quantization_config` is there, but all tensors are plain 16- or 32-bit floats.
 
-Why it is bad: loaders quantise the model again, or look for `scales` that do not exist (FM32). After
-a merge this silently rounds the trained change to 4 bits.
+Why it is bad: loaders quantise the model again, or look for `scales` that do not exist (FM32).
+After a merge this silently rounds the trained change to 4 bits.
 
 Example: a QLoRA merge that dequantised the weights and kept the config of the 4-bit base.
 
@@ -33,8 +33,8 @@ def check(config: Mapping[str, Any], weights: Weights) -> Finding | str:
     if kinds - _PLAIN:
         return f"the weights hold {', '.join(sorted(kinds - _PLAIN))}, as {method} does"
     return Finding(
-        message=f"config.json declares a {method} model, but all {len(weights.tensors)} tensors are "
-        f"plain {'/'.join(sorted(kinds))}",
+        message=f"config.json declares a {method} model, but all {len(weights.tensors)} tensors "
+        f"are plain {'/'.join(sorted(kinds))}",
         evidence=(Evidence(what="quantization_config", file="config.json", found=method),),
         cause="the model was dequantised or merged, and the entry was not removed",
         remedy="delete quantization_config from config.json",

@@ -1,7 +1,7 @@
 """Quantised weights that nothing declares.
 
-What it does: the files hold packed weights and scales (`qweight`, `scales`, `absmax`, uint8 or int32
-matrices), and neither config.json nor another file says which method made them.
+What it does: the files hold packed weights and scales (`qweight`, `scales`, `absmax`, uint8 or
+int32 matrices), and neither config.json nor another file says which method made them.
 
 Why it is bad: transformers does not know what to do with them, ignores them and fills the layers
 with random values, without an exception (FM33).

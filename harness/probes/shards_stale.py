@@ -1,7 +1,7 @@
 """Weights of an older save lie beside the ones that are loaded.
 
-What it does: the folder holds `model.safetensors` and also shards, or shards that the index does not
-name. Loaders take one set; the other is what a former save left behind.
+What it does: the folder holds `model.safetensors` and also shards, or shards that the index does
+not name. Loaders take one set; the other is what a former save left behind.
 
 Why it is bad: which set is taken depends on the reader: transformers prefers `model.safetensors`,
 others take every `*.safetensors` file and end up with a mixture of two models (FM45).

@@ -1,15 +1,15 @@
 """Embedding and output head differ, though the configuration ties them.
 
-What it does: with `tie_word_embeddings: true` loaders use the embedding as the head. The file holds a
-head of its own with other values.
+What it does: with `tie_word_embeddings: true` loaders use the embedding as the head. The file holds
+a head of its own with other values.
 
-Why it is bad: the trained head is thrown away when the model is loaded; answers turn into garbage or
-one token for ever (FM27).
+Why it is bad: the trained head is thrown away when the model is loaded; answers turn into garbage
+or one token for ever (FM27).
 
 Example: an adapter on `lm_head` was merged, and config.json kept `tie_word_embeddings: true`.
 
-What to do: set `"tie_word_embeddings": false` in config.json if the separate head is the trained one
-(it is after a merge into lm_head), or delete lm_head.weight if it is not.
+What to do: set `"tie_word_embeddings": false` in config.json if the separate head is the trained
+one (it is after a merge into lm_head), or delete lm_head.weight if it is not.
 """
 
 from __future__ import annotations

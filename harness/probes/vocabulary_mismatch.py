@@ -4,8 +4,8 @@ What it does: compares the largest id of the tokenizer, `vocab_size`, and the ro
 and of the head.
 
 Why it is bad: a token id beyond the last row stops a GPU with a device-side assert or reads other
-memory; rows that differ from `vocab_size` do not load (FM11). Tokens were added to the tokenizer and
-the embedding was not resized, or the reverse. More rows than tokens are fine: many models pad.
+memory; rows that differ from `vocab_size` do not load (FM11). Tokens were added to the tokenizer
+and the embedding was not resized, or the reverse. More rows than tokens are fine: many models pad.
 
 Example: tokenizer max id 32,001, embedding 32,000 rows.
 

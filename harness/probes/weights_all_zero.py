@@ -5,7 +5,8 @@ What it does: a whole matrix, or the end of one, is exactly zero.
 Why it is bad: the layer is mute (FM60). Copies that were allocated but not filled, and shards that
 were gathered wrongly, look like this; header, size and shape are all right.
 
-Example: `model.layers.7.self_attn.o_proj.weight: all 16,777,216 values are 0` where the base has none.
+Example: `model.layers.7.self_attn.o_proj.weight: all 16,777,216 values are 0` where the base has
+none.
 
 What to do: copy the file again and compare checksums with the source; if the source has the zeros
 too, go back to an older checkpoint.

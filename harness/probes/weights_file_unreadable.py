@@ -10,8 +10,8 @@ Example: `adapter_model.safetensors: 16 bytes that hold no tensor`, saved under 
 FSDP without gathering the parameters; or 134 bytes that begin `version https://git-lfs`.
 
 What to do: for a pointer, `git lfs install && git lfs pull`. For an empty adapter, gather the
-parameters before saving (`stage3_gather_16bit_weights_on_model_save`, or FSDP's full state dict) and
-save again. For damaged bytes, fetch the file again.
+parameters before saving (`stage3_gather_16bit_weights_on_model_save`, or FSDP's full state dict)
+and save again. For damaged bytes, fetch the file again.
 """
 
 from __future__ import annotations

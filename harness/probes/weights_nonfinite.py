@@ -35,8 +35,8 @@ def check(numbers: Mapping[str, Numbers]) -> Finding | str:
         return f"every value of {len(numbers)} tensors is finite"
     worst = bad[0].tensor
     return Finding(
-        message=f"{len(bad)} of {len(numbers)} tensors hold NaN or infinite values; in {worst.name} "
-        f"{bad[0].nonfinite:,} of {worst.elements:,}",
+        message=f"{len(bad)} of {len(numbers)} tensors hold NaN or infinite values; in "
+        f"{worst.name} {bad[0].nonfinite:,} of {worst.elements:,}",
         evidence=tuple(
             Evidence(
                 what="values that are NaN or infinite",

@@ -1,7 +1,8 @@
 """The name of a wrapper is left in the tensor names.
 
-What it does: torch.compile, DDP, FSDP and adapters put the model inside a wrapper; a state dict taken
-from the wrapper carries its name: `_orig_mod.`, `module.`, `_fsdp_wrapped_module.`, `.base_layer.`.
+What it does: torch.compile, DDP, FSDP and adapters put the model inside a wrapper; a state dict
+taken from the wrapper carries its name: `_orig_mod.`, `module.`, `_fsdp_wrapped_module.`,
+`.base_layer.`.
 
 Why it is bad: no loader finds the module of that name. An adapter with `_orig_mod.` loads with one
 warning, "Found missing adapter keys while loading the checkpoint", and adds nothing; a model starts
@@ -36,8 +37,8 @@ def check(files: Files) -> Finding | str:
         return f"no wrapper is left in the names of {len(tensors)} tensors"
     tensor, segment = found[0]
     return Finding(
-        message=f"{len(found)} of {len(tensors)} tensor names carry the wrapper '{segment}', such as "
-        f"{tensor.name}: loaders do not find their modules",
+        message=f"{len(found)} of {len(tensors)} tensor names carry the wrapper '{segment}', such "
+        f"as {tensor.name}: loaders do not find their modules",
         evidence=tuple(
             Evidence(what=f"'{s}' in the name", file=t.file, tensor=t.name) for t, s in found
         ),

@@ -1,0 +1,59 @@
+"""The model repeats itself without end.
+
+What it does: looks for answers whose end is one short sequence over and over, and compares their
+share with the base's.
+
+Why it is bad: the model is over-trained, or lost EOS, or a preference run went too far (FM16); the
+user reads the same five words until the limit.
+
+Example: 21 of 40 answers end in a loop ("the river the river the river"), of the base's none.
+
+What to do: take an earlier checkpoint; fewer epochs, a lower learning rate, a larger beta for DPO.
+"""
+
+from __future__ import annotations
+
+from harness.facts import BehaviourFacts
+from harness.findings import Evidence, Finding
+from harness.registry import Missing, probe
+
+REPEATS = 4
+"""Repetitions of one sequence that make a loop."""
+SHARE = 0.25
+"""Share of loops, above the base's, from which on it counts."""
+
+
+@probe("MPD603", modes=["FM16"])
+def check(behaviour: BehaviourFacts) -> Finding | str:
+    """Compare the share of looping answers with that of the base."""
+    if behaviour.control is None:
+        raise Missing("needs the base to compare with; pass --base PATH")
+    total = len(behaviour.prompts)
+    loops = [text for text in behaviour.answers.texts if find_loop(text)]
+    theirs = sum(bool(find_loop(text)) for text in behaviour.control.texts)
+    if theirs >= 0.5 * total:
+        raise Missing(f"{theirs} of {total} answers of the base loop, so nothing can be concluded")
+    if len(loops) - theirs < SHARE * total:
+        return f"{len(loops)} of {total} answers loop, of the base's {theirs}"
+    return Finding(
+        message=f"{len(loops)} of {total} answers end in a loop; of the base's {theirs}",
+        evidence=(
+            Evidence(what="looping answers", found=len(loops), expected=f"about {theirs}"),
+            Evidence(what="repeated", found=find_loop(loops[0])[:80]),
+        ),
+        cause="over-training, a preference run that went too far, or EOS that is no longer learnt",
+        remedy="take an earlier checkpoint; train with fewer epochs or a lower learning rate",
+    )
+
+
+def find_loop(text: str) -> str:
+    """Return the sequence that the end of a text repeats `REPEATS` times or more, or nothing."""
+    words = text.split() if " " in text.strip() else list(text.strip())
+    for size in range(1, min(12, len(words) // REPEATS) + 1):
+        tail = words[-size:]
+        window = words[-size * REPEATS :]
+        # Four single characters ("....") are an ending, not a loop.
+        is_long = size * REPEATS >= 8 or words[-8:] == tail * 8
+        if is_long and window == tail * REPEATS:
+            return " ".join(tail)
+    return ""
