@@ -144,9 +144,9 @@ def _result(
 def _metrics(seen: Observations) -> dict[str, float]:
     """Return the numbers of the run that reports show."""
     numbers: dict[str, Any] = {
-        name: seen.run.get(name)
-        for name in ("steps", "first_loss", "final_loss", "eval_loss", "train_s", "peak_rss_bytes")
+        name: seen.run.get(name) for name in ("steps", "eval_loss", "train_s", "peak_rss_bytes")
     }
+    numbers |= {"loss_before": seen.loss_before, "loss_after": seen.loss_after}
     numbers |= {f"{name}_s": value for name, value in seen.seconds.items()}
     for item in seen.comparisons:
         numbers[f"{item.artefact}_logit_error"] = item.relative

@@ -96,6 +96,10 @@ class Observations:
     """The engine's own record (`run.json`)."""
     losses: tuple[float, ...] = ()
     """Training loss of every step, in nats per trained token."""
+    loss_before: float | None = None
+    """Loss of the first training samples before the first step, in nats per trained token."""
+    loss_after: float | None = None
+    """Loss of the same samples after the last step."""
     motion: ParameterMotion | None = None
     """What training moved."""
     labels: LabelsSeen | None = None

@@ -8,7 +8,6 @@ folders need the engine's own loaders. Writes CELL_DIR/reload.json and CELL_DIR/
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -19,12 +18,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from harness.evidence.behaviour import measure_behaviour
+from harness.evidence.behaviour import BEHAVIOUR_FILE, find_file, measure_behaviour, to_json
 from harness.observations import Comparison
 from harness.watcher import REFERENCE_FILE, compute_logits, read_reference
 from mudpuppy.files import write_json_atomic
+from mudpuppy.loading import load_tokenizer
 from mudpuppy.provenance import read_provenance
-from mudpuppy.quant.gptq import load_gptq
+from mudpuppy.quant.gptq_files import load_gptq
 from mudpuppy.quant.int4 import replace_linears
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     base = provenance["base"]["path"]
     untouched = compute_logits(_load(base, torch.float32), rows)
     comparisons = []
-    for name, loader, model in _open_all(artefact, provenance):
+    opened = _open_all(artefact, provenance)
+    for name, loader, model in opened:
         logits = compute_logits(model, rows)
         comparisons.append(
             Comparison(
@@ -60,8 +61,23 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"reloaded {name} with {loader}: {comparisons[-1].relative:.2e} off", flush=True)
     write_json_atomic(folder / "reload.json", [asdict(item) for item in comparisons])
-    _measure(folder, artefact, base)
+    name, _, model = opened[-1]
+    subject = artefact if name in ("adapter", "model") else artefact / name
+    _measure(folder, subject, Path(base), model)
     return 0
+
+
+def _measure(folder: Path, subject: Path, base: Path, model: Any) -> None:
+    """Ask the artefact and its base the base's own quiz, and keep the answers for the probes."""
+    facts = measure_behaviour(
+        subject,
+        base,
+        find_file("quiz.jsonl", base),
+        find_file("voice.yaml", base),
+        model=model,
+        tokenizer=load_tokenizer(str(base)),
+    )
+    write_json_atomic(folder / BEHAVIOUR_FILE, to_json(facts))
 
 
 def _open_all(artefact: Path, provenance: dict[str, Any]) -> list[tuple[str, str, Any]]:
@@ -91,3 +107,7 @@ def _max_difference(left: list[Any], right: list[Any]) -> float:
     """Return the largest absolute difference; infinite when a logit is not a number."""
     largest = max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True))
     return largest if np.isfinite(largest) else float(np.finfo(np.float32).max)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

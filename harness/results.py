@@ -124,7 +124,7 @@ class CellResult:
     probes: dict[str, int] = field(default_factory=dict)
     """Number of probes by ending."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Numbers of the run: steps, first_loss, final_loss, train_s and the like."""
+    """Numbers of the run: steps, loss_before, loss_after, train_s and the like."""
     worker: WorkerExit | None = None
     """How the worker ended; absent when none was started."""
     log_tail: str = ""

@@ -20,6 +20,8 @@ from harness.observations import LabelsSeen, ParameterMotion
 IGNORED = -100
 NUM_REFERENCE_ROWS = 4
 """Samples whose logits are kept to compare reloaded artefacts with."""
+NUM_LOSS_ROWS = 32
+"""Samples whose loss is compared before and after: the same ones, so that batches make no noise."""
 REFERENCE_FILE = "reference.npz"
 
 
@@ -44,9 +46,12 @@ class TrainingWatcher:
         self._tokenizer: Any = None
         self._eos_ids: frozenset[int] = frozenset()
         self._rows: list[list[int]] = []
+        self._loss_rows: list[tuple[list[int], list[int]]] = []
         self._counts = dict.fromkeys(("rows", "tokens", "trained", "eos", "off"), 0)
         self._example = ""
         self.motion: ParameterMotion | None = None
+        self.loss_before: float | None = None
+        self.loss_after: float | None = None
 
     def on_prepared(
         self, model: Any, tokenizer: Any, samples: Sequence[Any], eos_ids: frozenset[int]
@@ -56,6 +61,8 @@ class TrainingWatcher:
         self._tokenizer = tokenizer
         self._eos_ids = find_eos_ids(model, tokenizer)
         self._rows = [list(s.input_ids) for s in samples[:NUM_REFERENCE_ROWS]]
+        self._loss_rows = [(s.input_ids, s.labels) for s in samples[:NUM_LOSS_ROWS]]
+        self.loss_before = measure_loss(model, self._loss_rows)
         self._before = hash_tensors(model)
         self._trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         for name, parameter in self._trainable.items():
@@ -67,6 +74,7 @@ class TrainingWatcher:
         """Compare the hashes and keep the trained model's logits."""
         for hook in self._hooks:
             hook.remove()
+        self.loss_after = measure_loss(model, self._loss_rows)
         after = hash_tensors(model)
         moved = {name for name in self._before if after.get(name) != self._before[name]}
         trainable = set(self._trainable)
@@ -156,12 +164,25 @@ def hash_tensor(tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
+def measure_loss(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> float | None:
+    """Return the mean negative log-likelihood of the labelled tokens, or None if not finite."""
+    total, tokens = 0.0, 0
+    logits_of_rows = compute_logits(model, [ids for ids, _ in rows])
+    for (_, labels), logits in zip(rows, logits_of_rows, strict=True):
+        targets = torch.tensor(labels[1:])
+        scores = torch.from_numpy(logits[:-1])
+        total += float(nn.functional.cross_entropy(scores, targets, reduction="sum"))
+        tokens += int((targets != IGNORED).sum())
+    loss = total / max(tokens, 1)
+    return loss if np.isfinite(loss) else None
+
+
 @torch.no_grad()
 def compute_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[np.ndarray[Any, Any]]:
     """Return the logits of each row by itself (no padding), as fp32 arrays (tokens, vocabulary)."""
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
+    device = model.get_input_embeddings().weight.device
     found = []
     for row in rows:
         output = model(input_ids=torch.tensor([list(row)], device=device), use_cache=False)

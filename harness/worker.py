@@ -58,7 +58,8 @@ class _Watch:
         """Return motion and labels, as far as they were measured."""
         if self.watcher is None:
             return {}
-        return {"motion": self.watcher.motion, "labels": self.watcher.labels}
+        names = ("motion", "labels", "loss_before", "loss_after")
+        return {name: getattr(self.watcher, name) for name in names}
 
 
 def _refused(folder: Path, ending: Any, error: UsageError, codes: tuple[str, ...]) -> Observations:

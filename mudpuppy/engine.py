@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import RenderedSample, Renderer, count_labels, render_all
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder
+from mudpuppy.memory.streaming import stream_layers
 from mudpuppy.methods import gptq, sft
 from mudpuppy.preflight import preflight
 from mudpuppy.provenance import (
@@ -151,19 +153,20 @@ def _fine_tune(
     model = attach_adapter(loaded.model, config) if config.trains_adapter else loaded.model
     trainable, total = count_parameters(model)
     say(f"training {trainable:,} of {total:,} parameters on {len(job.samples)} samples")
-    if watcher is not None:
-        watcher.on_prepared(model, loaded.tokenizer, job.samples, loaded.eos_ids)
-    result = sft.fit(
-        model,
-        loaded.tokenizer,
-        job.samples,
-        config,
-        job.runtime,
-        steps_file=job.records_dir / "steps.jsonl",
-        report=report,
-    )
-    if watcher is not None:
-        watcher.on_fitted(model)
+    with stream_layers(model, job.runtime.device) if config.stream else nullcontext():
+        if watcher is not None:
+            watcher.on_prepared(model, loaded.tokenizer, job.samples, loaded.eos_ids)
+        result = sft.fit(
+            model,
+            loaded.tokenizer,
+            job.samples,
+            config,
+            job.runtime,
+            steps_file=job.records_dir / "steps.jsonl",
+            report=report,
+        )
+        if watcher is not None:
+            watcher.on_fitted(model)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     losses = [r.loss for r in result.records if r.loss is not None]
     evals = [r.eval_loss for r in result.records if r.eval_loss is not None]

@@ -24,6 +24,8 @@ _COLOURS = {
     Severity.NOTE: "dim",
 }
 _SHOWN_SUBJECTS = 12
+_OFTEN_ABSENT = ("live model", "run")
+"""Areas that a folder by itself never has; they are not worth a line."""
 
 
 def write_console(diagnosis: Diagnosis, *, width: int = 100, colour: bool = False) -> str:
@@ -66,7 +68,7 @@ class _Page:
     def wrapped(self, label: str, text: str, replace: str = "") -> None:
         """Add text behind a label, wrapped and indented below itself."""
         room = max(20, self.width - len(label))
-        parts = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
+        parts = textwrap.wrap(text, room, break_on_hyphens=False, break_long_words=False) or [""]
         if replace:
             parts[0] = replace + parts[0][len(parts[0].split(" ", 1)[0]) :]
         for number, part in enumerate(parts):

@@ -19,8 +19,8 @@ AREAS = {
     "7": "run",
 }
 """Area of a probe by the first digit of its code, in the order in which they are shown."""
-SHOWN_EVIDENCE = 5
-"""Pieces of evidence shown for one finding."""
+SHOWN_EVIDENCE = 6
+"""Pieces of evidence shown for one finding: the worst five and how many more there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def format_bytes(count: int) -> str:
 
 def describe_evidence(piece: Evidence) -> str:
     """Return one piece of evidence as a line."""
-    where = " ".join(str(part) for part in (piece.file, piece.tensor) if part)
+    where = " ".join(str(part)[:200] for part in (piece.file, piece.tensor) if part)
     text = piece.what + (f" in {where}" if where else "")
     if piece.found is not None:
         text += f": {format_value(piece.found)}"

@@ -94,7 +94,7 @@ def describe_outcome(outcome: Outcome) -> str:
 
 def describe_loss(cell: CellResult) -> str:
     """Return the first and the last loss of a cell, or nothing when it had none."""
-    first, final = cell.metrics.get("first_loss"), cell.metrics.get("final_loss")
+    first, final = cell.metrics.get("loss_before"), cell.metrics.get("loss_after")
     if first is None or final is None:
         return ""
     return f"{_number(first)} -> {_number(final)}"

@@ -1,7 +1,8 @@
 """The training loss is not finite, or does not fall.
 
 What it does:
-    Looks at the loss of every step: all finite, and the mean of the last third below the first.
+    Compares the loss of the same samples before and after training, so that the luck of batches
+    does not count, and asks every step's loss to be finite and above zero.
 
 Why it is bad:
     A loss of zero or NaN with a finished file is a run that taught nothing or ruined the model
@@ -22,33 +23,41 @@ from harness.findings import Evidence, Finding
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
-MIN_STEPS = 3
-
 
 @probe("MPD704", modes=("FM09", "FM41"))
 def check(observations: Observations) -> Finding | str:
-    """Fail on a loss that is missing, zero, not finite or not lower at the end."""
+    """Fail on a loss that is missing, zero, not finite, or not lower at the end."""
     losses = observations.losses
     if observations.ending != "trained" or "gptq" in observations.expected_artefacts:
         raise Missing("the method has no training loss, or the run did not end")
-    third = losses[-max(1, len(losses) // 3) :]
-    is_finite = bool(losses) and all(math.isfinite(loss) for loss in losses)
-    last = sum(third) / len(third) if is_finite else math.nan
-    if is_finite and 0.0 < last < losses[0]:
-        return f"the loss fell from {losses[0]:.4f} to {last:.4f} over {len(losses)} steps"
-    if len(losses) < MIN_STEPS and is_finite and losses[0] > 0.0:
-        raise Missing(f"only {len(losses)} steps: too few to see the loss fall")
+    before, after = observations.loss_before, observations.loss_after
+    is_finite = bool(losses) and all(math.isfinite(loss) and loss > 0.0 for loss in losses)
+    if is_finite and before is not None and after is not None and after < before:
+        return f"the loss of the same samples fell from {before:.4f} to {after:.4f}"
+    if not is_finite:
+        message = "the training loss is not a positive number at every step"
+    else:
+        message = f"the loss of the same samples went from {_show(before)} to {_show(after)}"
     return Finding(
-        message=f"the loss went from {losses[0]:.4f} to {last:.4f}" if losses else "no loss at all",
+        message=message,
         evidence=(
+            Evidence(
+                what="loss of the same samples before and after training",
+                found=[_show(before), _show(after)],
+                expected="lower after than before",
+            ),
             Evidence(
                 what="training loss by step",
                 file="steps.jsonl",
-                found=[round(x, 4) if math.isfinite(x) else str(x) for x in losses[:10]],
-                expected="finite, above 0, lower at the end than at the start",
+                found=[_show(loss) for loss in losses[:10]],
+                expected="finite and above 0",
             ),
         ),
         cause="the labels are all masked, the learning rate is too high, or the loss is not "
         "connected to the trained weights",
         remedy="look at the label mask of one sample, then lower the learning rate",
     )
+
+
+def _show(loss: float | None) -> str:
+    return "not finite" if loss is None or not math.isfinite(loss) else f"{loss:.4f}"

@@ -47,7 +47,8 @@ def quantise(
     inputs = [
         {"input_ids": torch.tensor([sample.input_ids], device=runtime.device)} for sample in chosen
     ]
-    layers = quantise_model(model, inputs, settings, progress=say)
+    seen = quantise_model(model, inputs, settings, progress=say)
+    layers = [layer for layer in seen if not layer.skipped]
     if not layers:
         raise EngineError("no linear layer could be quantised")
     return QuantiseResult(
@@ -61,6 +62,7 @@ def quantise(
                 {"name": x.name, "gptq_error": x.gptq_error, "rtn_error": x.rtn_error}
                 for x in layers
             ],
+            "skipped": {x.name: x.skipped for x in seen if x.skipped},
         },
     )
 

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from trl import SFTConfig, SFTTrainer
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import RenderedSample
 from mudpuppy.errors import DatasetError, EngineError
-from mudpuppy.memory.streaming import stream_layers
 from mudpuppy.records import StepRecord
 from mudpuppy.runtime import Runtime
 
@@ -136,8 +134,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
     try:
-        with _streaming(model, config, runtime):
-            trainer.train()
+        trainer.train()
     finally:
         _remove_patches(model)
     return FitResult(
@@ -145,13 +142,6 @@ def fit(
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
         seconds=time.monotonic() - started,
     )
-
-
-def _streaming(
-    model: nn.Module, config: TrainingConfig, runtime: Runtime
-) -> AbstractContextManager[Any]:
-    """Return the streaming of the layers, or nothing."""
-    return stream_layers(model, runtime.device) if config.stream else nullcontext()
 
 
 def trainer_arguments(config: TrainingConfig, runtime: Runtime) -> SFTConfig:

@@ -124,7 +124,7 @@ def judge(cell, folder, worker_exit):  # type: ignore[no-untyped-def]
         raise ZeroDivisionError("the judge broke")
     return CellResult(
         **cell.identity(), outcome=outcome, status=outcome.status, message=message,
-        findings=findings, metrics={"first_loss": 2.0, "final_loss": 1.0},
+        findings=findings, metrics={"loss_before": 2.0, "loss_after": 1.0},
     )  # fmt: skip
 
 

@@ -88,11 +88,11 @@ def test_a_foreign_result_is_refused_by_name(
 def test_a_loss_that_is_not_a_number_is_kept_and_is_valid_json(tmp_path: Path) -> None:
     finding = {"evidence": [{"found": float("inf")}]}
 
-    write_result(tmp_path, replace(CELL, metrics={"final_loss": float("nan")}, findings=(finding,)))
+    write_result(tmp_path, replace(CELL, metrics={"loss_after": float("nan")}, findings=(finding,)))
     again = read_result(tmp_path)
 
     assert again is not None
-    assert math.isnan(again.metrics["final_loss"])
+    assert math.isnan(again.metrics["loss_after"])
     assert again.findings == ({"evidence": [{"found": "inf"}]},)
     assert "NaN" not in (tmp_path / "result.json").read_text(encoding="utf-8")
 

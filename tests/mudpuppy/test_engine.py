@@ -237,7 +237,7 @@ def test_a_changed_weight_changes_the_fingerprint(base, tmp_path):
 
 
 def test_a_run_that_diverges_is_an_error_and_leaves_no_manifest(run, tmp_path):
-    with pytest.raises(EngineError, match="diverged|not finite"):
+    with pytest.raises(EngineError, match=r"diverged|not finite"):
         run("out", method="full", max_steps=8, learning_rate=1e30, max_grad_norm=1e30)
 
     left = [path.name for path in (tmp_path / "out").iterdir()]

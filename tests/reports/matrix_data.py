@@ -41,7 +41,7 @@ def _cell(number: int, name: str, title: str, outcome: Outcome, message: str, **
 REJECTED = {"outcome": "rejected", "code": "MP-R07", "findings": []}
 CELLS = (
     _cell(1, "lora", "LoRA", Outcome.PASSED, "as expected", probes={"passed": 20},
-          metrics={"first_loss": 2.3125, "final_loss": 0.5}),
+          metrics={"loss_before": 2.3125, "loss_after": 0.5}),
     _cell(2, "lora-streaming", "LoRA + streaming", Outcome.REJECTED_AS_EXPECTED,
           "rejected with MP-R07 before torch, nothing written", expect=REJECTED),
     _cell(3, "missed", "Full + streaming | <script>", Outcome.MISSED_REJECTION,
@@ -50,7 +50,7 @@ CELLS = (
           "rejected with MP-R01 instead of MP-R07", expect=REJECTED),
     _cell(5, "dead", "QLoRA", Outcome.FAILED, "MPD203 adapter-never-trained (and 1 more)",
           findings=(NEVER_TRAINED, LOUD), attempt=2, log_tail="step 1/8\n```\n\x1b[31mred <b>\n",
-          metrics={"first_loss": 2.0, "final_loss": float("nan")}),
+          metrics={"loss_before": 2.0, "loss_after": float("nan")}),
     _cell(6, "segfault", "Full + fp16", Outcome.CRASHED, "ended by SIGSEGV",
           worker=WorkerExit(exit_code=None, signal="SIGSEGV", wall_s=1.0, peak_rss_bytes=2**20)),
     _cell(7, "hang", "Full", Outcome.TIMEOUT, "killed at its time limit after 300.0 s",

@@ -1,0 +1,120 @@
+"""Reports on a diagnosis: golden text, escaped names, widths, and JSON without NaN."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from harness.findings import Diagnosis, Evidence, ProbeResult, Severity, Status, Verdict
+from reports.diagnosis_console import write_console
+from reports.diagnosis_json import write_json
+from reports.diagnosis_markdown import write_markdown
+
+HOSTILE = "q\x1b[31m|`<b>[bold]\u202e"
+
+
+def made(name: str = "model.q_proj.weight", found: object = 3) -> Diagnosis:
+    common = {"modes": ("FM41",)}
+    return Diagnosis(
+        path="out/my-lora",
+        verdict=Verdict.SICK,
+        why="1 finding: MPD301 weights-nonfinite",
+        facts={"subjects": [{"subject": ".", "kind": "model", "tensors": 2, "bytes": 2500}]},
+        probes=(
+            ProbeResult(
+                code="MPD101", name="weights-file-unreadable", status=Status.PASSED, **common
+            ),
+            ProbeResult(
+                code="MPD301",
+                name="weights-nonfinite",
+                status=Status.FAILED,
+                severity=Severity.ERROR,
+                message=f"1 of 2 tensors holds NaN: {name}",
+                evidence=(
+                    Evidence(what="NaN values", file="m.st", tensor=name, found=found, expected=0),
+                ),
+                cause="training diverged",
+                remedy="resume from an earlier checkpoint",
+                **common,
+            ),
+            ProbeResult(
+                code="MPD401",
+                name="merge-without-effect",
+                status=Status.SKIPPED,
+                reason="no base is known",
+                **common,
+            ),
+            ProbeResult(
+                code="MPD604",
+                name="accuracy-collapse",
+                status=Status.CRASHED,
+                reason="control failed: the base scores 0",
+                **common,
+            ),
+        ),
+    )
+
+
+def test_the_console_report_reads_like_this():
+    assert write_console(made(), width=80) == (
+        "out/my-lora\n"
+        "  .           model, 2 tensors, 2.5 kB\n"
+        "\n"
+        "  files       ok    1 passed\n"
+        "  weights     SICK  0 passed, 1 finding\n"
+        "  lineage     -     not checked: no base is known\n"
+        "  behaviour   ?     0 passed, 1 could not finish\n"
+        "\n"
+        "x error: MPD301 weights-nonfinite (FM41)\n"
+        "    1 of 2 tensors holds NaN: model.q_proj.weight\n"
+        "    seen     NaN values in m.st model.q_proj.weight: 3 (expected 0)\n"
+        "    because  training diverged\n"
+        "    fix      resume from an earlier checkpoint\n"
+        "    explain  mudpuppy-doctor explain MPD301\n"
+        "\n"
+        "? MPD604 accuracy-collapse (FM41)\n"
+        "    not known  control failed: the base scores 0\n"
+        "\n"
+        "SICK - 1 finding: MPD301 weights-nonfinite\n"
+    )
+
+
+def test_colour_changes_nothing_but_colour():
+    import re
+
+    plain, painted = write_console(made()), write_console(made(), colour=True)
+    assert "\x1b[31" in painted
+    assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == plain
+
+
+@pytest.mark.parametrize("write", [write_console, write_markdown, write_json])
+def test_hostile_names_reach_no_terminal_and_no_page(write):
+    text = write(made(HOSTILE))
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    if write is write_markdown:
+        assert "<b>" not in text.replace("\\<b\\>", "")
+
+
+def test_lines_keep_to_the_width_unless_a_name_is_longer():
+    lines = write_console(made("x" * 100), width=70).splitlines()
+    assert all(len(line) <= 70 or "x" * 100 in line for line in lines)
+
+
+def test_json_has_no_nan_and_the_promised_fields():
+    value = json.loads(write_json(made(found=float("nan"))), parse_constant=pytest.fail)
+    finding = value["probes"][1]
+    assert finding["evidence"][0]["found"] == "nan"
+    assert (finding["status"], finding["severity"], finding["modes"]) == (
+        "failed",
+        "error",
+        ["FM41"],
+    )
+
+
+def test_markdown_has_a_table_of_areas_and_names_what_was_not_checked():
+    text = write_markdown(made())
+    assert "| weights | 0 | 1 | 0 | 0 | 0 |" in text
+    assert "- no base is known: MPD401 merge-without-effect" in text
+    assert "## Could not finish" in text
