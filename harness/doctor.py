@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.evidence.files import list_files
 from harness.evidence.live import describe_live
 from harness.evidence.source import CheckpointEvidence, Options
-from harness.findings import Diagnosis, ProbeResult, Status, Verdict
+from harness.findings import Diagnosis, Evidence, ProbeResult, Status, Verdict
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
 from harness.subjects import Subject, find_subjects
 from harness.verdict import judge
 from mudpuppy.errors import ModelError, UsageError, near_names
+
+WORST = 5
+"""Pieces of evidence that a finding keeps."""
 
 
 def diagnose(
@@ -68,7 +72,7 @@ def diagnose(
     for number, subject in enumerate(find_subjects(root)):
         progress(f"examining {subject.folder}")
         evidence = CheckpointEvidence(subject.folder, options, given={} if number else given)
-        results += run_probes(chosen, evidence, subject.name)
+        results += [_cap(one) for one in run_probes(chosen, evidence, subject.name)]
         described.append(_describe(subject, evidence))
         if problem := _why_unread(evidence):
             unread[subject.name] = problem
@@ -146,6 +150,15 @@ def explain(code: str) -> Probe:
             return one
     choose_probes([code], ())
     raise UsageError(f"'{code}' names several probes; give a whole code such as MPD203")
+
+
+def _cap(result: ProbeResult) -> ProbeResult:
+    """Return the result with its worst evidence, and how much more there is."""
+    more = len(result.evidence) - WORST
+    if more <= 0:
+        return result
+    rest = Evidence(what="further pieces of evidence like these", found=more)
+    return replace(result, evidence=(*result.evidence[:WORST], rest))
 
 
 def _why_unread(evidence: CheckpointEvidence) -> str:

@@ -89,9 +89,8 @@ def _write_area(page: _Page, count: AreaCount) -> None:
     total = count.passed + count.findings + count.notes + count.crashed
     label = f"  {count.area:<12}"
     if not total:
-        page.wrapped(
-            label + page.paint("-", "dim") + "     ", f"not checked: {clean(count.reason)}"
-        )
+        if count.area not in _OFTEN_ABSENT:
+            page.wrapped(f"{label}-     ", f"not checked: {clean(count.reason)}")
         return
     parts = [f"{count.passed} passed"]
     parts += [f"{n} {word}" for n, word in _problems(count) if n]

@@ -15,10 +15,8 @@ LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
 @provides("live_model")
 def no_live_model(evidence: CheckpointEvidence) -> LiveModel:
     """Refuse: a folder is not a live model."""
-    raise Missing(
-        f"only a model in memory shows this: harness.doctor.diagnose_model(model), "
-        f"not {evidence.folder.name or 'a folder'}"
-    )
+    del evidence
+    raise Missing("only a model in memory shows this: harness.doctor.diagnose_model(model)")
 
 
 def describe_live(model: Any) -> LiveModel:
@@ -26,7 +24,7 @@ def describe_live(model: Any) -> LiveModel:
     layers = _adapter_layers(model)
     is_peft = _is_peft(model)
     leftovers = () if is_peft or layers else tuple(n for n in LEFTOVERS if _holds(model, n))
-    config = vars(model).get("peft_config")
+    config = _attributes(model).get("peft_config")
     return LiveModel(
         type_name=type(model).__name__,
         is_peft=is_peft,
@@ -40,14 +38,17 @@ def describe_live(model: Any) -> LiveModel:
 
 def _holds(model: Any, name: str) -> bool:
     """Whether the object itself carries a truthy attribute; classes define harmless defaults."""
-    return bool(vars(model).get(name))
+    return bool(_attributes(model).get(name))
 
 
 def _is_peft(model: Any) -> bool:
-    return any(
-        kind.__name__ == "PeftModel" and kind.__module__.startswith("peft.")
-        for kind in type(model).__mro__
-    ) or (hasattr(type(model), "merge_and_unload") and hasattr(model, "base_model"))
+    """Whether the object is PEFT's wrapper, or one of its tuners inside it."""
+    return not {"PeftModel", "BaseTuner"}.isdisjoint(kind.__name__ for kind in type(model).__mro__)
+
+
+def _attributes(model: Any) -> dict[str, Any]:
+    """Return what the object itself carries, without what its class defines."""
+    return vars(model) if hasattr(model, "__dict__") else {}
 
 
 def _count_wrappers(model: Any) -> int:
@@ -55,17 +56,17 @@ def _count_wrappers(model: Any) -> int:
     count, current, seen = 0, model, set()
     while current is not None and id(current) not in seen:
         seen.add(id(current))
-        count += _is_peft(current)
+        count += any(kind.__name__ == "PeftModel" for kind in type(current).__mro__)
         inner = _child(current, "base_model")
         current = inner if inner is not None else _child(current, "model")
     return count
 
 
 def _child(module: Any, name: str) -> Any:
-    children = vars(module).get("_modules")
+    children = _attributes(module).get("_modules")
     if isinstance(children, dict):
         return children.get(name)
-    return vars(module).get(name)
+    return _attributes(module).get(name)
 
 
 def _adapter_layers(model: Any) -> list[tuple[str, bool]]:

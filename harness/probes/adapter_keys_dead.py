@@ -70,7 +70,7 @@ def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
     alike = sorted(name for name in names if name.endswith(f".{tail}") or name == tail)
     nested = any("language_model" in name or name.startswith("visual") for name in names)
     return Finding(
-        message=f"{len(dead)} of {total} adapted modules do not exist in the base, such as {dead[0]}"
+        message=f"{len(dead)} of {total} adapted modules are not in the base, such as {dead[0]}"
         ": PEFT says 'Found missing adapter keys while loading the checkpoint' and leaves them out",
         evidence=tuple(
             Evidence(

@@ -23,6 +23,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from harness.doctor import diagnose, summarise
+from harness.findings import Status, Verdict
+
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -147,3 +150,13 @@ def round_int4(weight: torch.Tensor, block_size: int = 16) -> torch.Tensor:
         scale = np.abs(block).max(axis=1, keepdims=True) / np.float32(7)
         out[:, start : start + block_size] = np.clip(np.rint(block / scale), -7, 7) * scale
     return torch.from_numpy(out)
+
+
+def found_in(path: Path, **options: object) -> set[str]:
+    """Return the names of the probes that found something in a sick checkpoint."""
+    diagnosis = diagnose(path, **options)
+    crashed = [r for r in diagnosis.probes if r.status is Status.CRASHED]
+    assert not crashed, summarise(diagnosis)
+    assert diagnosis.verdict is Verdict.SICK, summarise(diagnosis)
+    assert all(r.evidence and r.cause and r.remedy for r in diagnosis.findings)
+    return {r.name for r in diagnosis.findings}

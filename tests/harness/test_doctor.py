@@ -1,0 +1,192 @@
+"""The doctor's promises: verdicts, exit codes, chosen probes, live models, no torch when static."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from harness.doctor import WORST, assert_healthy, choose_probes, diagnose, diagnose_model, explain
+from harness.findings import ProbeResult, Severity, Status, Verdict
+from harness.registry import load_probes
+from harness.verdict import judge
+from mudpuppy.errors import ModelError, UsageError
+from reports.commands.doctor import main
+from tests.harness.checkpoints import edit_tensors, save_adapter, save_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_base(tmp_path_factory.mktemp("doctor") / "base")
+
+
+def result(status: Status, severity: Severity | None = None) -> ProbeResult:
+    return ProbeResult(
+        code="MPD999", name="x", modes=(), status=status, severity=severity, reason="because"
+    )
+
+
+@pytest.mark.parametrize(
+    ("results", "unread", "verdict"),
+    [
+        ([result(Status.PASSED)], {}, Verdict.HEALTHY),
+        ([result(Status.PASSED), result(Status.SKIPPED)], {}, Verdict.HEALTHY),
+        ([result(Status.PASSED), result(Status.FAILED, Severity.NOTE)], {}, Verdict.HEALTHY),
+        ([result(Status.FAILED, Severity.WARNING)], {}, Verdict.SICK),
+        ([result(Status.FAILED, Severity.ERROR), result(Status.CRASHED)], {}, Verdict.SICK),
+        ([result(Status.PASSED), result(Status.CRASHED)], {}, Verdict.UNKNOWN),
+        ([result(Status.PASSED)], {".": "no weights"}, Verdict.UNKNOWN),
+        ([result(Status.SKIPPED)], {}, Verdict.UNKNOWN),
+        ([], {}, Verdict.UNKNOWN),
+    ],
+)
+def test_the_verdict_follows_from_the_endings(results, unread, verdict):
+    assert judge(results, unread)[0] is verdict
+
+
+def test_every_probe_of_a_checkpoint_explains_itself_under_four_headings():
+    for one in load_probes():
+        if one.code[3] == "7":
+            continue
+        for heading in ("What it does:", "Why it is bad:", "Example:", "What to do:"):
+            assert heading in one.documentation, one.name
+        assert one.modes
+        assert explain(one.code) == one == explain(one.name)
+
+
+def test_a_crashing_probe_is_shown_and_does_not_end_the_examination(base, monkeypatch):
+    (one,) = choose_probes(["MPD301"], ())
+
+    def crash(numbers):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(
+        "harness.doctor.load_probes", lambda: (one.__class__(**{**vars(one), "check": crash}),)
+    )
+    diagnosis = diagnose(base)
+    assert diagnosis.verdict is Verdict.UNKNOWN
+    assert "ZeroDivisionError" in diagnosis.probes[0].reason
+
+
+def test_evidence_is_capped_and_says_how_much_more_there_is(base, tmp_path):
+    folder = save_base(tmp_path / "m")
+    edit_tensors(folder, lambda t: {k: v * float("nan") for k, v in t.items()})
+    finding = next(r for r in diagnose(folder).findings if r.name == "weights-nonfinite")
+    assert len(finding.evidence) == WORST + 1
+    assert finding.evidence[-1].found == 30 - WORST
+
+
+def test_a_clean_live_model_is_healthy_with_and_without_an_adapter(base):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    assert diagnose_model(model).verdict is Verdict.HEALTHY
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    assert diagnose_model(wrapped).verdict is Verdict.HEALTHY
+    assert diagnose_model(wrapped.merge_and_unload()).verdict is Verdict.HEALTHY
+
+
+@pytest.mark.parametrize("name", ["peft_config", "_hf_peft_config_loaded"])
+def test_a_leftover_on_a_live_model_is_found(base, name):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    setattr(model, name, {"default": object()})
+    (finding,) = diagnose_model(model).findings
+    assert (finding.code, finding.evidence[0].tensor) == ("MPD501", name)
+    assert "Already found a `peft_config` attribute in the model" in finding.message
+
+
+def test_an_adapter_on_a_live_adapter_is_found(base):
+    config = LoraConfig(target_modules=["q_proj"], r=2)
+    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    twice = get_peft_model(wrapped, LoraConfig(target_modules=["v_proj"], r=2))
+    assert "model-wrapped-twice" in {r.name for r in diagnose_model(twice).findings}
+
+
+def test_two_adapters_side_by_side_are_allowed_on_a_live_model(base):
+    config = LoraConfig(target_modules=["q_proj"], r=2)
+    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    wrapped.add_adapter("reference", config)
+    assert diagnose_model(wrapped).verdict is Verdict.HEALTHY
+
+
+def test_assert_healthy_raises_with_the_finding(base, tmp_path):
+    assert_healthy(base)
+    folder = save_adapter(tmp_path / "a", base)
+    edit_tensors(folder, lambda t: {k: torch.zeros_like(v) for k, v in t.items()})
+    with pytest.raises(AssertionError, match="MPD203 adapter-never-trained"):
+        assert_healthy(folder)
+
+
+@pytest.mark.parametrize("word", ["MPD2", "MPD203", "adapter-never-trained", "FM08", "mpd203"])
+def test_probes_are_chosen_by_code_prefix_name_or_mode(word):
+    assert "MPD203" in {one.code for one in choose_probes([word], ())}
+    assert "MPD203" not in {one.code for one in choose_probes([], [word])}
+
+
+def test_mistakes_are_named_with_what_was_expected(base, tmp_path):
+    with pytest.raises(UsageError, match=r"did you mean 'adapter-stacked'"):
+        diagnose(base, select=["adapter-staked"])
+    with pytest.raises(ModelError, match=r"does not exist.*did you mean 'base'"):
+        diagnose(base.parent / "bse")
+    with pytest.raises(ModelError, match="is a file"):
+        diagnose(base / "config.json")
+    with pytest.raises(ModelError, match="is not a model"):
+        diagnose(base, base=tmp_path)
+    with pytest.raises(ModelError, match="is not an adapter"):
+        diagnose(base, adapter=base)
+    with pytest.raises(ModelError, match="a quiz"):
+        diagnose(base, quiz=tmp_path / "none.jsonl")
+
+
+def test_two_examinations_give_the_same_json(base):
+    assert diagnose(base).to_json() == diagnose(base).to_json()
+
+
+def test_the_command_ends_with_the_four_exit_codes(base, tmp_path, capsys):
+    assert main([str(base)]) == 0
+    out = capsys.readouterr()
+    assert out.out.splitlines()[-1].startswith("HEALTHY - ")
+    assert "examining" in out.err
+    sick = save_base(tmp_path / "sick")
+    (sick / "model.safetensors").write_bytes(b"")
+    assert main([str(sick)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("SICK - ")
+    assert main([str(tmp_path / "none")]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 3
+    assert "UNKNOWN - " in capsys.readouterr().out
+    assert main(["explain", "MPD203"]) == 0
+    assert "What to do:" in capsys.readouterr().out
+    assert main(["explain", "MPD2"]) == 2
+    assert main(["list"]) == 0
+    assert main(["list", "FM17"]) == 0
+    assert "MPD201" in capsys.readouterr().out
+
+
+def test_the_report_is_written_whole_or_not_at_all(base, tmp_path, capsys):
+    target = tmp_path / "report.json"
+    assert main([str(base), "--format", "json", "--output", str(target)]) == 0
+    value = json.loads(target.read_text())
+    keys = ["code", "name", "modes", "status", "severity", "message", "evidence", "reason"]
+    assert all(set(keys) <= set(probe) for probe in value["probes"])
+    assert (value["schema_version"], value["verdict"]) == (1, "healthy")
+    assert capsys.readouterr().out == ""
+    assert main([str(base), "--output", str(tmp_path)]) == 2
+    assert main([str(base), "--output", str(tmp_path / "no" / "x")]) == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_help_and_a_static_diagnosis_do_not_import_torch(base):
+    program = (
+        "import sys\nfrom reports.commands.doctor import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"assert main([{str(base)!r}, '--base', {str(base.parent)!r} + '/base']) == 0\n"
+        "main(['list'])\n"
+        "bad = {'torch', 'transformers', 'peft', 'pandas'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
