@@ -55,13 +55,29 @@ def _targets(evidence: CheckpointEvidence) -> set[str] | None:
         return None
     names = {f"{pair.module}.weight" for pair in adapter.pairs} | set(adapter.replaced)
     names |= {f"{pair.module}.bias" for pair in adapter.pairs}
+    weights: Weights = evidence.get("weights")
     if any("embed" in name or name.startswith("lm_head") for name in names):
-        weights: Weights = evidence.get("weights")
         # A tied head follows the embedding and the reverse.
         names |= {
             n for n in weights.tensors if n.endswith(("embed_tokens.weight", "lm_head.weight"))
         }
-    return names
+    return names | _renamed_targets(adapter, weights)
+
+
+def _renamed_targets(adapter: Adapter, weights: Weights) -> set[str]:
+    """Return tensors that may be the targets whose module is called otherwise in the file.
+
+    Loaders fuse experts and rename modules; the adapter then names what only exists in memory.
+    """
+    modules = [pair.module for pair in adapter.pairs]
+    lost = [name for name in modules if f"{name}.weight" not in weights.tensors]
+    parts = tuple({f".{name.rpartition('.')[2]}.weight" for name in lost})
+    fused = any("experts" in name for name in lost)
+    return {
+        name
+        for name in weights.tensors
+        if (parts and name.endswith(parts)) or (fused and "experts" in name)
+    }
 
 
 class _Meter:

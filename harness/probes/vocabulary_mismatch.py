@@ -32,8 +32,10 @@ def check(vocabulary: Vocabulary) -> Finding | str:
     known = [tokenizer is not None, bool(rows), declared is not None]
     if sum(known) < 2:
         raise Missing("fewer than two of tokenizer, vocab_size and embedding are known")
-    evidence = _compare_rows(rows, declared) + _compare_ids(vocabulary.special, rows, declared)
+    evidence = _compare_rows(rows, declared)
     if tokenizer is not None:
+        # Without a tokenizer, ids beyond the rows are the defaults of the class and mean nothing.
+        evidence += _compare_ids(vocabulary.special, rows, declared)
         evidence += _compare_tokenizer(tokenizer, rows, declared)
     if not evidence:
         return "tokenizer, vocab_size and embedding fit each other"

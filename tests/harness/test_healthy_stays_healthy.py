@@ -92,6 +92,18 @@ def test_a_merge_of_other_families_is_healthy(tmp_path, bases, family):
     assert_clean(merged, base=bases[family], adapter=adapter)
 
 
+def test_a_merge_into_fused_experts_is_healthy(tmp_path, bases):
+    adapter = save_adapter(tmp_path / "a", bases["mixtral"], "all-linear")
+    merged = save_merged(tmp_path / "m", bases["mixtral"], adapter)
+    assert_clean(merged, base=bases["mixtral"], adapter=adapter)
+
+
+def test_default_special_ids_of_a_class_are_not_judged_without_a_tokenizer(tmp_path):
+    folder = save_base(tmp_path / "m")
+    edit_json(folder / "config.json", eos_token_id=50_000)
+    assert_clean(folder)
+
+
 def test_a_full_fine_tune_is_healthy_against_its_base(tmp_path, bases):
     folder = save_base(tmp_path / "m")
     from tests.harness.checkpoints import edit_tensors
