@@ -40,6 +40,8 @@ def judge_cell(cell: Cell, folder: Path, worker_exit: WorkerExit) -> CellResult:
         return _result(cell, Outcome.WRONG_REJECTION, message, seen)
     if seen.ending == "refused":
         return _result(cell, Outcome.FAILED, f"refused: {seen.message}", seen)
+    if not (folder / CHECKPOINT).is_dir():
+        return _result(cell, Outcome.CRASHED, seen.message or "left no checkpoint folder", seen)
     diagnosis = diagnose_cell(cell, folder, seen)
     outcome, message = _judge_artefact(cell, seen, diagnosis)
     return _result(cell, outcome, message, seen, diagnosis)

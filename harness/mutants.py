@@ -81,20 +81,23 @@ def _mask_eos() -> None:
 
 
 def _leave_second_adapter() -> None:
-    """Wrap the adapted model a second time, as DPO after SFT without a merge did (seed 004)."""
+    """Leave a second adapter active beside the first (seed 004, issues 1 and 2).
+
+    It trains along, and the adapter that is saved is only half of what was trained.
+    """
     engine: Any = importlib.import_module("mudpuppy.engine")
     peft: Any = importlib.import_module("peft")
     original = engine.attach_adapter
 
     def attach(model: Any, config: Any) -> Any:
-        inner = original(model, config)
+        adapted = original(model, config)
         again = peft.LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM")
-        outer = peft.get_peft_model(inner, again)
-        for name, parameter in outer.named_parameters():
-            parameter.requires_grad_(".lora_" in name)
-        return outer
+        adapted.add_adapter("leftover", again)
+        adapted.base_model.set_adapter(["default", "leftover"])
+        return adapted
 
     engine.attach_adapter = attach
+    engine.adapter_settings = lambda model: {}
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -127,7 +130,7 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             name="second-adapter-left",
             cells=("lora-bf16",),
-            caught_by=("MPD201",),
+            caught_by=("MPD707", "MPD711"),
             plant=_leave_second_adapter,
         ),
     )

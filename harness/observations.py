@@ -108,6 +108,8 @@ class Observations:
     """Reload and merge, compared in a fresh process."""
     expected_artefacts: tuple[str, ...] = ()
     """Artefacts that the configuration promises: adapter, model, merged, gptq."""
+    folders: tuple[str, ...] = ()
+    """Folders inside the artefact's folder, by name."""
     gptq_errors: tuple[tuple[str, float, float], ...] = ()
     """Layer, GPTQ error and round-to-nearest error, in units of the layer's squared output."""
     seconds: dict[str, float] = field(default_factory=dict)

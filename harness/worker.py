@@ -106,6 +106,7 @@ def _observe(folder: Path, settings: dict[str, Any], watch: _Watch) -> Observati
         comparisons=tuple(comparisons),
         **watch.seen(),
         expected_artefacts=expected_artefacts(config),
+        folders=tuple(sorted(p.name for p in config.output.iterdir() if p.is_dir())),
         gptq_errors=tuple((x["name"], x["gptq_error"], x["rtn_error"]) for x in layers),
         seconds={
             "import": round(imported - started, 3),

@@ -190,7 +190,8 @@ def test_light_commands_start_without_torch(command: str):
 
 def test_the_file_map_of_the_readme_is_what_the_modules_say():
     spec = importlib.util.spec_from_file_location("filemap", ROOT / "docs/filemap.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     filemap = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(filemap)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

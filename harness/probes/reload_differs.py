@@ -28,6 +28,8 @@ def check(observations: Observations) -> Finding | str:
     if observations.ending != "trained":
         raise Missing("nothing was saved to reload")
     seen = {item.artefact: item for item in observations.comparisons}
+    if not seen and not observations.expected_artefacts:
+        raise Missing("the run promised no artefact")
     absent = [name for name in observations.expected_artefacts if name not in seen]
     off = [item for item in seen.values() if item.relative > item.tolerance]
     if not absent and not off:

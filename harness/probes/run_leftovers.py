@@ -1,8 +1,8 @@
-"""The run left temporary files behind, or no manifest.
+"""The run left something behind that does not belong there, or no manifest.
 
 What it does:
-    Lists the output folder: `mudpuppy.json` must be there, as it is written last, and no staging
-    folder or temporary file may be.
+    Lists the output folder: `mudpuppy.json` must be there, as it is written last, and no temporary
+    file, staging folder or second adapter's folder may be.
 
 Why it is bad:
     A folder without its manifest is a save that was cut off, and a later run may take its pieces
@@ -23,6 +23,8 @@ from harness.observations import Observations
 from harness.registry import Missing, probe
 
 MANIFEST = "mudpuppy.json"
+BELONG = ("merged", "gptq", "checkpoint-")
+"""Beginnings of the folder names that a run makes."""
 
 
 @probe("MPD711", modes=("FM43", "FM45"))
@@ -30,15 +32,16 @@ def check(observations: Observations, files: Files) -> Finding | str:
     """Fail when the manifest is absent or a temporary name is present."""
     if observations.ending != "trained":
         raise Missing("the run did not end by saving")
-    leftovers = [n for n in files.names if n.endswith(".tmp") or n.startswith(".saving")]
+    leftovers = [name for name in files.names if name.endswith(".tmp")]
+    leftovers += [f"{name}/" for name in observations.folders if not name.startswith(BELONG)]
     if MANIFEST in files.names and not leftovers:
-        return "the manifest is there and no temporary file is"
+        return "the manifest is there and nothing that does not belong there"
     missing = () if MANIFEST in files.names else (Evidence(what="manifest absent", file=MANIFEST),)
     return Finding(
         message="the save is not complete"
         if missing
-        else f"{len(leftovers)} temporary files were left behind",
-        evidence=(*missing, *(Evidence(what="temporary file", file=n) for n in leftovers[:5])),
-        cause="the process ended while it was saving",
+        else f"{', '.join(leftovers[:3])} does not belong into the folder",
+        evidence=(*missing, *(Evidence(what="left behind", file=n) for n in leftovers[:5])),
+        cause="the process ended while it was saving, or a second adapter was on the model",
         remedy="remove the folder and train again",
     )

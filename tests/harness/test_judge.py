@@ -1,0 +1,124 @@
+"""Judging a cell: every ending of a worker against every expectation."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.judge import judge_cell
+from harness.matrix import Cell
+from harness.observations import Observations
+from harness.results import Outcome, WorkerExit
+from scenarios.schema import Expectation
+from tests.harness.probes.test_run_probes import HEALTHY
+
+FINE = WorkerExit(exit_code=0, wall_s=1.0, peak_rss_bytes=1)
+
+
+def make_cell(expect: Expectation | None = None, method: str = "lora") -> Cell:
+    return Cell(
+        cell_id="0123456789ab",
+        name="cell",
+        title="A cell",
+        number=1,
+        config={"method": method, "max_steps": 3},
+        expect=expect or Expectation(),
+        timeout_s=9.0,
+    )
+
+
+REJECTED = make_cell(Expectation(outcome="rejected", code="MP-R07"))
+REJECTION = Observations(ending="rejected", codes=("MP-R07",), torch_imported=False)
+
+
+@pytest.mark.parametrize(
+    ("worker_exit", "log", "outcome", "words"),
+    [
+        (replace(FINE, exit_code=1), "boom\n", Outcome.CRASHED, "boom"),
+        (replace(FINE, exit_code=None, signal="SIGSEGV"), "", Outcome.CRASHED, "SIGSEGV"),
+        (replace(FINE, exit_code=None, signal="SIGKILL"), "", Outcome.CRASHED, "memory"),
+        (replace(FINE, exit_code=None, timed_out=True), "", Outcome.TIMEOUT, "time limit"),
+        (replace(FINE, exit_code=1), "MemoryError\n", Outcome.OUT_OF_MEMORY, "MemoryError"),
+        (FINE, "", Outcome.CRASHED, "without observations"),
+    ],
+)
+def test_a_worker_that_observed_nothing_is_named(tmp_path, worker_exit, log, outcome, words):
+    (tmp_path / "output.log").write_text(log)
+
+    result = judge_cell(make_cell(), tmp_path, worker_exit)
+
+    assert outcome is result.outcome
+    assert words in result.message
+
+
+@pytest.mark.parametrize(
+    ("seen", "outcome", "words"),
+    [
+        (REJECTION, Outcome.REJECTED_AS_EXPECTED, "before torch"),
+        (replace(REJECTION, codes=("MP-R05", "MP-R07")), Outcome.REJECTED_AS_EXPECTED, "MP-R07"),
+        (replace(REJECTION, codes=("MP-R05",)), Outcome.WRONG_REJECTION, "instead of MP-R07"),
+        (replace(REJECTION, torch_imported=True), Outcome.FAILED, "after torch"),
+        (replace(REJECTION, files_written=("checkpoint/x",)), Outcome.FAILED, "x was written"),
+        (Observations(ending="trained"), Outcome.MISSED_REJECTION, "MP-R07"),
+        (Observations(ending="refused"), Outcome.MISSED_REJECTION, "MP-R07"),
+        (Observations(ending="crashed"), Outcome.MISSED_REJECTION, "MP-R07"),
+    ],
+)
+def test_a_rejection_must_come_with_its_code_before_torch_and_without_files(
+    tmp_path, seen, outcome, words
+):
+    seen.write(tmp_path)
+
+    result = judge_cell(REJECTED, tmp_path, FINE)
+
+    assert outcome is result.outcome
+    assert words in result.message
+
+
+@pytest.mark.parametrize(
+    ("seen", "outcome", "words"),
+    [
+        (replace(REJECTION, message="no"), Outcome.WRONG_REJECTION, "should have run: no"),
+        (Observations(ending="refused", message="bad line"), Outcome.FAILED, "refused: bad line"),
+        (Observations(ending="crashed", message="diverged"), Outcome.CRASHED, "diverged"),
+        (Observations(ending="trained"), Outcome.CRASHED, "no checkpoint"),
+    ],
+)
+def test_a_cell_that_should_train_and_did_not_never_passes(tmp_path, seen, outcome, words):
+    seen.write(tmp_path)
+
+    result = judge_cell(make_cell(), tmp_path, FINE)
+
+    assert outcome is result.outcome
+    assert words in result.message
+
+
+def test_a_cell_whose_decisive_probes_were_skipped_never_passes(tmp_path: Path):
+    (tmp_path / "checkpoint").mkdir()
+    Observations(ending="trained").write(tmp_path)
+
+    result = judge_cell(make_cell(), tmp_path, FINE)
+
+    assert result.outcome not in (Outcome.PASSED, Outcome.REJECTED_AS_EXPECTED)
+
+
+def test_an_expected_finding_that_stays_silent_is_the_failure(tmp_path: Path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "mudpuppy.json").write_text("{}")
+    HEALTHY.write(tmp_path)
+
+    result = judge_cell(make_cell(Expectation(findings=("MPD203",))), tmp_path, FINE)
+
+    assert Outcome.FAILED is result.outcome
+    assert "MPD203 should have found something and did not" == result.message
+
+
+def test_an_expected_finding_that_comes_is_no_surprise(tmp_path: Path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "mudpuppy.json").write_text("{}")
+    replace(HEALTHY, loss_after=9.0).write(tmp_path)
+
+    surprised = judge_cell(make_cell(), tmp_path, FINE)
+    expected = judge_cell(make_cell(Expectation(findings=("MPD704",))), tmp_path, FINE)
+
+    assert (Outcome.FAILED, Outcome.PASSED) == (surprised.outcome, expected.outcome)
