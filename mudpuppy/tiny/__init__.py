@@ -4,8 +4,8 @@
 """
 
 from mudpuppy.tiny.build import TinyReport, build_tiny
-from mudpuppy.tiny.cache import cache_folder, tiny_path
-from mudpuppy.tiny.names import FAMILIES, is_tiny_name, resolve_model
+from mudpuppy.tiny.cache import cache_folder, resolve_model, tiny_path
+from mudpuppy.tiny.names import FAMILIES, is_tiny_name
 
 __all__ = [
     "FAMILIES",

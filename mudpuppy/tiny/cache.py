@@ -15,6 +15,7 @@ from mudpuppy.errors import OutputError
 from mudpuppy.files import fsync_folder
 from mudpuppy.tiny.build import MANIFEST, build_tiny
 from mudpuppy.tiny.fingerprint import family_hash, file_sha256, recipe_hash
+from mudpuppy.tiny.names import check_family, is_tiny_name
 from mudpuppy.tiny.training import Progress, Recipe
 
 
@@ -66,6 +67,21 @@ def is_complete(folder: Path) -> bool:
         return all(file_sha256(folder / name) == known for name, known in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # whatever is wrong with it, it is to be built again
+
+
+def resolve_model(name: str) -> str:
+    """Return the folder of the embedded model `name`, or any other name unchanged.
+
+    Raises:
+        ModelError: the family is not known.
+    """
+    if not is_tiny_name(name):
+        return name
+    family = name.partition(":")[2]
+    if name == "tiny":
+        return str(tiny_path())
+    check_family(family)
+    return str(family_path(family))
 
 
 def fill(target: Path, build: Callable[[Path], object], *, force: bool = False) -> Path:

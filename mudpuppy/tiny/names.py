@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mudpuppy.errors import ModelError, near_names
-from mudpuppy.tiny.cache import family_path, tiny_path
 
 FAMILIES = (
     "llama",
@@ -24,21 +23,6 @@ FAMILIES = (
 def is_tiny_name(name: str) -> bool:
     """Return whether `name` asks for an embedded model; `./tiny` is how to mean a folder."""
     return name == "tiny" or name.startswith("tiny:")
-
-
-def resolve_model(name: str) -> str:
-    """Return the folder of the embedded model `name`, or any other name unchanged.
-
-    Raises:
-        ModelError: the family is not known.
-    """
-    if not is_tiny_name(name):
-        return name
-    family = name.partition(":")[2]
-    if name == "tiny":
-        return str(tiny_path())
-    check_family(family)
-    return str(family_path(family))
 
 
 def check_family(family: str) -> None:

@@ -1,0 +1,64 @@
+"""When is a lower score a collapse? One rule for accuracy and voice, judged against the base.
+
+A collapse is certain: the whole 95% interval of the checkpoint lies below half of the base's score.
+Where both score below the floor the control has failed and nothing is said (design, rule 6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from harness.findings import Evidence, Finding
+from harness.registry import ControlFailed
+
+FLOOR = 0.2
+"""Score of the base below which it is no control."""
+KEPT = 0.5
+"""Share of the base's score below which a drop is a collapse."""
+
+
+def judge_scores(
+    name: str, what: str, mine: Sequence[float], theirs: Sequence[float], first_answer: str
+) -> Finding | str:
+    """Compare the scores of a checkpoint's answers, 0 to 1 each, with those of its base.
+
+    Args:
+        name: what is scored, such as `accuracy`.
+        what: the measure, for the evidence.
+        mine: scores of the checkpoint's answers.
+        theirs: scores of the base's answers to the same prompts.
+        first_answer: shown as evidence.
+
+    Raises:
+        ControlFailed: neither of the two scores.
+    """
+    score, before = sum(mine) / len(mine), sum(theirs) / len(theirs)
+    if before < FLOOR and score < FLOOR:
+        raise ControlFailed(f"the base itself scores {before:.2f}, so nothing can be concluded")
+    high = upper_bound(score, len(mine))
+    if before < FLOOR or high >= KEPT * before:
+        return f"{name} {score:.2f} of {len(mine)} answers, the base's {before:.2f}"
+    return Finding(
+        message=f"{name} fell from {before:.2f} to {score:.2f} ({len(mine)} answers; with 95% "
+        f"confidence at most {high:.2f})",
+        evidence=(
+            Evidence(
+                what=what,
+                found=round(score, 4),
+                expected=f"at least {KEPT * before:.2f}, half of the base's {before:.2f}",
+            ),
+            Evidence(what="first answer", found=first_answer[:120]),
+        ),
+        cause="the last stage of training: stacked adapters, a faulty EOS or template, a learning "
+        "rate too high",
+        remedy="diagnose the checkpoint before this stage, then train the stage again from it",
+    )
+
+
+def upper_bound(share: float, total: int) -> float:
+    """Return the upper end of Wilson's 95% interval; for scores between 0 and 1 it is wider."""
+    z = 1.96
+    scale = 1 + z * z / total
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return (share + z * z / (2 * total) + half) / scale
