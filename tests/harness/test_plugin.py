@@ -64,7 +64,7 @@ def test_every_cell_is_an_item_with_its_own_ending(project: pytest.Pytester) -> 
         "small.yaml::segfault-five FAILED",
     ]
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines("*2 failed, 1 passed, 1 skipped, 1 rejected as expected*")
+    result.stdout.fnmatch_lines("*2 failed, 1 passed, 1 skipped*1 rejected as expected*")
 
 
 def test_a_failure_shows_outcome_findings_and_output(project: pytest.Pytester) -> None:
@@ -119,7 +119,7 @@ def test_xdist_and_junit_see_the_same_outcomes(project: pytest.Pytester) -> None
 
     result = run(project, "-n", "2", "--junitxml", "out.xml", "--pressure-output", "kept")
 
-    result.stdout.fnmatch_lines("*2 failed, 1 passed, 1 skipped, 1 rejected as expected*")
+    result.stdout.fnmatch_lines("*2 failed, 1 passed, 1 skipped*1 rejected as expected*")
     cases = ET.parse(project.path / "out.xml").getroot().iter("testcase")
     properties = {
         case.attrib["name"]: [p.attrib["value"] for p in case.iter("property")] for case in cases
