@@ -99,12 +99,13 @@ def _run_train(words: list[str]) -> int:
     say = _be_silent if arguments.quiet else _say
     from mudpuppy.engine import train
 
-    record = train(
-        config,
-        samples=samples,
-        say=say,
-        report=None if arguments.quiet else _report_step,
-    )
+    report = None if arguments.quiet else _report_step
+    try:
+        record = train(config, samples=samples, say=say, report=report)
+    except KeyboardInterrupt:
+        left = f"; what was logged is in {config.output}" if config.output.exists() else ""
+        print(f"\nmud-puppy: interrupted, nothing was saved{left}", file=sys.stderr)
+        return 130
     say(_summary(record))
     return 0
 

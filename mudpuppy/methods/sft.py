@@ -157,7 +157,7 @@ def trainer_arguments(config: TrainingConfig, runtime: Runtime) -> SFTConfig:
             "load_best_model_at_end": True,
             "metric_for_best_model": "eval_loss",
         }
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(config.output),
         max_steps=config.max_steps or -1,
         num_train_epochs=config.epochs,
@@ -186,6 +186,10 @@ def trainer_arguments(config: TrainingConfig, runtime: Runtime) -> SFTConfig:
         data_seed=config.seed,
         **evaluation,
     )
+    # Trainer would wrap the model in nn.DataParallel where it sees several GPUs, and TRL refuses
+    # that. The second may well be an integrated GPU that crashes on use (seed 000).
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def split_samples(

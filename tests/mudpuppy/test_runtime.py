@@ -1,0 +1,38 @@
+"""Device and precision are chosen with a reason, and a device that computes wrongly is refused."""
+
+import pytest
+import torch
+
+from mudpuppy import runtime
+from mudpuppy.config import load_config
+from mudpuppy.errors import ConfigError, EngineError
+
+LEAST = {"model": "tiny", "dataset": "d.jsonl", "output": "out"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_device_that_computes_rightly_is_chosen_with_reasons(precision: str):
+    chosen = runtime.choose_runtime(load_config({**LEAST, "precision": precision, "device": "cpu"}))
+
+    assert runtime.DTYPES[precision] is chosen.dtype
+    assert "asked for" == chosen.choices["device"].reason
+    assert "of fp32" in chosen.choices["precision"].reason
+
+
+def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "measure_matmul_error", lambda device, precision: 0.5)
+
+    with pytest.raises(EngineError, match=r"bf16 matrix product on cpu is off by 0.5"):
+        runtime.choose_runtime(load_config({**LEAST, "device": "cpu"}))
+
+
+def test_the_probe_sees_a_product_of_the_wrong_precision(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(runtime.DTYPES, "fp32", torch.bfloat16)
+
+    assert runtime.measure_matmul_error(torch.device("cpu"), "fp32") > 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_look_at():
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        runtime.choose_runtime(load_config({**LEAST, "device": "cuda"}))

@@ -1,0 +1,62 @@
+"""Saving is all or nothing, and never saves what is not finite."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from mudpuppy.errors import EngineError
+from mudpuppy.files import write_json_atomic, write_text_atomic
+from mudpuppy.saving import save_model, staging
+from mudpuppy.tiny import resolve_model
+
+
+def test_staged_files_appear_together_when_the_block_ends(tmp_path: Path):
+    with staging(tmp_path) as folder:
+        (folder / "a").write_text("1")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b").write_text("2")
+        assert not (tmp_path / "a").exists()
+
+    assert ["a", "sub"] == sorted(path.name for path in tmp_path.iterdir())
+    assert "2" == (tmp_path / "sub" / "b").read_text()
+
+
+def test_an_error_while_staging_leaves_nothing(tmp_path: Path):
+    def save_half() -> None:
+        with staging(tmp_path) as folder:
+            (folder / "a").write_text("1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        save_half()
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path):
+    path = tmp_path / "x.json"
+    write_json_atomic(path, {"a": 1})
+
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_atomic(path, {"a": math.nan})
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomic(path, "half a pair \ud800")
+
+    assert {"a": 1} == json.loads(path.read_text())
+    assert ["x.json"] == [entry.name for entry in tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 70000.0], ids=["nan", "too large for fp16"])
+def test_a_weight_that_is_not_finite_in_its_type_is_not_saved(tmp_path: Path, value: float):
+    from transformers import AutoModelForCausalLM
+
+    base = resolve_model("tiny:llama")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = value
+
+    with pytest.raises(EngineError, match=r"layers.1.mlp.up_proj.weight is not finite"):
+        save_model(model, base, tmp_path / "out", torch.float16)
+    assert not (tmp_path / "out").exists()
