@@ -29,10 +29,10 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 
 test: lint
-	@$(BIN)/pytest -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
 
 test-slow: $(STAMP)
-	@$(BIN)/pytest -n $(JOBS) -m slow
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m slow
 
 doctor: $(STAMP)
 	@test -n "$(CKPT)" || { echo "usage: make doctor CKPT=path/to/checkpoint" >&2; exit 2; }

@@ -51,7 +51,7 @@ def test_a_planted_bug_makes_the_matrix_fail(tmp_path: Path, name: str):
     cells = [cell for cell in load_cells(SEED) if cell.name in mutant.cells]
     assert len(cells) == len(mutant.cells)
 
-    matrix = run_matrix(cells, tmp_path, judge=judge_cell, plant=name)
+    matrix = run_matrix(cells, tmp_path, judge=judge_cell, jobs=2, plant=name)
 
     assert 0 != matrix.exit_code
     for result in matrix.cells:
