@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
 
-.PHONY: help setup pressure test lint test-slow doctor clean
+.PHONY: help setup pressure test lint doctor clean
 
 help:
 	@sed -n '1,6p' Makefile
@@ -30,9 +30,6 @@ lint: $(STAMP)
 
 test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS)
-
-test-slow: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m slow
 
 doctor: $(STAMP)
 	@test -n "$(CKPT)" || { echo "usage: make doctor CKPT=path/to/checkpoint" >&2; exit 2; }
