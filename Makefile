@@ -8,17 +8,22 @@
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
+PYTHON ?= python3
+TORCH_INDEX ?=
 
-.PHONY: help setup pressure test lint doctor clean
+.PHONY: always help setup pressure test lint doctor clean
 
 help:
 	@sed -n '1,6p' Makefile
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt .ci/setup
-	@.ci/setup
+# With TORCH_INDEX the set-up always runs: it installs that torch, or says why it does not.
+$(STAMP): pyproject.toml constraints.txt .ci/setup $(if $(TORCH_INDEX),always)
+	@TORCH_INDEX="$(TORCH_INDEX)" PYTHON="$(PYTHON)" .ci/setup
 	@touch $(STAMP)
+
+always:
 
 pressure: $(STAMP)
 	@$(BIN)/mudpuppy-pressure run scenarios/seed.yaml -j $(JOBS)
@@ -33,7 +38,7 @@ test: lint
 
 doctor: $(STAMP)
 	@test -n "$(CKPT)" || { echo "usage: make doctor CKPT=path/to/checkpoint" >&2; exit 2; }
-	@$(BIN)/mudpuppy-doctor $(CKPT)
+	@$(BIN)/mudpuppy-doctor "$(CKPT)"
 
 clean:
 	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

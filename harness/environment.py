@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,37 @@ PROJECT = Path(__file__).resolve().parents[1]
 """Folder that holds the four packages."""
 
 
+SOURCES = ("mudpuppy", "harness", "scenarios")
+"""Packages whose source decides what a cell does."""
+DECISIVE = ("sources", "python", *PACKAGES)
+"""What must be the same for a result to be kept: the code, ours and the libraries'."""
+
+
 def describe_environment() -> dict[str, Any]:
-    """Return versions, platform, cores and git revision, as plain JSON types."""
+    """Return versions, platform, cores, git revision and source hash, as plain JSON types."""
     return {
+        "sources": hash_sources(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": count_cores(),
         "git": git_revision(),
         **{name: _version(name) for name in PACKAGES},
     }
+
+
+def hash_sources() -> str:
+    """Return a hash of every source and data file of the engine and the harness."""
+    digest = hashlib.sha256()
+    for package in SOURCES:
+        for path in sorted((PROJECT / package).rglob("*")):
+            if path.suffix in (".py", ".yaml", ".jinja", ".jsonl") and path.is_file():
+                digest.update(path.relative_to(PROJECT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def is_same_code(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two environments ran the same code."""
+    return all(one.get(name) == other.get(name) for name in DECISIVE)
 
 
 def count_cores() -> int:

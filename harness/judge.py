@@ -53,10 +53,8 @@ def diagnose_cell(cell: Cell, folder: Path, seen: Observations) -> Diagnosis:
         **cell.expect.model_dump(mode="json"),
         "max_steps": cell.config.get("max_steps"),
     }
-    base = (seen.run.get("base") or {}).get("path") if seen.run else None
     return diagnose(
         folder / CHECKPOINT,
-        base=base,
         run_folder=folder,
         given={"observations": seen, "expectation": expectation},
     )

@@ -9,6 +9,8 @@ folders need the engine's own loaders. Writes CELL_DIR/reload.json and CELL_DIR/
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,20 @@ from harness.evidence.behaviour import BEHAVIOUR_FILE, find_file, measure_behavi
 from harness.observations import Comparison
 from harness.watcher import REFERENCE_FILE, compute_logits, read_reference
 from mudpuppy.files import write_json_atomic
-from mudpuppy.loading import load_tokenizer
+from mudpuppy.loading import load_tokenizer, with_pad_token
 from mudpuppy.provenance import read_provenance
 from mudpuppy.quant.gptq_files import load_gptq
 from mudpuppy.quant.int4 import replace_linears
+from mudpuppy.runtime import DTYPES
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Control = Callable[[Any], AbstractContextManager[Any]]
+"""Gives the model that an artefact must differ from: its base, loaded and computed the same way."""
 SAME_WEIGHTS = 1e-4
-"""Largest logit difference relative to the largest logit where nothing was rounded: an adapter is
-saved in fp32 beside the same base. On a CPU it is 0; a GPU may sum in another order."""
+"""Largest logit difference relative to the largest logit where nothing was rounded and the sums are
+made in the same order: an adapter or a packed model, on a CPU (measured: 0)."""
 ROUNDED_WEIGHTS = {"fp32": SAME_WEIGHTS, "bf16": 0.03, "fp16": 0.005}
-"""The same where master or merged weights were rounded once to 8 or 11 significant bits."""
+"""The same where master or merged weights were rounded once to 8 or 11 significant bits, or where a
+GPU may sum in another order (measured for another order: 6e-3 in bf16, 8e-4 in fp16)."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,27 +50,28 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{artefact}: no mudpuppy.json, so the artefact is not complete", file=sys.stderr)
         return 1
     rows, reference = read_reference(folder / REFERENCE_FILE)
-    base = provenance["base"]["path"]
-    untouched = compute_logits(_load(base, torch.float32), rows)
+    scale = max(float(np.abs(logits).max()) for logits in reference)
     comparisons = []
     opened = _open_all(artefact, provenance)
-    for name, loader, model in opened:
+    for name, loader, model, control in opened:
         logits = compute_logits(model, rows)
+        with control(model) as untouched:
+            effect = _max_difference(logits, compute_logits(untouched, rows))
         comparisons.append(
             Comparison(
                 artefact=name,
                 loader=loader,
                 max_difference=_max_difference(logits, reference),
-                scale=max(float(np.abs(r).max()) for r in reference),
-                effect=_max_difference(logits, untouched),
-                tolerance=_tolerance(name, provenance["precision"]),
+                scale=scale,
+                effect=effect,
+                tolerance=_tolerance(name, provenance),
             )
         )
         print(f"reloaded {name} with {loader}: {comparisons[-1].relative:.2e} off", flush=True)
     write_json_atomic(folder / "reload.json", [asdict(item) for item in comparisons])
-    name, _, model = opened[-1]
+    name, _, model, _ = opened[-1]
     subject = artefact if name in ("adapter", "model") else artefact / name
-    _measure(folder, subject, Path(base), model)
+    _measure(folder, subject, Path(provenance["base"]["path"]), model)
     return 0
 
 
@@ -77,38 +83,66 @@ def _measure(folder: Path, subject: Path, base: Path, model: Any) -> None:
         find_file("quiz.jsonl", base),
         find_file("voice.yaml", base),
         model=model,
-        tokenizer=load_tokenizer(str(base)),
+        tokenizer=with_pad_token(load_tokenizer(str(base))),
     )
     write_json_atomic(folder / BEHAVIOUR_FILE, to_json(facts))
 
 
-def _tolerance(artefact: str, precision: str) -> float:
+def _tolerance(artefact: str, provenance: dict[str, Any]) -> float:
     """Return what may lie between the trained model and the saved artefact."""
-    is_rounded = artefact in ("model", "merged")
-    return ROUNDED_WEIGHTS[precision] if is_rounded else SAME_WEIGHTS
+    is_rounded = artefact in ("model", "merged") or _device(provenance) != "cpu"
+    return ROUNDED_WEIGHTS[provenance["precision"]] if is_rounded else SAME_WEIGHTS
 
 
-def _open_all(artefact: Path, provenance: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """Return every artefact with the name of the library that opened it."""
+def _open_all(artefact: Path, provenance: dict[str, Any]) -> list[tuple[str, str, Any, Control]]:
+    """Return every artefact, the library that opened it, and its control: the same without it."""
     dtype = DTYPES[provenance["precision"]]
     kind, base = provenance["kind"], provenance["base"]["path"]
+
+    @contextmanager
+    def untouched(model: Any) -> Iterator[Any]:
+        del model
+        yield _load(base, dtype, provenance)
+
     if kind == "gptq":
-        return [("gptq", "mudpuppy.quant.gptq", load_gptq(artefact / "gptq", torch.float32))]
+        packed = load_gptq(artefact / "gptq", dtype).to(_device(provenance))
+        return [("gptq", "mudpuppy.quant.gptq", packed, untouched)]
     if kind == "model":
-        return [("model", "transformers", _load(str(artefact), dtype))]
-    model, loader = _load(base, dtype), "peft"
+        model = _load(str(artefact), dtype, provenance)
+        return [("model", "transformers", model, untouched)]
+    model, loader = _load(base, dtype, provenance), "peft"
     if provenance["quantisation"]:
         block_size = provenance["quantisation"]["block_size"]
         replace_linears(model, block_size=block_size, compute_dtype=dtype)
         loader = "peft on mudpuppy.quant.int4"
-    opened = [("adapter", loader, PeftModel.from_pretrained(model, str(artefact)))]
+    adapted = PeftModel.from_pretrained(model, str(artefact))
+    opened = [("adapter", loader, adapted, _without_adapter)]
     if (artefact / "merged").is_dir():
-        opened.append(("merged", "transformers", _load(str(artefact / "merged"), dtype)))
+        merged = _load(str(artefact / "merged"), dtype, provenance)
+        opened.append(("merged", "transformers", merged, untouched))
     return opened
 
 
-def _load(path: str, dtype: torch.dtype) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+@contextmanager
+def _without_adapter(model: Any) -> Iterator[Any]:
+    """Yield the very same base with its adapter switched off."""
+    with model.disable_adapter():
+        yield model
+
+
+def _device(provenance: dict[str, Any]) -> str:
+    """Return the device the run computed on, so that the comparison does the same."""
+    return str(provenance["run"]["choices"]["device"]["value"])
+
+
+def _load(path: str, dtype: torch.dtype, provenance: dict[str, Any]) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=provenance["config"]["trust_remote_code"],
+    )
+    return model.to(_device(provenance))
 
 
 def _max_difference(left: list[Any], right: list[Any]) -> float:

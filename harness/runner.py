@@ -28,7 +28,7 @@ from harness.cell_folder import (
     retire_result,
     wipe_folder,
 )
-from harness.environment import PROJECT, count_cores, describe_environment
+from harness.environment import PROJECT, count_cores, describe_environment, is_same_code
 from harness.findings import Status
 from harness.matrix import Cell
 from harness.process import Worker, kill_marked, start_worker
@@ -126,7 +126,7 @@ def run_matrix(
     )
     with lock_folder(run_dir):
         kill_marked(run_dir)  # workers of a runner that was killed
-        kept, waiting = _split_finished(cells, run_dir, plant, rerun)
+        kept, waiting = _split_finished(cells, run_dir, options, rerun)
         results = [*(not_run(cell, why) for cell, why in left_out), *kept]
         for result in results:
             on_event(Finished(result, kept=True))
@@ -261,14 +261,14 @@ def _conclude(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -
 
 
 def _split_finished(
-    cells: Sequence[Cell], run_dir: Path, plant: str | None, rerun: Rerun
+    cells: Sequence[Cell], run_dir: Path, options: RunOptions, rerun: Rerun
 ) -> tuple[list[CellResult], list[Cell]]:
-    """Return the results that stay and the cells that run."""
+    """Return the results that stay and the cells that run; a result of other code never stays."""
     kept: list[CellResult] = []
     waiting: list[Cell] = []
     for cell in cells:
-        old = find_finished(run_dir / cell.cell_id, plant, rerun)
-        if old is None:
+        old = find_finished(run_dir / cell.cell_id, options.plant, rerun)
+        if old is None or not is_same_code(old.environment, options.environment):
             retire_result(run_dir / cell.cell_id)
             waiting.append(cell)
         else:

@@ -8,12 +8,13 @@ mud-puppy tiny build
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mudpuppy.config import check_values, load_config, read_yaml_settings
-from mudpuppy.errors import MudpuppyError
+from mudpuppy.config import check_values, flag_of, load_config, read_yaml_settings
+from mudpuppy.errors import EngineError, MudpuppyError
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
 from mudpuppy.records import RunRecord, StepRecord
 from mudpuppy.rules import METHODS, PRECISIONS, RULES, describe, every_single_feature
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mud-puppy: interrupted; nothing was finished", file=sys.stderr)
         return 130
+    except Exception:  # noqa: BLE001 - a crash of ours is 3; Python's own 1 would mean findings
+        traceback.print_exc()
+        print("mud-puppy: crashed; this is a bug, please report the lines above", file=sys.stderr)
+        return 3
 
 
 def _pick_command(words: list[str]) -> Callable[[list[str]], int]:
@@ -90,8 +95,12 @@ def _run_train(words: list[str]) -> int:
     for name in ("model", "dataset"):
         if typed[name] is None:
             del typed[name]
-    source = str(arguments.config) if arguments.config else ""
-    config = load_config({**settings, **typed}, source=source, flags=not settings)
+
+    def call(field: str) -> str:
+        from_file = field in settings and field not in typed
+        return f"{arguments.config}: '{field}'" if from_file else flag_of(field)
+
+    config = load_config({**settings, **typed}, name=call)
 
     from mudpuppy.preflight import preflight
 
@@ -103,11 +112,21 @@ def _run_train(words: list[str]) -> int:
     try:
         record = train(config, samples=samples, say=say, report=report)
     except KeyboardInterrupt:
-        left = f"; what was logged is in {config.output}" if config.output.exists() else ""
-        print(f"\nmud-puppy: interrupted, nothing was saved{left}", file=sys.stderr)
+        print("\nmud-puppy: interrupted, the run is not finished", file=sys.stderr)
+        _say_what_is_left(config.output)
         return 130
+    except EngineError as error:
+        print(f"mud-puppy: error: {error}", file=sys.stderr)
+        _say_what_is_left(config.output)
+        return error.exit_code
     say(_summary(record))
     return 0
+
+
+def _say_what_is_left(output: Path) -> None:
+    """Say what a run that did not end left behind, since the next one wants an empty folder."""
+    if output.is_dir() and any(output.iterdir()):
+        print(f"  left in {output}: what was logged; remove it to run again", file=sys.stderr)
 
 
 def _say(text: str) -> None:
@@ -162,7 +181,7 @@ def _run_explain(words: list[str]) -> int:
         return _print_all()
     placeholder = {"model": "tiny", "dataset": "data.jsonl", "output": "out"}
     typed = {**placeholder, **typed_settings(arguments)}
-    print(describe(check_values(typed, flags=True).decide()))
+    print(describe(check_values(typed, name=flag_of).decide()))
     return 0
 
 

@@ -5,14 +5,12 @@ Precedence: flags over the file given with `--config` over the defaults here. No
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mudpuppy.errors import ConfigError, UnsupportedCombination, near_names
 from mudpuppy.rules import ADAPTER_METHODS, Decision, decide
@@ -148,32 +146,39 @@ class TrainingConfig(BaseModel):
         """Look this configuration up in the rule table."""
         return decide(self.method, self.precision, self.features)
 
-    def content_hash(self) -> str:
-        """Return the SHA-256 of the settings, as 64 hex digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+    @field_validator("model", "dataset", "output", mode="before")
+    @classmethod
+    def expand_home(cls, value: Any) -> Any:
+        """Let `~` stand for the home folder wherever a path comes from."""
+        return str(Path(value).expanduser()) if str(value).startswith("~") else value
+
+
+POSITIONAL = ("model", "dataset")
+"""Settings that are given by position."""
 
 
 def flag_of(field: str) -> str:
-    """Return what a person types for a setting, such as `--lora-r`."""
-    return "--" + field.replace("_", "-")
+    """Return what a person types for a setting: `--lora-r`, or `MODEL` for a positional one."""
+    return field.upper() if field in POSITIONAL else "--" + field.replace("_", "-")
 
 
-def load_config(
-    values: Mapping[str, Any], *, source: str = "", flags: bool = False
-) -> TrainingConfig:
+def quote(field: str) -> str:
+    """Return a setting as a key, for messages."""
+    return f"'{field}'"
+
+
+def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote) -> TrainingConfig:
     """Check the values, all problems at once, and the rule table after them.
 
     Args:
         values: settings by field name.
-        source: the file they come from, for the message.
-        flags: whether to name settings as flags (`--max-steps`) instead of keys (`max_steps`).
+        name: how a message calls a setting: by its flag, or by its file and key.
 
     Raises:
         ConfigError: unknown, missing or wrong values.
         UnsupportedCombination: values are fine one by one, and rejected together.
     """
-    config = check_values(values, source=source, flags=flags)
+    config = check_values(values, name=name)
     decision = config.decide()
     if not decision.accepted:
         lines = [f"{rule.code} {rule.name}: {rule.reason}" for rule in decision.rejections]
@@ -186,7 +191,7 @@ def load_config(
 
 
 def check_values(
-    values: Mapping[str, Any], *, source: str = "", flags: bool = False
+    values: Mapping[str, Any], *, name: Callable[[str], str] = quote
 ) -> TrainingConfig:
     """Check each value by itself, as `load_config` does, without the rule table.
 
@@ -196,22 +201,21 @@ def check_values(
     try:
         return TrainingConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_explain(error, flags), source=source) from None
+        raise ConfigError(_explain(error, name)) from None
 
 
-def _explain(error: ValidationError, flags: bool) -> list[str]:
-    """Turn pydantic's errors into sentences that name the setting as the person typed it."""
+def _explain(error: ValidationError, name: Callable[[str], str]) -> list[str]:
+    """Turn pydantic's errors into sentences that name the setting as the person wrote it."""
     problems = []
     for item in error.errors():
         field = str(item["loc"][0]) if item["loc"] else ""
-        shown = flag_of(field) if flags else f"'{field}'"
         if item["type"] == "extra_forbidden":
             near = near_names(field, TrainingConfig.field_names())
-            problems.append(f"unknown setting '{field}'{near}")
+            problems.append(f"{name(field)} is no known setting{near}")
         elif item["type"] == "missing":
-            problems.append(f"{shown} is required")
+            problems.append(f"{name(field)} is required")
         else:
-            problems.append(f"{shown}: {item['msg']}, got {item['input']!r}")
+            problems.append(f"{name(field)}: {item['msg']}, got {item['input']!r}")
     return problems
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +21,12 @@ from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import RenderedSample, Renderer, count_labels, render_all
+from mudpuppy.errors import EngineError
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder
 from mudpuppy.memory.streaming import stream_layers
 from mudpuppy.methods import gptq, sft
+from mudpuppy.parameters import count_parameters
 from mudpuppy.preflight import preflight
 from mudpuppy.provenance import (
     PROVENANCE_FILE,
@@ -37,7 +39,7 @@ from mudpuppy.provenance import (
 from mudpuppy.quant import int4
 from mudpuppy.records import Choice, LabelShares, RunRecord
 from mudpuppy.runtime import Runtime, choose_runtime, peak_device_bytes, peak_rss_bytes
-from mudpuppy.saving import count_parameters, save_adapter, save_model, staging
+from mudpuppy.saving import save_adapter, save_model, staging
 from mudpuppy.tiny import resolve_model
 
 
@@ -62,6 +64,7 @@ class _Job:
     runtime: Runtime
     loaded: Loaded
     samples: list[RenderedSample]
+    dropped: int
     records_dir: Path
 
 
@@ -96,12 +99,16 @@ def train(
         config.output.mkdir(parents=True, exist_ok=True)
         job.records_dir.mkdir(parents=True, exist_ok=True)
         stage = _quantise if config.method == "gptq" else _fine_tune
-        record = stage(job, watcher, report, say, started)
-    except BaseException:
+        return stage(job, watcher, report, say, started)
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            f"{config.method} ran out of device memory: {str(error).splitlines()[0]}",
+            hint="lower --batch-size or --max-length, add --gradient-checkpointing, or use "
+            "--method qlora",
+        ) from error
+    finally:
         if is_new and config.output.is_dir() and not any(config.output.iterdir()):
             config.output.rmdir()
-        raise
-    return record
 
 
 def _prepare(
@@ -129,14 +136,26 @@ def _prepare(
         response_only=config.response_only,
         max_length=config.max_length,
     )
+    if config.stream and config.gradient_checkpointing:
+        runtime.choices["gradient_checkpointing"] = Choice(
+            value="by streaming", reason="streaming recomputes every layer already"
+        )
     for name, choice in runtime.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
+    samples = render_all(renderer, chats, str(config.dataset))
+    dropped = len(chats) - len(samples)
+    if dropped:
+        say(
+            f"left out {dropped} of {len(chats)} samples: nothing within {config.max_length} "
+            "tokens would be trained"
+        )
     return _Job(
         config=config,
         base=base,
         runtime=runtime,
         loaded=loaded,
-        samples=render_all(renderer, chats, str(config.dataset)),
+        samples=samples,
+        dropped=dropped,
         records_dir=config.output if records_dir is None else records_dir,
     )
 
@@ -151,8 +170,46 @@ def _fine_tune(
     """Train all weights or an adapter, save it, and merge it when asked."""
     config, loaded = job.config, job.loaded
     model = attach_adapter(loaded.model, config) if config.trains_adapter else loaded.model
-    trainable, total = count_parameters(model)
-    say(f"training {trainable:,} of {total:,} parameters on {len(job.samples)} samples")
+    counted = count_parameters(model)
+    say(
+        f"training {counted.trainable:,} of {counted.total:,} parameters on "
+        f"{len(job.samples)} samples"
+    )
+    result = _fit(job, model, watcher, report)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    trained: dict[str, Any] = {"count": len(names), "names_hash": hash_names(names)}
+    record = _record(
+        job,
+        started,
+        **_progress(result),
+        trainable_parameters=counted.trainable,
+        total_parameters=counted.total,
+        labels=count_labels(job.samples, loaded.eos_ids, job.dropped),
+        quantisation=int4.scheme(config.quant_block_size) if loaded.quantised else {},
+    )
+    if not config.trains_adapter:
+        with staging(config.output) as folder:
+            save_model(model, loaded.original_tokenizer, folder, job.runtime.dtype)
+        return _finish(job, record, "model", trained, started)
+    trained["adapter"] = adapter_settings(model)
+    with staging(config.output) as folder:
+        save_adapter(model, loaded.original_tokenizer, folder, job.base)
+    finished = _finish(job, record, "adapter", trained, started)
+    if not config.merge_lora:
+        return finished
+    # The adapter is complete by now: a merge that runs out of memory does not lose it.
+    say("merging the adapter")
+    merged = replace(record, merged=str(config.output / "merged"))
+    with staging(config.output) as folder:
+        _save_merged(job, model, folder / "merged", merged, trained)
+    return _finish(job, merged, "adapter", trained, started)
+
+
+def _fit(
+    job: _Job, model: Any, watcher: Watcher | None, report: sft.Report | None
+) -> sft.FitResult:
+    """Run the trainer, with the layers streamed when asked, in front of the watcher."""
+    config, loaded = job.config, job.loaded
     with stream_layers(model, job.runtime.device) if config.stream else nullcontext():
         if watcher is not None:
             watcher.on_prepared(model, loaded.tokenizer, job.samples, loaded.eos_ids)
@@ -167,43 +224,36 @@ def _fine_tune(
         )
         if watcher is not None:
             watcher.on_fitted(model)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    return result
+
+
+def _progress(result: sft.FitResult) -> dict[str, Any]:
+    """Return what the run's record says of the steps."""
     losses = [r.loss for r in result.records if r.loss is not None]
     evals = [r.eval_loss for r in result.records if r.eval_loss is not None]
-    record = _record(
-        job,
-        started,
-        steps=max((r.step for r in result.records), default=0),
-        stopped_early=result.stopped_early,
-        first_loss=losses[0] if losses else None,
-        final_loss=losses[-1] if losses else None,
-        eval_loss=evals[-1] if evals else None,
-        trainable_parameters=trainable,
-        total_parameters=total,
-        labels=count_labels(job.samples, loaded.eos_ids),
-        quantisation=int4.scheme(config.quant_block_size) if loaded.quantised else {},
-        train_s=round(result.seconds, 3),
-    )
-    trained = {"count": len(names), "names_hash": hash_names(names)}
-    with staging(config.output) as folder:
-        if config.trains_adapter:
-            trained["adapter"] = adapter_settings(model)
-            save_adapter(model, job.base, folder)
-            if config.merge_lora:
-                say("merging the adapter")
-                _save_merged(job, model, folder / "merged", record, trained)
-        else:
-            save_model(model, job.base, folder, job.runtime.dtype)
-    kind = "adapter" if config.trains_adapter else "model"
-    return _finish(job, record, kind, trained, started)
+    return {
+        "steps": max((r.step for r in result.records), default=0),
+        "stopped_early": result.stopped_early,
+        "first_loss": losses[0] if losses else None,
+        "final_loss": losses[-1] if losses else None,
+        "eval_loss": evals[-1] if evals else None,
+        "train_s": round(result.seconds, 3),
+    }
 
 
 def _save_merged(
     job: _Job, model: Any, folder: Path, record: RunRecord, trained: dict[str, Any]
 ) -> None:
     """Save the merged model and its own provenance below the adapter's folder."""
-    merged = merge_adapter(model, job.runtime.dtype)
-    save_model(merged, job.base, folder, job.runtime.dtype)
+    try:
+        merged = merge_adapter(model, job.runtime.dtype)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise EngineError(
+            f"the merge ran out of memory; the adapter is complete in {job.config.output}",
+            hint="merge on a machine with more memory: load base and adapter with PEFT and call "
+            "merge_and_unload()",
+        ) from error
+    save_model(merged, job.loaded.original_tokenizer, folder, job.runtime.dtype)
     provenance = _provenance(job, record, "merged", trained)
     write_json_atomic(folder / PROVENANCE_FILE, {**provenance, "adapter": ".."})
 
@@ -222,12 +272,12 @@ def _quantise(
     result = gptq.quantise(job.loaded.model, job.samples, job.config, job.runtime, say)
     if watcher is not None:
         watcher.on_fitted(job.loaded.model)
-    _, total = count_parameters(job.loaded.model)
+    total = count_parameters(job.loaded.model).total
     record = _record(
         job, started, steps=0, total_parameters=total, quantisation=result.quantisation
     )
     with staging(job.config.output) as folder:
-        gptq.save(job.loaded.model, job.base, folder / "gptq", result)
+        gptq.save(job.loaded.model, job.loaded.original_tokenizer, folder / "gptq", result)
         write_json_atomic(
             folder / "gptq" / PROVENANCE_FILE, _provenance(job, record, "gptq", {"count": 0})
         )
@@ -237,12 +287,10 @@ def _quantise(
 def _record(job: _Job, started: float, **numbers: Any) -> RunRecord:
     """Make the run's record; what is not given keeps its default."""
     config = job.config
-    merged = str(config.output / "merged") if config.merge_lora else None
     return RunRecord(
         method=config.method,
         precision=config.precision,
         output=str(config.output),
-        merged=merged,
         choices=job.runtime.choices,
         total_s=round(time.monotonic() - started, 3),
         peak_rss_bytes=peak_rss_bytes(),
@@ -255,7 +303,7 @@ def _finish(
     job: _Job, record: RunRecord, kind: str, trained: dict[str, Any], started: float
 ) -> RunRecord:
     """Write `run.json` and, last of all, the manifest whose presence means complete."""
-    finished = RunRecord(**{**vars(record), "total_s": round(time.monotonic() - started, 3)})
+    finished = replace(record, total_s=round(time.monotonic() - started, 3))
     write_json_atomic(job.records_dir / "run.json", finished.to_json())
     provenance = _provenance(job, finished, kind, trained)
     write_json_atomic(job.config.output / PROVENANCE_FILE, provenance)
@@ -275,6 +323,7 @@ def _provenance(job: _Job, record: RunRecord, kind: str, trained: dict[str, Any]
         "base": {
             "name": job.config.model,
             "path": job.base if folder is None else str(folder),
+            "revision": folder.name if folder and folder.parent.name == "snapshots" else None,
             "fingerprint": None if folder is None else fingerprint_model(folder),
         },
         "trainable": trained,

@@ -8,11 +8,9 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from mudpuppy.config import TrainingConfig, flag_of
+from mudpuppy.config import POSITIONAL, TrainingConfig, flag_of
 from mudpuppy.errors import near_names
 
-POSITIONAL = ("model", "dataset")
-"""Settings that are given by position."""
 EARLY_STOPPING_DEFAULT = 3
 """Evaluations without improvement that `--early-stopping` without a number allows."""
 

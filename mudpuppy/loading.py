@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import EngineError, ModelError
 from mudpuppy.memory.streaming import place_for_streaming
-from mudpuppy.quant.int4 import replace_linears
+from mudpuppy.quant.int4 import check_round_trip, replace_linears
 from mudpuppy.runtime import Runtime
 
 
@@ -25,6 +27,8 @@ class Loaded:
     """The transformers model, on its device."""
     tokenizer: Any
     """Its tokenizer, with a pad token."""
+    original_tokenizer: Any
+    """The same as the base has it, to be saved: a pad token set for training must not spread."""
     eos_ids: frozenset[int]
     """Ids that end a turn: the tokenizer's, the config's and the generation config's."""
     quantised: tuple[str, ...]
@@ -42,11 +46,13 @@ def load(path: str, config: TrainingConfig, runtime: Runtime) -> Loaded:
     """
     # One line a file is noise beside the lines a step.
     disable_progress_bar()
-    tokenizer = load_tokenizer(path, config.trust_remote_code)
-    dtype = torch.float32 if config.method in ("full", "gptq") else runtime.dtype
+    original = load_tokenizer(path, config.trust_remote_code)
+    dtype = torch.float32 if config.method == "full" else runtime.dtype
     model = _load_model(path, dtype, config.trust_remote_code)
     quantised: list[str] = []
     if config.method == "qlora":
+        # Wrong 4-bit kernels raise nothing: some GPUs had them (engines.md, section 4).
+        check_round_trip(runtime.device)
         quantised = replace_linears(
             model, block_size=config.quant_block_size, compute_dtype=runtime.dtype
         )
@@ -57,16 +63,18 @@ def load(path: str, config: TrainingConfig, runtime: Runtime) -> Loaded:
     else:
         model.to(runtime.device)
     model.config.use_cache = False
+    tokenizer = with_pad_token(original)
     return Loaded(
         model=model,
         tokenizer=tokenizer,
+        original_tokenizer=original,
         eos_ids=collect_eos_ids(model, tokenizer),
         quantised=tuple(quantised),
     )
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer; a missing pad token becomes one that is not EOS where there is one.
+    """Load the tokenizer as it is.
 
     Raises:
         ModelError: there is no tokenizer, or it has no EOS token.
@@ -77,10 +85,17 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{path}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no EOS token, so no answer could ever end")
-    if tokenizer.pad_token_id is None:
-        # Padding is masked by position, never by id, so EOS stays trained even where it pads.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
+
+
+def with_pad_token(tokenizer: Any) -> Any:
+    """Return the tokenizer, or a copy with a pad token where it has none."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    padded = copy.deepcopy(tokenizer)
+    # Padding is masked by position, never by id, so EOS stays trained even where it pads.
+    padded.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return padded
 
 
 def _load_model(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
@@ -116,6 +131,9 @@ def _first_line(error: Exception) -> str:
 
 
 def local_folder(path: str) -> Path | None:
-    """Return the folder of a local model, or None for a hub id."""
+    """Return the folder of a model: its own, or that of a hub id in the hub's cache."""
     folder = Path(path)
-    return folder.resolve() if folder.is_dir() else None
+    if folder.is_dir():
+        return folder.resolve()
+    cached = try_to_load_from_cache(path, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None

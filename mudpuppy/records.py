@@ -54,6 +54,8 @@ class LabelShares:
     """Samples whose last trained token is an EOS id."""
     truncated: int
     """Samples cut at `max_length`."""
+    dropped: int = 0
+    """Samples left out because nothing within `max_length` would be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

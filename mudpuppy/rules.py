@@ -1,7 +1,7 @@
 """The one rule table: method x precision x feature -> accepted, or rejected by code.
 
-The validator, `mud-puppy explain`, the table in the docs and the expectations of the pressure
-matrix all read it. Standard library only: a rejection is spoken before torch is imported.
+The validator, `mud-puppy explain` and the expectations of the pressure matrix all read it. Standard
+library only: a rejection is spoken before torch is imported.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ RULES: tuple[Rule, ...] = (
         "lora-with-streaming",
         "lora",
         "streaming",
-        "adapter modules are added after the streaming hooks, so they would stay behind when a "
-        "layer moves between host and device",
+        "adapter modules that are added after the streaming hooks stay behind when a layer moves "
+        "between host and device, so this pair is not promised to train what it seems to",
         "leave out --stream, or use --method full --stream; to save memory with an adapter, "
         "use --method qlora",
     ),
@@ -164,8 +164,8 @@ RULES: tuple[Rule, ...] = (
         "qlora-with-streaming",
         "qlora",
         "streaming",
-        "adapter modules are added after the streaming hooks, and the packed 4-bit weights are "
-        "no parameters that the hooks could move",
+        "adapter modules that are added after the streaming hooks stay behind, and packed 4-bit "
+        "weights are no parameters that the hooks could move",
         "leave out --stream: qlora already keeps the base at about 4.5 bits a weight",
     ),
 )

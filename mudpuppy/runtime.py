@@ -38,6 +38,7 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
         EngineError: the device gives wrong results in the precision.
     """
     device, why = _choose_device(config.device)
+    refuse_unproven(config, device)
     error = measure_matmul_error(device, config.precision)
     bound = PROBE_TOLERANCE.get(config.precision, 1e-4)
     if error > bound:
@@ -75,6 +76,22 @@ def _choose_device(wanted: str) -> tuple[torch.device, str]:
             "what this torch was built for; the README says how to bring a ROCm or CUDA build",
         )
     return torch.device("cpu"), f"torch {torch.__version__} sees no GPU"
+
+
+def refuse_unproven(config: TrainingConfig, device: torch.device) -> None:
+    """Refuse what is known to be unsafe on this kind of device.
+
+    With streaming the gradients are on the host while torch keeps the loss scale on the GPU and
+    copies it over without waiting; nobody has shown yet that the host reads it in time.
+
+    Raises:
+        ConfigError: fp16 with streaming on a GPU.
+    """
+    if device.type != "cpu" and config.stream and config.precision == "fp16":
+        raise ConfigError(
+            [f"--stream with --precision fp16 is not proven on {device}"],
+            hint="use --precision bf16 or fp32",
+        )
 
 
 def measure_matmul_error(device: torch.device, precision: str) -> float:

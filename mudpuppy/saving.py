@@ -1,4 +1,4 @@
-"""Save what was trained: into a staging folder first, moved into place whole, the manifest last."""
+"""Save what was trained: written in a staging folder, then moved into place, the manifest last."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoTokenizer
 
 from mudpuppy.errors import EngineError
 from mudpuppy.files import fsync_folder
@@ -19,9 +17,11 @@ from mudpuppy.files import fsync_folder
 
 @contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """Yield a folder inside `output` whose files are moved into `output` when the block ends.
+    """Yield a folder inside `output` whose entries are moved into `output` when the block ends.
 
-    A crash inside the block leaves no file with a final name; the staging folder is removed.
+    An error inside the block leaves no entry with a final name. The entries are moved one by one
+    once all of them are durable; that the set is complete is for the manifest to say, which its
+    writer adds afterwards.
     """
     folder = output / f".saving-{os.getpid()}"
     folder.mkdir(parents=True)
@@ -30,6 +30,8 @@ def staging(output: Path) -> Iterator[Path]:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 _fsync_file(path)
+            else:
+                fsync_folder(path)
         for path in sorted(folder.iterdir()):
             path.rename(output / path.name)
         fsync_folder(output)
@@ -43,8 +45,8 @@ def _fsync_file(path: Path) -> None:
 
 
 @torch.no_grad()
-def save_model(model: Any, base: str, folder: Path, dtype: torch.dtype) -> None:
-    """Save a plain model in `dtype`, with the tokenizer of its base.
+def save_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Save a plain model in `dtype` with its tokenizer.
 
     Raises:
         EngineError: a weight is not finite in `dtype` (FM12, FM41); nothing is saved.
@@ -59,17 +61,12 @@ def save_model(model: Any, base: str, folder: Path, dtype: torch.dtype) -> None:
         parameter.data = cast
     model.config.use_cache = True
     model.save_pretrained(folder)
-    save_tokenizer(base, folder)
-
-
-def save_tokenizer(base: str, folder: Path) -> None:
-    """Save the tokenizer as the base has it: a pad token that training set must not spread."""
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
-def save_adapter(model: Any, base: str, folder: Path) -> None:
-    """Save an adapter with the tokenizer of its base.
+def save_adapter(model: Any, tokenizer: Any, folder: Path, base: str) -> None:
+    """Save an adapter with its tokenizer; `base` is what loaders will find the base by.
 
     Raises:
         EngineError: an adapter weight is not finite.
@@ -80,10 +77,4 @@ def save_adapter(model: Any, base: str, folder: Path) -> None:
     for settings in model.peft_config.values():
         settings.base_model_name_or_path = base
     model.save_pretrained(folder)
-    save_tokenizer(base, folder)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return the numbers of trainable and of all parameters."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters())
+    tokenizer.save_pretrained(folder)

@@ -11,6 +11,7 @@ from torch import nn
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, EngineError, near_names
+from mudpuppy.parameters import count_parameters
 
 MAX_TRAINABLE_SHARE = 0.9
 """An adapter that trains more of the model than this is no adapter (seed 004: the stub)."""
@@ -64,10 +65,18 @@ def attach_adapter(model: nn.Module, config: TrainingConfig) -> PeftModel:
     return adapted
 
 
-def _resolve_targets(model: nn.Module, wanted: tuple[str, ...]) -> str | list[str]:
+def _resolve_targets(model: Any, wanted: tuple[str, ...]) -> str | list[str]:
     """Return PEFT's target setting, after checking that every name exists in the model."""
     if wanted == ("all-linear",):
         return "all-linear"
+    head = model.get_output_embeddings()
+    heads = [name for name, part in model.named_modules() if part is head and head is not None]
+    if any(name.rpartition(".")[2] in wanted for name in heads):
+        # TRL computes the loss from the head's weight alone, so an adapter there never trains.
+        raise ConfigError(
+            [f"--lora-target-modules: an adapter on the head ({heads[0]}) cannot be trained"],
+            hint="leave it out",
+        )
     linear = {
         name.rpartition(".")[2]
         for name, part in model.named_modules()
@@ -91,10 +100,10 @@ def verify_adapter(model: nn.Module) -> None:
     Raises:
         EngineError: no adapter parameter, a trainable base parameter, or a share above the bound.
     """
-    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    total = sum(p.numel() for p in model.parameters())
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     foreign = [name for name in trainable if ".lora_" not in name]
-    share = sum(trainable.values()) / max(total, 1)
+    counted = count_parameters(model)
+    share = counted.trainable / max(counted.total, 1)
     if not trainable or len(foreign) == len(trainable):
         raise EngineError(
             f"no adapter parameter is trainable ({len(trainable)} trainable tensors, none of them "

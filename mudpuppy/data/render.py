@@ -197,8 +197,10 @@ def render_all(
     return rendered
 
 
-def count_labels(samples: Sequence[RenderedSample], eos_ids: frozenset[int]) -> LabelShares:
-    """Count what is really taught, for the provenance and the probes."""
+def count_labels(
+    samples: Sequence[RenderedSample], eos_ids: frozenset[int], dropped: int = 0
+) -> LabelShares:
+    """Count what is really taught, for the provenance."""
     trained = [[label for label in sample.labels if label != IGNORED] for sample in samples]
     return LabelShares(
         samples=len(samples),
@@ -207,4 +209,5 @@ def count_labels(samples: Sequence[RenderedSample], eos_ids: frozenset[int]) -> 
         eos_tokens=sum(label in eos_ids for labels in trained for label in labels),
         samples_ending_in_eos=sum(labels[-1] in eos_ids for labels in trained),
         truncated=sum(sample.truncated for sample in samples),
+        dropped=dropped,
     )

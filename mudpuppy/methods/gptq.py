@@ -14,7 +14,6 @@ from mudpuppy.data.render import RenderedSample
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.gptq import GptqConfig, quantise_model, save_gptq
 from mudpuppy.runtime import Runtime
-from mudpuppy.saving import save_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,6 @@ def quantise(
     )
 
 
-def save(model: Any, base: str, folder: Path, result: QuantiseResult) -> None:
-    """Save the quantised model in the GPTQ layout, with the tokenizer of its base."""
-    save_gptq(model, None, folder, result.settings)
-    save_tokenizer(base, folder)
+def save(model: Any, tokenizer: Any, folder: Path, result: QuantiseResult) -> None:
+    """Save the quantised model in the GPTQ layout, with its tokenizer."""
+    save_gptq(model, tokenizer, folder, result.settings)

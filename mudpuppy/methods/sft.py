@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,20 +125,21 @@ def fit(
     callbacks: list[TrainerCallback] = [writer]
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
-    trainer = MixedPrecisionSFTTrainer(
-        model=model,
-        args=trainer_arguments(config, runtime),
-        train_dataset=_as_dataset(train),
-        eval_dataset=_as_dataset(held_out) if held_out else None,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
     started = time.monotonic()
-    try:
+    with _unpatched(model):
+        trainer = MixedPrecisionSFTTrainer(
+            model=model,
+            args=trainer_arguments(config, runtime),
+            train_dataset=_as_dataset(train),
+            eval_dataset=_as_dataset(held_out) if held_out else None,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
-    finally:
-        _remove_patches(model)
+    for checkpoint in config.output.glob("checkpoint-*"):
+        # They served early stopping, which has loaded the best one; they hold pickles.
+        shutil.rmtree(checkpoint)
     return FitResult(
         records=writer.records,
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
@@ -225,6 +228,23 @@ def _as_dataset(samples: Sequence[RenderedSample]) -> Dataset:
             "labels": [sample.labels for sample in samples],
         }
     )
+
+
+@contextmanager
+def _unpatched(model: Any) -> Iterator[None]:
+    """Take back what the trainer does to the model beside training it.
+
+    TRL copies the tokenizer's special ids into the model's configs; a pad token that was only set
+    for training must not end up in the artefact.
+    """
+    configs = [model.config, model.generation_config]
+    pads = [config.pad_token_id for config in configs]
+    try:
+        yield
+    finally:
+        for config, pad in zip(configs, pads, strict=True):
+            config.pad_token_id = pad
+        _remove_patches(model)
 
 
 def _remove_patches(model: nn.Module) -> None:

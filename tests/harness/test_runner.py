@@ -297,6 +297,19 @@ def start_driver(run_dir: Path, *names: str) -> subprocess.Popen[bytes]:
     )
 
 
+def test_a_result_that_other_code_made_is_not_kept(tmp_path, monkeypatch) -> None:
+    cells = fake_worker.make_cells("pass-one")
+    first = run_matrix(cells, tmp_path, judge=fake_worker.judge, worker_command=fake_worker.COMMAND)
+    monkeypatch.setattr("harness.environment.hash_sources", lambda: "another")
+
+    second = run_matrix(
+        cells, tmp_path, judge=fake_worker.judge, worker_command=fake_worker.COMMAND
+    )
+
+    assert (first.kept, second.kept) == ((), ())
+    assert second.cells[0].attempt == 2
+
+
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGINT])
 def test_a_runner_killed_in_the_middle_is_resumed_with_every_cell_exactly_once(
     tmp_path: Path, killer: signal.Signals

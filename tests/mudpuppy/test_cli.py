@@ -90,10 +90,20 @@ def test_a_wrong_flag_is_refused_with_what_was_expected(tmp_path, data, capsys, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_crash_of_ours_is_told_apart_from_findings(tmp_path, data, capsys, monkeypatch):
+    def break_down(*_, **__):
+        raise ZeroDivisionError("deep inside")
+
+    monkeypatch.setattr("mudpuppy.engine.train", break_down)
+
+    assert 3 == run("tiny", data, "--output", tmp_path / "out")
+    assert "ZeroDivisionError: deep inside" in spoken(capsys)
+
+
 def test_missing_arguments_are_named(capsys):
     assert 2 == run("--method", "lora")
     text = spoken(capsys)
-    assert all(word in text for word in ("model", "dataset", "output"))
+    assert all(f"{word} is required" in text for word in ("MODEL", "DATASET", "--output"))
 
 
 def test_flags_win_over_the_file_and_its_unknown_keys_are_refused(tmp_path, data, capsys):
@@ -108,7 +118,13 @@ def test_flags_win_over_the_file_and_its_unknown_keys_are_refused(tmp_path, data
 
     settings.write_text("lernrate: 1\n")
     assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", settings)
-    assert "run.yaml: unknown setting 'lernrate'" in spoken(capsys)
+    assert "run.yaml: 'lernrate' is no known setting" in spoken(capsys)
+
+    settings.write_text("max_steps: 0\n")
+    assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", settings, "--seed", "x")
+    text = spoken(capsys)
+    assert "run.yaml: 'max_steps':" in text
+    assert "--seed:" in text
 
 
 @pytest.mark.parametrize(

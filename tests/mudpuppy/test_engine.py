@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from mudpuppy.adapters.attach import attach_adapter, verify_adapter
 from mudpuppy.config import load_config
 from mudpuppy.engine import train
-from mudpuppy.errors import EngineError
+from mudpuppy.errors import ConfigError, EngineError
 from mudpuppy.provenance import fingerprint_model, read_provenance
 from mudpuppy.quant.int4 import replace_linears
 from mudpuppy.tiny import resolve_model
@@ -245,21 +245,54 @@ def test_a_run_that_diverges_is_an_error_and_leaves_no_manifest(run, tmp_path):
     assert not [name for name in left if name.endswith(".safetensors") or "saving" in name]
 
 
-def test_early_stopping_stops_and_keeps_the_best_weights(run, tmp_path):
+def test_early_stopping_stops_and_keeps_the_best_weights(run, base, dataset, tmp_path):
     _, record = run(
         "out",
-        method="lora",
+        method="full",
         max_steps=40,
         early_stopping=1,
         eval_fraction=0.25,
         eval_steps=1,
-        learning_rate=0.3,
+        learning_rate=0.03,
     )
 
     assert record.stopped_early
     assert record.steps < 40
     steps = [json.loads(x) for x in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
-    assert [s for s in steps if s["eval_loss"] is not None]
+    evals = [step["eval_loss"] for step in steps if step["eval_loss"] is not None]
+    assert evals[-1] > min(evals)
+    assert min(evals) == pytest.approx(held_out_loss(base, dataset, tmp_path / "out"), rel=1e-4)
+    assert [] == list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def held_out_loss(base, dataset, output) -> float:
+    """Compute the evaluation loss of the saved model on the samples that were held out."""
+    from harness.watcher import measure_loss
+    from mudpuppy.data.chat import read_chat
+    from mudpuppy.data.render import Renderer, render_all
+    from mudpuppy.loading import load_tokenizer
+    from mudpuppy.methods.sft import split_samples
+
+    tokenizer = load_tokenizer(base)
+    renderer = Renderer(
+        tokenizer=tokenizer,
+        eos_ids=frozenset({tokenizer.eos_token_id}),
+        use_template=True,
+        response_only=True,
+        max_length=1024,
+    )
+    samples = render_all(renderer, read_chat(dataset), str(dataset))
+    config = load_config(
+        {
+            "model": base,
+            "dataset": dataset,
+            "output": output,
+            "early_stopping": 1,
+            "eval_fraction": 0.25,
+        }
+    )
+    _, held_out = split_samples(samples, config)
+    return measure_loss(load(output), [(s.input_ids, s.labels) for s in held_out])
 
 
 def test_nothing_of_the_trainer_stays_on_the_model(base, dataset, tmp_path):
@@ -304,3 +337,107 @@ def test_an_adapter_that_trains_nothing_or_the_base_is_refused(base, dataset, tm
     next(p for n, p in adapted.named_parameters() if "lora_" not in n).requires_grad_(True)
     with pytest.raises(EngineError, match="1 base tensors would be trained"):
         verify_adapter(adapted)
+
+
+def test_a_merge_that_fails_does_not_lose_the_adapter(run, tmp_path, monkeypatch):
+    def break_down(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("mudpuppy.engine.merge_adapter", break_down)
+
+    with pytest.raises(EngineError, match="the adapter is complete in"):
+        run("out", method="lora", merge_lora=True)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert "adapter" == read_provenance(tmp_path / "out")["kind"]
+    assert not (tmp_path / "out" / "merged").exists()
+
+
+def test_a_pad_token_set_for_training_does_not_reach_the_artefact(base, dataset, tmp_path):
+    from transformers import AutoTokenizer
+
+    model, tokenizer = load(base), AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = None
+    model.config.pad_token_id = model.generation_config.pad_token_id = None
+    model.save_pretrained(tmp_path / "padless")
+    tokenizer.save_pretrained(tmp_path / "padless")
+    config = load_config(
+        {
+            "model": str(tmp_path / "padless"),
+            "dataset": dataset,
+            "output": tmp_path / "out",
+            "method": "full",
+            "max_steps": 1,
+        }
+    )
+    train(config)
+
+    saved = load(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id is None
+    assert saved.config.pad_token_id is saved.generation_config.pad_token_id is None
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_several_gpus_in_sight_are_one_device(base, dataset, tmp_path, method, monkeypatch):
+    """TRL refuses nn.DataParallel, which Trainer would choose; transformers counts the GPUs so."""
+    from transformers import TrainingArguments
+
+    from mudpuppy.methods import sft
+    from mudpuppy.runtime import choose_runtime
+
+    config = load_config(
+        {"model": base, "dataset": dataset, "output": tmp_path / "out", "method": method}
+    )
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu))
+    original = TrainingArguments.__post_init__
+
+    def count_two(self):
+        original(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", count_two)
+
+    assert 1 == sft.trainer_arguments(config, choose_runtime(config)).n_gpu
+
+
+def test_samples_that_teach_nothing_are_counted_and_told(base, dataset, tmp_path):
+    long = {"role": "user", "content": "word " * 600}
+    answer = {"role": "assistant", "content": "Yes."}
+    with dataset.open("a") as handle:
+        handle.write("\n" + json.dumps({"messages": [long, answer]}))
+    config = load_config(
+        {
+            "model": base,
+            "dataset": dataset,
+            "output": tmp_path / "out",
+            "max_steps": 1,
+            "max_length": 64,
+        }
+    )
+    told: list[str] = []
+
+    record = train(config, say=told.append)
+
+    assert (len(QUESTIONS), 1) == (record.labels.samples, record.labels.dropped)
+    assert [line for line in told if line.startswith("left out 1 of 9 samples")]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gptq_keeps_the_precision_it_was_asked_for(run, tmp_path, precision):
+    run("out", method="gptq", precision=precision, gptq_group_size=32)
+
+    tensors = load_file(tmp_path / "out" / "gptq" / "model.safetensors")
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert wanted is tensors["model.embed_tokens.weight"].dtype
+    assert "model.layers.0.mlp.up_proj.qweight" in tensors
+
+
+def test_a_packed_base_counts_with_its_whole_size(run):
+    _, plain = run("plain", method="lora")
+    _, packed = run("packed", method="qlora")
+
+    assert plain.total_parameters == packed.total_parameters
+
+
+def test_an_adapter_on_the_head_is_refused(run):
+    with pytest.raises(ConfigError, match=r"on the head \(lm_head\) cannot be trained"):
+        run("out", method="lora", lora_target_modules=["q_proj", "lm_head"])

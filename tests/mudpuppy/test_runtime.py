@@ -32,6 +32,14 @@ def test_the_probe_sees_a_product_of_the_wrong_precision(monkeypatch: pytest.Mon
     assert runtime.measure_matmul_error(torch.device("cpu"), "fp32") > 1e-4
 
 
+def test_streaming_in_fp16_is_refused_on_a_gpu_and_not_on_a_cpu():
+    config = load_config({**LEAST, "method": "full", "stream": True, "precision": "fp16"})
+
+    runtime.refuse_unproven(config, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="not proven on cuda:0"):
+        runtime.refuse_unproven(config, torch.device("cuda", 0))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_refused_with_what_to_look_at():
     with pytest.raises(ConfigError, match="sees no GPU"):

@@ -50,7 +50,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path):
 
 @pytest.mark.parametrize("value", [float("nan"), 70000.0], ids=["nan", "too large for fp16"])
 def test_a_weight_that_is_not_finite_in_its_type_is_not_saved(tmp_path: Path, value: float):
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = resolve_model("tiny:llama")
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -58,5 +58,5 @@ def test_a_weight_that_is_not_finite_in_its_type_is_not_saved(tmp_path: Path, va
         model.model.layers[1].mlp.up_proj.weight[0, 0] = value
 
     with pytest.raises(EngineError, match=r"layers.1.mlp.up_proj.weight is not finite"):
-        save_model(model, base, tmp_path / "out", torch.float16)
+        save_model(model, AutoTokenizer.from_pretrained(base), tmp_path / "out", torch.float16)
     assert not (tmp_path / "out").exists()
