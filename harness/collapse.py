@@ -36,7 +36,7 @@ def judge_scores(
     score, before = sum(mine) / len(mine), sum(theirs) / len(theirs)
     if before < FLOOR and score < FLOOR:
         raise ControlFailed(f"the base itself scores {before:.2f}, so nothing can be concluded")
-    high = upper_bound(score, len(mine))
+    high = wilson_interval(score, len(mine))[1]
     if before < FLOOR or high >= KEPT * before:
         return f"{name} {score:.2f} of {len(mine)} answers, the base's {before:.2f}"
     return Finding(
@@ -56,9 +56,10 @@ def judge_scores(
     )
 
 
-def upper_bound(share: float, total: int) -> float:
-    """Return the upper end of Wilson's 95% interval; for scores between 0 and 1 it is wider."""
+def wilson_interval(share: float, total: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a share; for scores between 0 and 1 it is wider than needed."""
     z = 1.96
     scale = 1 + z * z / total
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return (share + z * z / (2 * total) + half) / scale
+    middle = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return middle - half, middle + half

@@ -15,9 +15,13 @@ from harness.registry import Missing, Probe, load_probes, run_probes, select_pro
 from harness.subjects import Subject, find_subjects
 from harness.verdict import judge
 from mudpuppy.errors import ModelError, UsageError, near_names
+from mudpuppy.tiny.cache import cache_folder, is_complete
+from mudpuppy.tiny.names import check_family, is_tiny_name
 
 WORST = 5
 """Pieces of evidence that a finding keeps."""
+WATCHED = ("observations", "expectation", "live_model")
+"""Evidence that no checkpoint folder holds; its probes are left out unless they are selected."""
 
 
 def diagnose(
@@ -54,7 +58,7 @@ def diagnose(
         ModelError: a path that does not exist or is not what it should be.
         UsageError: a word of `select` or `ignore` names no probe.
     """
-    root = Path(path)
+    root = resolve_tiny(path)
     chosen = choose_probes(select, ignore)
     _require_folder(root, "a checkpoint folder")
     options = Options(
@@ -71,8 +75,10 @@ def diagnose(
     described: list[dict[str, Any]] = []
     for number, subject in enumerate(find_subjects(root)):
         progress(f"examining {subject.folder}")
-        evidence = CheckpointEvidence(subject.folder, options, given={} if number else given)
-        results += [_cap(one) for one in run_probes(chosen, evidence, subject.name)]
+        mine = {} if number else dict(given or {})
+        evidence = CheckpointEvidence(subject.folder, options, given=mine)
+        fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
+        results += [_cap(one) for one in run_probes(fitting, evidence, subject.name)]
         described.append(_describe(subject, evidence))
         if problem := _why_unread(evidence):
             unread[subject.name] = problem
@@ -118,6 +124,11 @@ def summarise(diagnosis: Diagnosis) -> str:
         for result in diagnosis.probes
         if result.status is Status.CRASHED
     ]
+    lines += [
+        f"  not checked {result.code} {result.name}: {result.reason}"
+        for result in diagnosis.probes
+        if result.is_unchecked
+    ]
     lines.append(f"{diagnosis.verdict.upper()} - {diagnosis.why}")
     return "\n".join(lines)
 
@@ -152,6 +163,30 @@ def explain(code: str) -> Probe:
     raise UsageError(f"'{code}' names several probes; give a whole code such as MPD203")
 
 
+def resolve_tiny(path: str | Path) -> Path:
+    """Return the folder of an embedded model that is built already, and any other path unchanged.
+
+    Raises:
+        ModelError: the embedded model is not built, or there is none of that name.
+    """
+    name = str(path)
+    if not is_tiny_name(name):
+        return Path(path)
+    family = name.partition(":")[2] or None
+    if family is not None:
+        check_family(family)
+    folder = cache_folder(family)
+    if not is_complete(folder):
+        command = "mud-puppy tiny build" + (f" --family {family}" if family else "")
+        raise ModelError(f"the embedded model '{name}' is not built", hint=f"run: {command}")
+    return folder
+
+
+def _fits(one: Probe, given: Mapping[str, Any]) -> bool:
+    """Whether a probe may apply: a run or a live model is only judged where one is at hand."""
+    return all(name in given for name in one.needs if name in WATCHED)
+
+
 def _cap(result: ProbeResult) -> ProbeResult:
     """Return the result with its worst evidence, and how much more there is."""
     more = len(result.evidence) - WORST
@@ -162,12 +197,12 @@ def _cap(result: ProbeResult) -> ProbeResult:
 
 
 def _why_unread(evidence: CheckpointEvidence) -> str:
-    """Return why no weight of the subject could be read; empty when some could."""
+    """Return why no weight could be read; by the headers, unless a probe asked for the values."""
     try:
-        evidence.get("numbers")
+        evidence.get("decodable")
     except Missing as missing:
         return str(missing)
-    return ""
+    return evidence.was_missing("numbers")
 
 
 def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
@@ -216,7 +251,7 @@ def _neighbours(path: Path) -> str:
 def _require_model(path: str | Path | None) -> Path | None:
     if path is None:
         return None
-    folder = Path(path)
+    folder = resolve_tiny(path)
     _require_folder(folder, "the folder of the base model")
     names = list_files(folder)
     if "config.json" not in names and not any(n.endswith(".safetensors") for n in names):

@@ -70,8 +70,6 @@ class WeightFile:
     """Bytes that the header promises beyond the end of the file."""
     tensors: tuple[Tensor, ...] = ()
     """Tensors of the header, in its order; those cut off are included."""
-    duplicates: tuple[str, ...] = ()
-    """Keys that the header holds more than once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +166,16 @@ class Adapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pickled:
+    """One pickled file, listed without loading it."""
+
+    calls: tuple[str, ...]
+    """Functions and classes it names that are not known to be harmless, in order of first use."""
+    problem: str = ""
+    """Why it could not be listed to its end; empty when it could."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Numbers:
     """What one pass over the values of a tensor found."""
 
@@ -179,8 +187,6 @@ class Numbers:
     """Largest finite magnitude."""
     norm: float
     """L2 norm of the finite values."""
-    zero_rows: int = 0
-    """Rows (first dimension) that hold only zeros; 0 for vectors."""
     trailing_zeros: int = 0
     """Zeros in an unbroken run at the end."""
 
@@ -258,10 +264,21 @@ class ModuleLineage:
     """Uncertainty of k from rounding (one standard deviation)."""
     resolvable: bool
     """Whether the adapter's change is large enough to survive the rounding of the merged type."""
-    change_norm: float
-    """|D|."""
-    base_norm: float
-    """|base|."""
+
+    @property
+    def has_no_effect(self) -> bool:
+        """Whether k is 0: 0.15 is far from 1 and beyond the noise of a change that just shows."""
+        return abs(self.k) < 0.15 + 3 * self.k_error
+
+    @property
+    def is_doubled(self) -> bool:
+        """Whether k is 2, within a tenth and three standard deviations."""
+        return abs(self.k - 2) < 0.1 + 3 * self.k_error
+
+    @property
+    def k_margin(self) -> float:
+        """How far k may be from 1: roundings of k itself stay below 0.05 and four deviations."""
+        return 0.05 + 4 * self.k_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,63 +355,3 @@ class BaseFit:
         """Whether both fingerprints are known and differ."""
         both = self.stored_fingerprint and self.found_fingerprint
         return bool(both) and self.stored_fingerprint != self.found_fingerprint
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveModel:
-    """A model object in memory."""
-
-    type_name: str
-    """Its class."""
-    is_peft: bool
-    """Whether it is a PEFT wrapper."""
-    leftovers: tuple[str, ...]
-    """PEFT attributes found on a model that is not a PEFT wrapper."""
-    nested_wrappers: int
-    """PEFT wrappers inside each other."""
-    adapters: tuple[str, ...]
-    """Names of the adapters it lists."""
-    stacked_modules: tuple[str, ...] = ()
-    """Adapter layers whose base layer is again an adapter layer."""
-    adapter_layers: int = 0
-    """Modules that carry adapter weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What one model said to one list of prompts, greedily."""
-
-    texts: tuple[str, ...]
-    """Decoded new text, without special tokens."""
-    new_tokens: tuple[int, ...]
-    """New tokens of each answer, the end token excluded."""
-    ended: tuple[bool, ...]
-    """Whether each answer ended by itself."""
-    nonfinite_logits: int = 0
-    """Prompts whose first logits hold a NaN or an infinity."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BehaviourFacts:
-    """What a checkpoint and its control said to the same prompts."""
-
-    subject: str
-    """Name of the folder that was asked."""
-    prompts: tuple[str, ...]
-    """What was asked."""
-    answers: Answers
-    """The checkpoint's answers."""
-    control: Answers | None
-    """The base model's answers; absent without a base."""
-    control_name: str = ""
-    """Folder of the control."""
-    max_new_tokens: int = 48
-    """Longest answer allowed."""
-    exact: tuple[bool, ...] | None = None
-    """Whether each quiz answer was right; absent without a quiz."""
-    control_exact: tuple[bool, ...] | None = None
-    """The same for the control."""
-    voice: tuple[float, ...] | None = None
-    """Voice score of each answer, 0 to 1; absent without a profile."""
-    control_voice: tuple[float, ...] | None = None
-    """The same for the control."""

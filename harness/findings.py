@@ -93,6 +93,9 @@ class ProbeResult:
     """What to type to mend it."""
     reason: str = ""
     """Why the probe was skipped or how it crashed."""
+    applies: bool = True
+    """False for a skipped probe that has nothing to check here; true for one that was not checked
+    for want of something, such as the base."""
     subject: str = "."
     """Which folder inside the examined path this is about."""
 
@@ -100,6 +103,11 @@ class ProbeResult:
     def is_sick(self) -> bool:
         """Whether this result alone makes the checkpoint sick."""
         return self.status is Status.FAILED and self.severity is not Severity.NOTE
+
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether something that could be wrong here was not checked."""
+        return self.status is Status.SKIPPED and self.applies
 
 
 @dataclass(frozen=True, kw_only=True)

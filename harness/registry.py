@@ -24,6 +24,10 @@ class Missing(Exception):
     """Raised by evidence that is not there; the message is the reason a probe is skipped."""
 
 
+class NotApplicable(Missing):
+    """Raised where there is nothing to check: no adapter in a model, no run behind a checkpoint."""
+
+
 class ControlFailed(Exception):
     """Raised when a behavioural control failed, so that nothing can be concluded."""
 
@@ -129,7 +133,8 @@ def run_probe(one: Probe, source: EvidenceSource, subject: str = ".") -> ProbeRe
     try:
         outcome = one.check(**{name: source.get(name) for name in one.needs})
     except Missing as missing:
-        return ProbeResult(**base, status=Status.SKIPPED, reason=str(missing))
+        applies = not isinstance(missing, NotApplicable)
+        return ProbeResult(**base, status=Status.SKIPPED, reason=str(missing), applies=applies)
     except ControlFailed as failure:
         return ProbeResult(**base, status=Status.CRASHED, reason=f"control failed: {failure}")
     except Exception as error:  # noqa: BLE001 - a crashing probe is a result, not the end

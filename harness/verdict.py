@@ -30,11 +30,12 @@ def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Ve
     passed = sum(result.status is Status.PASSED for result in results)
     if not passed:
         return Verdict.UNKNOWN, "none of the selected probes could examine anything"
-    skipped = sum(result.status is Status.SKIPPED for result in results)
-    return (
-        Verdict.HEALTHY,
-        f"{_count(passed, 'check')} found nothing wrong, {skipped} did not apply",
-    )
+    return Verdict.HEALTHY, f"{_count(passed, 'check')} found nothing wrong{_unchecked(results)}"
+
+
+def _unchecked(results: Sequence[ProbeResult]) -> str:
+    number = sum(result.is_unchecked for result in results)
+    return f"; {number} {'was' if number == 1 else 'were'} not checked" if number else ""
 
 
 def _explain_sick(sick: Sequence[ProbeResult], crashed: Sequence[ProbeResult]) -> str:

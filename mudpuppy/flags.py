@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import types
+from collections.abc import Iterator
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -22,7 +23,7 @@ class FriendlyParser(argparse.ArgumentParser):
         """Parse, and refuse unknown flags with the near names (exit code 2)."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [flag for action in self._actions for flag in action.option_strings]
+            known = dict.fromkeys(_flags_of(self))
             shown = [
                 f"{word}{near_names(word.partition('=')[0], known)}"
                 for word in unknown
@@ -34,6 +35,15 @@ class FriendlyParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line about the mistake and one about the help, and exit with 2."""
         self.exit(2, f"{self.prog}: error: {message}\n  hint: {self.prog} --help\n")
+
+
+def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the flags of a parser and its subcommands, whose unknown flags argparse hands up."""
+    for action in parser._actions:
+        yield from action.option_strings
+        for child in action.choices.values() if isinstance(action.choices, dict) else ():
+            if isinstance(child, argparse.ArgumentParser):
+                yield from _flags_of(child)
 
 
 def add_training_flags(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()) -> None:

@@ -6,13 +6,12 @@ import textwrap
 
 from harness.findings import Diagnosis, ProbeResult, Severity, Status, Verdict
 from reports.diagnosis_summary import (
-    SHOWN_EVIDENCE,
     AreaCount,
-    clean,
     count_areas,
-    describe_evidence,
     describe_subject,
+    group_reasons,
 )
+from reports.text import SHOWN_EVIDENCE, clean, describe_evidence
 
 _CODES = {"red": "31", "yellow": "33", "green": "32", "dim": "2", "bold": "1"}
 _COLOURS = {
@@ -24,8 +23,8 @@ _COLOURS = {
     Severity.NOTE: "dim",
 }
 _SHOWN_SUBJECTS = 12
-_OFTEN_ABSENT = ("live model", "run")
-"""Areas that a folder by itself never has; they are not worth a line."""
+_SHOWN_CODES = 6
+"""Codes named behind a reason; JSON and Markdown name all."""
 
 
 def write_console(diagnosis: Diagnosis, *, width: int = 100, colour: bool = False) -> str:
@@ -33,8 +32,10 @@ def write_console(diagnosis: Diagnosis, *, width: int = 100, colour: bool = Fals
     page = _Page(width, colour)
     page.line(page.paint(clean(diagnosis.path), "bold"))
     subjects = diagnosis.facts.get("subjects", [])
-    for facts in subjects[:_SHOWN_SUBJECTS]:
-        page.wrapped(f"  {clean(facts['subject']):<12}", describe_subject(facts))
+    names = [clean(facts["subject"]) for facts in subjects[:_SHOWN_SUBJECTS]]
+    room = max(12, *(len(name) + 2 for name in names)) if names else 0
+    for name, facts in zip(names, subjects, strict=False):
+        page.wrapped(f"  {name:<{room}}", describe_subject(facts))
     if len(subjects) > _SHOWN_SUBJECTS:
         page.line(f"  and {len(subjects) - _SHOWN_SUBJECTS} more")
     page.line("")
@@ -47,9 +48,13 @@ def write_console(diagnosis: Diagnosis, *, width: int = 100, colour: bool = Fals
         page.line("")
         page.line(page.paint(f"? {_title(result)}", "yellow"))
         page.wrapped("    not known  ", clean(result.reason))
+    unchecked = group_reasons(r for r in diagnosis.probes if r.is_unchecked)
+    _write_unchecked(page, unchecked)
     page.line("")
     word = page.paint(diagnosis.verdict.upper(), _COLOURS[diagnosis.verdict], "bold")
-    page.wrapped("", f"{diagnosis.verdict.upper()} - {clean(diagnosis.why)}", replace=word)
+    why = clean(diagnosis.why)
+    why += " (see above)" if unchecked and diagnosis.verdict is Verdict.HEALTHY else ""
+    page.wrapped("", f"{diagnosis.verdict.upper()} - {why}", replace=word)
     return page.text()
 
 
@@ -88,9 +93,11 @@ class _Page:
 def _write_area(page: _Page, count: AreaCount) -> None:
     total = count.passed + count.findings + count.notes + count.crashed
     label = f"  {count.area:<12}"
+    if not total and not count.unchecked:
+        page.wrapped(f"{label}-     ", f"does not apply: {clean(count.reason)}")
+        return
     if not total:
-        if count.area not in _OFTEN_ABSENT:
-            page.wrapped(f"{label}-     ", f"not checked: {clean(count.reason)}")
+        page.line(f"{label}-     {count.unchecked} not checked")
         return
     parts = [f"{count.passed} passed"]
     parts += [f"{n} {word}" for n, word in _problems(count) if n]
@@ -108,8 +115,19 @@ def _problems(count: AreaCount) -> list[tuple[int, str]]:
         (count.findings, "finding" if count.findings == 1 else "findings"),
         (count.notes, "note" if count.notes == 1 else "notes"),
         (count.crashed, "could not finish"),
-        (count.skipped, "did not apply"),
+        (count.unchecked, "not checked"),
     ]
+
+
+def _write_unchecked(page: _Page, grouped: dict[str, list[ProbeResult]]) -> None:
+    """Write one line for each reason why something was not checked."""
+    if grouped:
+        page.line("")
+    for reason, results in grouped.items():
+        codes = list(dict.fromkeys(result.code for result in results))
+        more = f" and {len(codes) - _SHOWN_CODES} more" if len(codes) > _SHOWN_CODES else ""
+        shown = ", ".join(codes[:_SHOWN_CODES]) + more
+        page.wrapped("  not checked  ", f"{clean(reason)} [{shown}]")
 
 
 def _title(result: ProbeResult) -> str:

@@ -2,69 +2,65 @@
 
 from __future__ import annotations
 
-import re
-
 from harness.findings import Diagnosis, ProbeResult, Severity, Status
-from reports.diagnosis_summary import (
-    SHOWN_EVIDENCE,
-    clean,
-    count_areas,
-    describe_evidence,
-    describe_subject,
-    explain_results,
-)
+from reports.diagnosis_summary import count_areas, describe_subject, group_reasons
+from reports.text import SHOWN_EVIDENCE, code_markdown, describe_evidence, escape_markdown
 
 
 def write_markdown(diagnosis: Diagnosis) -> str:
     """Return the report; everything that comes from the checkpoint is escaped."""
-    lines = [f"# {diagnosis.verdict.upper()}: {_escape(diagnosis.path)}", ""]
-    lines += [f"{_escape(diagnosis.why)}.", ""]
+    lines = [f"# {diagnosis.verdict.upper()}: {escape_markdown(diagnosis.path)}", ""]
+    lines += [f"{escape_markdown(diagnosis.why)}.", ""]
     lines += [
-        f"- `{_code(facts['subject'])}`: {_escape(describe_subject(facts))}"
+        f"- `{code_markdown(facts['subject'])}`: {escape_markdown(describe_subject(facts))}"
         for facts in diagnosis.facts.get("subjects", [])
     ]
     lines += ["", *_table(diagnosis)]
     for result in diagnosis.findings:
         lines += ["", *_finding(result)]
-    for status, title in ((Status.CRASHED, "Could not finish"), (Status.SKIPPED, "Not checked")):
-        lines += _reasons(diagnosis, status, title)
+    crashed = [result for result in diagnosis.probes if result.status is Status.CRASHED]
+    lines += _reasons("Could not finish", crashed)
+    lines += _reasons("Not checked", [r for r in diagnosis.probes if r.is_unchecked])
+    lines += _reasons("Does not apply", [r for r in diagnosis.probes if not r.applies])
     return "\n".join(lines) + "\n"
 
 
 def _table(diagnosis: Diagnosis) -> list[str]:
-    rows = ["| area | passed | findings | notes | could not finish | did not apply |"]
+    rows = ["| area | passed | findings | notes | could not finish | not checked |"]
     rows.append("| --- | --: | --: | --: | --: | --: |")
     for count in count_areas(diagnosis.probes):
-        cells = (count.passed, count.findings, count.notes, count.crashed, count.skipped)
+        cells = (count.passed, count.findings, count.notes, count.crashed, count.unchecked)
         rows.append(f"| {count.area} | {' | '.join(str(cell) for cell in cells)} |")
     return rows
 
 
 def _finding(result: ProbeResult) -> list[str]:
-    place = "" if result.subject == "." else f" in `{_code(result.subject)}`"
+    place = "" if result.subject == "." else f" in `{code_markdown(result.subject)}`"
     severity = result.severity or Severity.ERROR
-    lines = [f"## {severity}: {result.code} {result.name}{place}", "", _escape(result.message), ""]
-    lines += [f"- seen: {_escape(describe_evidence(e))}" for e in result.evidence[:SHOWN_EVIDENCE]]
+    lines = [
+        f"## {severity}: {result.code} {result.name}{place}",
+        "",
+        escape_markdown(result.message),
+        "",
+    ]
+    lines += [
+        f"- seen: {escape_markdown(describe_evidence(e))}" for e in result.evidence[:SHOWN_EVIDENCE]
+    ]
     if len(result.evidence) > SHOWN_EVIDENCE:
         lines.append(f"- and {len(result.evidence) - SHOWN_EVIDENCE} more")
-    lines += [f"- because: {_escape(result.cause)}", f"- fix: {_escape(result.remedy)}"]
+    lines += [
+        f"- because: {escape_markdown(result.cause)}",
+        f"- fix: {escape_markdown(result.remedy)}",
+    ]
     return [*lines, f"- explain: `mudpuppy-doctor explain {result.code}`"]
 
 
-def _reasons(diagnosis: Diagnosis, status: Status, title: str) -> list[str]:
-    grouped = explain_results(diagnosis, status)
+def _reasons(title: str, results: list[ProbeResult]) -> list[str]:
+    grouped = group_reasons(results)
     if not grouped:
         return []
     lines = ["", f"## {title}", ""]
-    for reason, results in grouped.items():
-        names = ", ".join(dict.fromkeys(f"{r.code} {r.name}" for r in results))
-        lines.append(f"- {_escape(reason)}: {names}")
+    for reason, several in grouped.items():
+        names = ", ".join(dict.fromkeys(f"{r.code} {r.name}" for r in several))
+        lines.append(f"- {escape_markdown(reason)}: {names}")
     return lines
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", clean(text))
-
-
-def _code(text: str) -> str:
-    return clean(text).replace("`", "'")

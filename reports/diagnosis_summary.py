@@ -1,4 +1,4 @@
-"""What every report on a diagnosis shares: areas, counts, and text made safe to print."""
+"""What every report on a diagnosis shares: areas, counts, subjects and reasons in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.findings import Diagnosis, Evidence, ProbeResult, Status
+from harness.findings import ProbeResult, Status
+from reports.text import clean
 
 AREAS = {
     "1": "files",
@@ -19,8 +20,6 @@ AREAS = {
     "7": "run",
 }
 """Area of a probe by the first digit of its code, in the order in which they are shown."""
-SHOWN_EVIDENCE = 6
-"""Pieces of evidence shown for one finding: the worst five and how many more there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +36,12 @@ class AreaCount:
     """Those that failed with a note."""
     crashed: int
     """Those that could not finish."""
-    skipped: int
-    """Those that did not apply."""
+    unchecked: int
+    """Those that were not checked for want of something."""
+    inapplicable: int
+    """Those that have nothing to check here."""
     reason: str
-    """Why, when every one was skipped: the most frequent reason."""
+    """Why they have not: the most frequent reason."""
 
 
 def area_of(code: str) -> str:
@@ -64,8 +65,9 @@ def _count(area: str, group: Sequence[ProbeResult]) -> AreaCount:
         findings=findings,
         notes=failed - findings,
         crashed=sum(result.status is Status.CRASHED for result in group),
-        skipped=sum(result.status is Status.SKIPPED for result in group),
-        reason=_commonest(r.reason for r in group if r.status is Status.SKIPPED),
+        unchecked=sum(result.is_unchecked for result in group),
+        inapplicable=sum(not result.applies for result in group),
+        reason=_commonest(r.reason for r in group if not r.applies),
     )
 
 
@@ -103,42 +105,9 @@ def format_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
-def describe_evidence(piece: Evidence) -> str:
-    """Return one piece of evidence as a line."""
-    where = " ".join(str(part)[:200] for part in (piece.file, piece.tensor) if part)
-    text = piece.what + (f" in {where}" if where else "")
-    if piece.found is not None:
-        text += f": {format_value(piece.found)}"
-    if piece.expected is not None:
-        text += f" (expected {format_value(piece.expected)})"
-    return clean(text)
-
-
-def format_value(value: Any) -> str:
-    """Return a value of the evidence as short text."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(format_value(item) for item in value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
-
-
-def clean(text: str, limit: int = 2000) -> str:
-    """Return text of a stranger without control characters, direction marks or excessive length."""
-    shown = text if len(text) <= limit else text[: limit - 3] + "..."
-    return "".join(c if c.isprintable() else _escape(c) for c in shown)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
-
-
-def explain_results(diagnosis: Diagnosis, status: Status) -> dict[str, list[ProbeResult]]:
-    """Return the results with one ending, grouped by reason."""
+def group_reasons(results: Iterable[ProbeResult]) -> dict[str, list[ProbeResult]]:
+    """Return results grouped by the reason that they give."""
     grouped: dict[str, list[ProbeResult]] = {}
-    for result in diagnosis.probes:
-        if result.status is status:
-            grouped.setdefault(result.reason, []).append(result)
+    for result in results:
+        grouped.setdefault(result.reason, []).append(result)
     return grouped

@@ -16,13 +16,13 @@ from rich.text import Text
 from harness.findings import Status
 from harness.results import CellLabel, CellResult, Event, Finished, MatrixResult
 from reports.matrix_summary import (
-    clean_text,
     describe_kept,
     describe_verdict,
     list_failures,
     make_row,
     repro_command,
 )
+from reports.text import clean_lines
 
 COLOURS = {
     Status.PASSED: "green",
@@ -46,6 +46,7 @@ class Progress:
         self._quiet = quiet
         self._results: dict[str, CellResult] = {}
         self._kept: set[str] = set()
+        self._left_out = 0
         self._started_s: dict[str, float] = {}
         is_animated = console.is_terminal and not console.is_dumb_terminal and not quiet
         self._live = (
@@ -75,6 +76,7 @@ class Progress:
             if event.kept:
                 self._kept.add(event.result.cell_id)
             is_left_out = event.kept and event.result.worker is None
+            self._left_out += is_left_out
             if self._live is None and not self._quiet and not is_left_out:
                 self._print_line(event.result, event.kept)
         else:
@@ -82,13 +84,14 @@ class Progress:
 
     def _print_line(self, result: CellResult, kept: bool) -> None:
         row = make_row(result)
-        width = len(str(len(self._cells)))
-        parts = [f"[{row.number:>{width}}/{len(self._cells)}] {row.outcome:<21} {row.name}"]
+        total = len(self._cells) - self._left_out
+        done = len(self._results) - self._left_out
+        parts = [f"{done:>{len(str(total))}}/{total}  {row.outcome:<21} {row.name}"]
         parts += [f"loss {row.loss}"] if row.loss else []
         parts += [row.time] if row.time else []
         parts += ["kept"] if kept and row.time else []
         is_bad = result.status in (Status.FAILED, Status.CRASHED, Status.SKIPPED)
-        parts += [" ".join(clean_text(result.message).split())] if is_bad else []
+        parts += [" ".join(clean_lines(result.message).split())] if is_bad else []
         self._console.print(
             Text("  ".join(parts), style=COLOURS[result.status]), soft_wrap=True, highlight=False
         )
@@ -116,7 +119,7 @@ class Progress:
         return begun[-LONGEST_TABLE:]
 
     def _row(self, cell: CellLabel) -> tuple[Text, ...]:
-        number, title = Text(str(cell.number)), Text(clean_text(cell.title))
+        number, title = Text(str(cell.number)), Text(clean_lines(cell.title))
         result = self._results.get(cell.cell_id)
         if result is not None:
             row = make_row(result)
@@ -147,12 +150,13 @@ def print_verdict(console: Console, matrix: MatrixResult, report: str, *, quiet:
 
 def _print_failure(console: Console, matrix: MatrixResult, cell: CellResult) -> None:
     row = make_row(cell)
-    message = " ".join(clean_text(cell.message).split())
+    # The message of a cell with findings is its first finding, which follows in full.
+    message = "" if cell.findings else " ".join(clean_lines(cell.message).split())
     heading = Text(f"{row.number}. {row.name}: {row.outcome}", style=COLOURS[cell.status])
     console.print(heading, soft_wrap=True)
-    lines = [f"   {message}"]
+    lines = [f"   {message}"] if message else []
     for finding in cell.findings:
         lines.append(f"   {finding['code']} {finding['name']}: {finding['message']}")
         lines += [f"     fix: {finding['remedy']}"] if finding.get("remedy") else []
     lines.append(f"   again: {repro_command(matrix, [cell.name])}")
-    console.print(Text(clean_text("\n".join(lines))), soft_wrap=True)
+    console.print(Text(clean_lines("\n".join(lines))), soft_wrap=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.findings import Evidence
 from harness.results import CellResult, MatrixResult
 from reports.matrix_summary import (
-    clean_text,
     describe_kept,
     describe_outcome,
     describe_verdict,
@@ -20,14 +20,18 @@ from reports.matrix_summary import (
     list_rows,
     repro_command,
 )
-
-SHOWN_EVIDENCE = 5
-"""Pieces of evidence shown for one finding."""
+from reports.text import (
+    SHOWN_EVIDENCE,
+    clean_lines,
+    code_markdown,
+    describe_evidence,
+    escape_markdown,
+)
 
 
 def write_markdown(matrix: MatrixResult) -> str:
     """Return the report; everything that comes from a cell is escaped."""
-    lines = [f"# Pressure matrix {_escape(matrix.name)}: {matrix.verdict}", ""]
+    lines = [f"# Pressure matrix {escape_markdown(matrix.name)}: {matrix.verdict}", ""]
     lines += [describe_verdict(matrix), *_notes(matrix), "", *_cells(matrix)]
     failures = list_failures(matrix)
     if failures:
@@ -42,20 +46,29 @@ def _notes(matrix: MatrixResult) -> list[str]:
     """Return what a reader must know before trusting the verdict."""
     notes = []
     if matrix.plant:
-        notes.append(f"The bug `{_code(matrix.plant)}` was planted on purpose.")
+        notes.append(f"The bug `{code_markdown(matrix.plant)}` was planted on purpose.")
     if matrix.model:
-        notes.append(f"Every cell used the model `{_code(matrix.model)}`.")
+        notes.append(f"Every cell used the model `{code_markdown(matrix.model)}`.")
     if describe_kept(matrix):
-        notes.append(_escape(describe_kept(matrix)))
+        notes.append(escape_markdown(describe_kept(matrix)))
     return [line for note in notes for line in ("", note)]
 
 
 def _cells(matrix: MatrixResult) -> list[str]:
     rows = [
-        (row.number, _escape(row.title), row.outcome, row.loss, row.time, _folder(row.folder))
+        (
+            row.number,
+            f"`{code_markdown(row.name)}`",
+            escape_markdown(row.title),
+            row.outcome,
+            row.loss,
+            row.time,
+            _folder(row.folder),
+        )
         for row in list_rows(matrix)
     ]
-    return _table(("#", "cell", "outcome", "loss", "time", "folder"), rows, ("right",))
+    columns = ("#", "cell", "what", "outcome", "loss", "time", "folder")
+    return _table(columns, rows, ("right",))
 
 
 def _folder(name: str) -> str:
@@ -64,15 +77,15 @@ def _folder(name: str) -> str:
 
 def _failure(matrix: MatrixResult, cell: CellResult) -> list[str]:
     """Return everything that is known of a cell that did not come out as expected."""
-    heading = f"### {cell.number}. {_escape(cell.title)}: {describe_outcome(cell.outcome)}"
-    lines = [heading, "", _escape(cell.message), ""]
-    lines += [f"- expected: {_escape(_expectation(cell))}"]
+    heading = f"### {cell.number}. {escape_markdown(cell.title)}: {describe_outcome(cell.outcome)}"
+    lines = [heading, "", escape_markdown(cell.message), ""]
+    lines += [f"- expected: {escape_markdown(_expectation(cell))}"]
     if cell.worker is not None:
         memory = cell.worker.peak_rss_bytes / 2**20
         lines.append(f"- worker: {cell.worker.words}, at most {memory:.0f} MiB of memory")
     if cell.attempt > 1:
         lines.append(f"- attempt: {cell.attempt}")
-    lines.append(f"- again: `{_code(repro_command(matrix, [cell.name]))}`")
+    lines.append(f"- again: `{code_markdown(repro_command(matrix, [cell.name]))}`")
     for finding in cell.findings:
         lines += ["", *_finding(finding)]
     if cell.log_tail:
@@ -93,27 +106,22 @@ def _expectation(cell: CellResult) -> str:
 def _finding(finding: dict[str, Any]) -> list[str]:
     """Return one failed probe: what, how it is known, why, what to do."""
     subject = finding.get("subject", ".")
-    place = "" if subject == "." else f" in `{_code(str(subject))}`"
-    severity, code = finding.get("severity") or "error", _escape(str(finding["code"]))
-    name, message = _escape(str(finding["name"])), _escape(str(finding["message"]))
+    place = "" if subject == "." else f" in `{code_markdown(str(subject))}`"
+    severity, code = finding.get("severity") or "error", escape_markdown(str(finding["code"]))
+    name, message = escape_markdown(str(finding["name"])), escape_markdown(str(finding["message"]))
     evidence = finding.get("evidence", ())
-    lines = [f"- seen: {_escape(_evidence(one))}" for one in evidence[:SHOWN_EVIDENCE]]
+    lines = [
+        f"- seen: {escape_markdown(describe_evidence(Evidence(**one)))}"
+        for one in evidence[:SHOWN_EVIDENCE]
+    ]
     if len(evidence) > SHOWN_EVIDENCE:
         lines.append(f"- and {len(evidence) - SHOWN_EVIDENCE} more")
-    lines += [f"- because: {_escape(str(finding['cause']))}"] if finding.get("cause") else []
-    lines += [f"- fix: {_escape(str(finding['remedy']))}"] if finding.get("remedy") else []
+    lines += (
+        [f"- because: {escape_markdown(str(finding['cause']))}"] if finding.get("cause") else []
+    )
+    lines += [f"- fix: {escape_markdown(str(finding['remedy']))}"] if finding.get("remedy") else []
     heading = f"**{severity}: {code} {name}**{place}: {message}"
     return [heading, "", *lines] if lines else [heading]
-
-
-def _evidence(one: dict[str, Any]) -> str:
-    place = " ".join(str(one[key]) for key in ("file", "tensor") if one.get(key))
-    text = f"{one['what']} ({place})" if place else str(one["what"])
-    if one.get("found") is not None:
-        text += f": {one['found']}"
-    if one.get("expected") is not None:
-        text += f", expected {one['expected']}"
-    return text
 
 
 def _rejections(matrix: MatrixResult) -> list[str]:
@@ -121,7 +129,12 @@ def _rejections(matrix: MatrixResult) -> list[str]:
     if not cells:
         return []
     rows = [
-        (str(cell.number), _escape(cell.title), str(cell.expect.get("code")), _escape(cell.message))
+        (
+            str(cell.number),
+            escape_markdown(cell.title),
+            str(cell.expect.get("code")),
+            escape_markdown(cell.message),
+        )
         for cell in cells
     ]
     table = _table(("#", "cell", "code", "what happened"), rows, ("right",))
@@ -134,19 +147,21 @@ def _not_run(matrix: MatrixResult) -> list[str]:
         return []
     lines = ["", "## Did not run", ""]
     for reason, cells in grouped.items():
-        names = ", ".join(f"`{_code(cell.name)}`" for cell in cells)
-        lines.append(f"- {_escape(reason)}: {names}")
+        names = ", ".join(f"`{code_markdown(cell.name)}`" for cell in cells)
+        lines.append(f"- {escape_markdown(reason)}: {names}")
     return lines
 
 
 def _environment(matrix: MatrixResult) -> list[str]:
     names = dict.fromkeys(cell.name for cell in matrix.cells if cell.worker)
-    lines = ["## Environment", "", f"- scenarios: `{_code(matrix.matrix)}`"]
+    lines = ["## Environment", "", f"- scenarios: `{code_markdown(matrix.matrix)}`"]
     lines += [f"- started {matrix.started}, finished {matrix.finished}"]
     shown = {key: value for key, value in matrix.environment.items() if value is not None}
-    lines += [f"- {_escape(key)}: {_escape(str(value))}" for key, value in shown.items()]
+    lines += [
+        f"- {escape_markdown(key)}: {escape_markdown(str(value))}" for key, value in shown.items()
+    ]
     if names:
-        lines.append(f"- run all of it: `{_code(repro_command(matrix, []))}`")
+        lines.append(f"- run all of it: `{code_markdown(repro_command(matrix, []))}`")
     return lines
 
 
@@ -158,16 +173,8 @@ def _table(
     return text.splitlines()
 
 
-def _escape(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(clean_text(text).split()))
-
-
-def _code(text: str) -> str:
-    return " ".join(clean_text(text).split()).replace("`", "'").replace("|", "\\|")
-
-
 def _fence(text: str) -> list[str]:
     """Return text in a fence that it cannot close."""
     ticks = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, ticks + 1)
-    return [f"{fence}text", *clean_text(text).splitlines(), fence]
+    return [f"{fence}text", *clean_lines(text).splitlines(), fence]

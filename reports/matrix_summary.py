@@ -129,11 +129,6 @@ def repro_command(matrix: MatrixResult, names: Sequence[str]) -> str:
     return shlex.join(words)
 
 
-def clean_text(text: str) -> str:
-    """Return text without control characters, line ends and tabs excepted."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
-
-
 def _plural(number: int, noun: str) -> str:
     return noun if number == 1 else noun + "s"
 

@@ -68,6 +68,7 @@ PROBE_MAY = (
     "harness.registry",
     "harness.findings",
     "harness.facts",
+    "harness.facts_behaviour",
     "harness.observations",
     "harness.collapse",
     "mudpuppy.records",

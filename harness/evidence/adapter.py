@@ -10,7 +10,7 @@ from typing import Any
 from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Adapter, Files, Pair, Tensor
-from harness.registry import Missing
+from harness.registry import Missing, NotApplicable
 
 PREFIX = "base_model.model."
 """What PEFT puts before every name of the base model."""
@@ -34,11 +34,9 @@ def describe_adapter(evidence: CheckpointEvidence) -> Adapter:
     files: Files = evidence.get("files")
     if not files.adapter:
         has_settings = "adapter_config.json" in files.names
-        raise Missing(
-            "adapter_config.json is there, adapter weights are not"
-            if has_settings
-            else "the folder holds no adapter"
-        )
+        if has_settings:
+            raise Missing("adapter_config.json is there, adapter weights are not")
+        raise NotApplicable("the folder holds no adapter")
     readable = [f for f in files.adapter if f.tensors and f.problem in ("", "truncated")]
     if not readable:
         raise Missing(f"{files.adapter[0].name} could not be read: {files.adapter[0].detail}")

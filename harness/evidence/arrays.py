@@ -130,7 +130,7 @@ def read_array(folder: Path, tensor: Tensor) -> Floats:
 
 def measure(folder: Path, tensor: Tensor) -> Numbers:
     """Scan one tensor once."""
-    bad, largest, squares, zero_rows, tail = 0, 0.0, 0.0, 0, 0
+    bad, largest, squares, tail = 0, 0.0, 0.0, 0
     for block in iterate_rows(folder, tensor):
         size = np.abs(block)
         top = float(size.max())
@@ -147,14 +147,12 @@ def measure(folder: Path, tensor: Tensor) -> Numbers:
         if unfinished or size.min() > 0:
             tail = 0
             continue
-        zero_rows += int((~size.any(axis=1)).sum()) if len(tensor.shape) > 1 else 0
         tail = _trailing_zeros(size, tail)
     return Numbers(
         tensor=tensor,
         nonfinite=bad,
         abs_max=largest,
         norm=float(np.sqrt(squares)),
-        zero_rows=zero_rows,
         trailing_zeros=tail,
     )
 
@@ -172,21 +170,36 @@ def _trailing_zeros(size: Floats, before: int) -> int:
     return before + size.size if not nonzero.size else size.size - 1 - int(nonzero[-1])
 
 
-@provides("numbers")
-def measure_all(evidence: CheckpointEvidence) -> dict[str, Numbers]:
-    """Return what one pass over every readable tensor of the folder found, by tensor name."""
+@provides("decodable")
+def list_decodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
+    """Return every tensor whose values can be read, by the headers alone."""
     files: Files = evidence.get("files")
     described = [*files.weights, *files.adapter]
-    wanted = [
+    wanted = tuple(
         tensor
         for file in described
         if file.problem in ("", "truncated")
         for tensor in file.tensors
         if can_decode(tensor) and tensor.end <= file.size_bytes
-    ]
+    )
     if not wanted:
         reason = f"{described[0].name}: {described[0].detail}" if described else "no weights"
         raise Missing(f"no tensor could be read ({reason})")
+    return wanted
+
+
+@provides("undecodable")
+def list_undecodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
+    """Return every tensor of a type whose values cannot be read here."""
+    files: Files = evidence.get("files")
+    tensors = [tensor for file in (*files.weights, *files.adapter) for tensor in file.tensors]
+    return tuple(tensor for tensor in tensors if not can_decode(tensor))
+
+
+@provides("numbers")
+def measure_all(evidence: CheckpointEvidence) -> dict[str, Numbers]:
+    """Return what one pass over every readable tensor of the folder found, by tensor name."""
+    wanted: tuple[Tensor, ...] = evidence.get("decodable")
     total = sum(tensor.end - tensor.start for tensor in wanted)
     if total > 1 << 28:
         evidence.options.progress(f"reading {total / 1e9:.1f} GB of weights in {evidence.folder}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from harness.evidence.jsonfile import UnreadableJson, read_object
 from harness.evidence.source import CheckpointEvidence, Options, provides
 from harness.facts import Adapter, Base, Files, Weights
-from harness.registry import Missing
+from harness.registry import Missing, NotApplicable
 
 PROVENANCE = "mudpuppy.json"
 """What this project's engine writes beside an artefact."""
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""How a model hub names its models: owner/name."""
 
 
 @provides("base")
@@ -19,7 +22,7 @@ def find_base(evidence: CheckpointEvidence) -> Base:
     """Return the base model, when a local folder of it is known."""
     path, named_by = _locate_base(evidence)
     if path.resolve() == evidence.folder.resolve():
-        raise Missing("the base that is named is this very folder")
+        raise NotApplicable("the base that is named is this very folder")
     source = CheckpointEvidence(path)
     try:
         weights: Weights = source.get("weights")
@@ -38,7 +41,7 @@ def find_merged_adapter(evidence: CheckpointEvidence) -> Adapter:
     """Return the adapter that a merged model was made with."""
     files: Files = evidence.get("files")
     if not files.weights:
-        raise Missing("the folder holds no model weights, so nothing was merged into them")
+        raise NotApplicable("the folder holds no model weights, so nothing was merged into them")
     for folder in _adapter_folders(evidence):
         found: Adapter | None = CheckpointEvidence(folder).find("adapter")
         if found is not None:
@@ -87,7 +90,9 @@ def _locate_base(evidence: CheckpointEvidence) -> tuple[Path, str]:
             if _is_model(folder):
                 return folder, source
     if named:
-        raise Missing(f"the base '{named[0][0][:200]}' is not a local folder; pass --base PATH")
+        name = named[0][0][:200]
+        kind = "a hub id" if HUB_ID.fullmatch(name) else "not a local folder"
+        raise Missing(f"the base {name} is {kind}; pass --base PATH")
     raise Missing("the checkpoint names no base model; pass --base PATH to compare with it")
 
 
@@ -125,3 +130,13 @@ def list_base_modules(evidence: CheckpointEvidence) -> frozenset[str] | None:
     if base is None:
         return None
     return frozenset(name.rpartition(".")[0] for name in base.tensors)
+
+
+@provides("why_no_base")
+def explain_no_base(evidence: CheckpointEvidence) -> str:
+    """Return why there is no base to compare with; empty when there is one."""
+    try:
+        evidence.get("base")
+    except Missing as missing:
+        return str(missing)
+    return ""

@@ -16,7 +16,8 @@ from typing import Any
 from harness.evidence.base import read_origin
 from harness.evidence.jsonfile import UnreadableJson, read_object
 from harness.evidence.source import CheckpointEvidence, Options, provides
-from harness.facts import Adapter, Answers, Base, BehaviourFacts, Files
+from harness.facts import Adapter, Base, Files
+from harness.facts_behaviour import Answers, BehaviourFacts
 from harness.registry import ControlFailed, Missing
 from mudpuppy.errors import UsageError
 from mudpuppy.scoring import (
@@ -122,7 +123,6 @@ def measure_behaviour(
         prompts=prompts,
         answers=answers,
         control=control,
-        control_name="" if base is None else str(base),
         max_new_tokens=max_new_tokens,
         exact=_exact(questions, answers),
         control_exact=_exact(questions, control),

@@ -76,6 +76,10 @@ def _describe(name: str, size: int, raw: bytes) -> WeightFile:
     data_start = 8 + len(raw)
     try:
         entries, twice = parse_object(raw)
+        if twice:
+            raise BadHeader(
+                f"it names '{twice[0][:200]}' twice, and readers differ in which counts"
+            )
         entries.pop("__metadata__", None)
         tensors = [_tensor(key, entry, data_start, name) for key, entry in entries.items()]
         end = _check_layout(tensors, data_start)
@@ -85,7 +89,6 @@ def _describe(name: str, size: int, raw: bytes) -> WeightFile:
         "name": name,
         "size_bytes": size,
         "tensors": tuple(tensors),
-        "duplicates": twice,
     }
     if not tensors:
         return WeightFile(**common, problem="empty", detail=f"{size} bytes that hold no tensor")

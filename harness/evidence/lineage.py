@@ -210,9 +210,8 @@ def _why_not(pair: Pair, old: Tensor | None, new: Tensor | None, fan_in_fan_out:
 def _conclude(module: str, sums: _Sums, epsilon: float) -> ModuleLineage:
     """Turn inner products into k, residual and their uncertainty."""
     change = math.sqrt(sums.change_change)
-    exact = math.sqrt(sums.exact_exact)
     if not math.isfinite(change + sums.seen_seen) or change == 0.0:
-        return _unresolved(module, exact, math.sqrt(sums.base_base))
+        return _unresolved(module)
     k = sums.seen_change / sums.change_change
     residual = math.sqrt(max(0.0, sums.seen_seen - k * k * sums.change_change)) / change
     if abs(k - 1) < 0.01:
@@ -227,12 +226,10 @@ def _conclude(module: str, sums: _Sums, epsilon: float) -> ModuleLineage:
         noise=noise,
         k_error=k_error,
         resolvable=0.6 < gain < 1.4 and k_error < 0.03,
-        change_norm=exact,
-        base_norm=math.sqrt(sums.base_base),
     )
 
 
-def _unresolved(module: str, change: float, base: float) -> ModuleLineage:
+def _unresolved(module: str) -> ModuleLineage:
     return ModuleLineage(
         module=module,
         k=0.0,
@@ -240,8 +237,6 @@ def _unresolved(module: str, change: float, base: float) -> ModuleLineage:
         noise=0.0,
         k_error=0.0,
         resolvable=False,
-        change_norm=change if math.isfinite(change) else 0.0,
-        base_norm=base if math.isfinite(base) else 0.0,
     )
 
 

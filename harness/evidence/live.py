@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import LiveModel
-from harness.registry import Missing
+from harness.facts_behaviour import LiveModel
+from harness.registry import NotApplicable
 
 LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
 """Attributes that PEFT and transformers set on a model with an adapter."""
@@ -16,7 +16,7 @@ LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
 def no_live_model(evidence: CheckpointEvidence) -> LiveModel:
     """Refuse: a folder is not a live model."""
     del evidence
-    raise Missing("only a model in memory shows this: harness.doctor.diagnose_model(model)")
+    raise NotApplicable("only a model in memory shows this: harness.doctor.diagnose_model(model)")
 
 
 def describe_live(model: Any) -> LiveModel:

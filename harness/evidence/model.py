@@ -8,19 +8,16 @@ from typing import Any
 from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Files, Weights
-from harness.registry import Missing
+from harness.registry import Missing, NotApplicable
 
 
 @provides("config")
 def read_config(evidence: CheckpointEvidence) -> dict[str, Any]:
-    """Return `config.json`."""
+    """Return `config.json`; an adapter needs none."""
+    files: Files = evidence.get("files")
+    if files.adapter and not files.weights and "config.json" not in files.names:
+        raise NotApplicable("an adapter has no config.json")
     return read_settings(evidence, "config.json")
-
-
-@provides("provenance")
-def read_provenance(evidence: CheckpointEvidence) -> dict[str, Any]:
-    """Return `mudpuppy.json`, which this project's engine writes beside what it saves."""
-    return read_settings(evidence, "mudpuppy.json")
 
 
 @provides("weights")
@@ -28,7 +25,7 @@ def list_weights(evidence: CheckpointEvidence) -> Weights:
     """Return the model's tensors by header, and whether all of them could be seen."""
     files: Files = evidence.get("files")
     if not files.weights:
-        raise Missing(explain_no_weights(files))
+        raise (NotApplicable if files.adapter else Missing)(explain_no_weights(files))
     readable = [f for f in files.weights if f.problem in ("", "truncated") and f.tensors]
     if not readable:
         first = files.weights[0]

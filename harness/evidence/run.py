@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.registry import Missing
+from harness.registry import NotApplicable
 
 REASON = "no training run was watched: only mudpuppy-pressure measures one"
 
@@ -17,11 +17,11 @@ REASON = "no training run was watched: only mudpuppy-pressure measures one"
 def find_observations(evidence: CheckpointEvidence) -> NoReturn:
     """Say that a checkpoint by itself brings no observations."""
     del evidence
-    raise Missing(REASON)
+    raise NotApplicable(REASON)
 
 
 @provides("expectation")
 def find_expectation(evidence: CheckpointEvidence) -> NoReturn:
     """Say that a checkpoint by itself brings no expectation."""
     del evidence
-    raise Missing(REASON)
+    raise NotApplicable(REASON)

@@ -112,6 +112,11 @@ class CheckpointEvidence:
             raise
         return self._found[name]
 
+    def was_missing(self, name: str) -> str:
+        """Return why evidence that was asked for is missing; empty if it is there or unasked."""
+        failure = self._failed.get(name)
+        return str(failure) if isinstance(failure, Missing) else ""
+
     def find(self, name: str) -> Any | None:
         """Return the evidence called `name`, or None when it is missing."""
         try:

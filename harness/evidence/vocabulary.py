@@ -12,7 +12,7 @@ from harness.evidence.arrays import can_decode, iterate_rows
 from harness.evidence.model import text_settings
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
-from harness.registry import Missing
+from harness.registry import Missing, NotApplicable
 
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$"
@@ -48,7 +48,7 @@ def measure_vocabulary(evidence: CheckpointEvidence) -> Vocabulary:
     tokenizer: Tokenizer | None = evidence.find("tokenizer")
     base: Base | None = evidence.find("base") if adapter is not None else None
     if weights is None and adapter is None:
-        raise Missing("the folder holds neither a model nor an adapter that can be read")
+        raise NotApplicable("the folder holds neither a model nor an adapter that can be read")
     config = evidence.find("config") or {}
     if weights is None:
         config = {}  # an adapter's own config.json, if any, says nothing about its rows
@@ -115,11 +115,11 @@ def compare_tied(evidence: CheckpointEvidence) -> TiedPair:
     if tied is None:
         tied = config.get("model_type") in TIED_BY_DEFAULT
     if not tied:
-        raise Missing("config.json does not tie head and embedding")
+        raise NotApplicable("config.json does not tie head and embedding")
     heads = [t for name, t in weights.tensors.items() if HEAD.search(name)]
     embeddings = [t for name, t in weights.tensors.items() if EMBEDDING.search(name)]
     if not heads or not embeddings:
-        raise Missing("head and embedding are tied and stored once")
+        raise NotApplicable("head and embedding are tied and stored once")
     head, embedding = heads[0], embeddings[0]
     return TiedPair(
         head=head, embedding=embedding, different=_differences(evidence, head, embedding)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from harness.facts import Files
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 
 @probe("MPD202", modes=["FM19"])
@@ -23,7 +23,7 @@ def check(files: Files) -> Finding | str:
     """Look for an adapter and model weights in one folder."""
     parts = [name for name in files.names if name.startswith(("adapter_config.", "adapter_model."))]
     if not files.weights and not parts:
-        raise Missing("the folder holds neither model weights nor an adapter")
+        raise NotApplicable("the folder holds neither model weights nor an adapter")
     if not files.weights or not parts:
         return f"the folder holds {'a model' if files.weights else 'an adapter'} alone"
     weights = files.weights[0].name

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.facts import Adapter, Pair
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 FILE = "adapter_config.json"
 
@@ -33,9 +33,9 @@ def check(adapter: Adapter) -> Finding | str:
     if not adapter.settings:
         return _finding([Evidence(what="settings", file=FILE, found="absent or unreadable")])
     if adapter.kind not in ("LORA", ""):
-        raise Missing(f"the adapter is of type {adapter.kind[:40]}, not LORA")
+        raise NotApplicable(f"the adapter is of type {adapter.kind[:40]}, not LORA")
     if not adapter.pairs:
-        raise Missing("the adapter holds no LoRA pairs")
+        raise NotApplicable("the adapter holds no LoRA pairs")
     evidence = _check_scale(adapter)
     for pair in adapter.pairs:
         evidence += _check_pair(adapter.settings, pair)

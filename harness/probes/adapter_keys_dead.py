@@ -27,14 +27,14 @@ FILE = "adapter_model.safetensors"
 
 
 @probe("MPD204", modes=["FM06", "FM07", "FM53"])
-def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
-    """Match every adapted module with the base, or, without a base, with PEFT's form of keys."""
+def check(adapter: Adapter, base_names: frozenset[str] | None, why_no_base: str) -> Finding | str:
+    """Look at the form of every key, then match every adapted module with the base."""
     # Wrappers and stacking have probes of their own, with a better remedy.
     odd = [key for key in adapter.unknown if not find_wrapper(key) and not _NESTED.search(key)]
     if odd or len(adapter.names) == 1:
         return _malformed(adapter, odd)
     if base_names is None:
-        return f"{len(adapter.tensors)} keys are of the form that PEFT writes (no base to match)"
+        raise Missing(why_no_base)
     modules = _modules(adapter)
     if not modules:
         raise Missing("the adapter holds no module that can be matched by name")

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from harness.facts import Adapter, Numbers, Pair, Tensor
 from harness.findings import Evidence, Finding, Severity
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 
 @probe("MPD203", modes=["FM08"])
@@ -29,7 +29,7 @@ def check(adapter: Adapter, numbers: Mapping[str, Numbers]) -> Finding | str:
     # Experts that no token was sent to keep their zeros; that says nothing about training.
     pairs = [p for p in adapter.pairs if p.a and p.b and "experts" not in p.module]
     if not pairs:
-        raise Missing("the adapter holds no LoRA pairs")
+        raise NotApplicable("the adapter holds no LoRA pairs")
     dead = [(pair, factor) for pair in pairs if (factor := _zero_factor(pair, numbers))]
     if not dead:
         return f"both factors of {len(pairs)} modules hold values"

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from harness.facts import Adapter, strip_wrappers
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 _TWICE = re.compile(r"^(?:base_model\.model\.){2,}")
 _INSIDE = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB])(?:\.|$)")
@@ -35,7 +35,7 @@ FILE = "adapter_model.safetensors"
 def check(adapter: Adapter) -> Finding | str:
     """Look for two wrappers in a key, and for factors that the config does not target."""
     if not adapter.pairs and not adapter.unknown:
-        raise Missing("the adapter holds no LoRA factors")
+        raise NotApplicable("the adapter holds no LoRA factors")
     nested = [key for key in adapter.tensors if _TWICE.match(strip_wrappers(key))]
     nested += [
         f"{pair.module}.lora_A"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from harness.facts import Files
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 
 @probe("MPD107", modes=["FM46", "FM44"])
@@ -25,7 +25,7 @@ def check(files: Files) -> Finding | str:
     """Report every settings file that could not be parsed."""
     present = [name for name in files.names if name.endswith(".json")]
     if not present:
-        raise Missing("the folder holds no JSON file")
+        raise NotApplicable("the folder holds no JSON file")
     bad = dict(files.unreadable_json)
     if not bad:
         return "the settings files are JSON objects"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from harness.facts import Files
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 
 @probe("MPD104", modes=["FM45"])
@@ -39,12 +39,12 @@ def check(files: Files) -> Finding | str:
 def _compare(files: Files) -> list[Evidence]:
     index = files.index
     if "model.safetensors" in files.names:
-        raise Missing("the model is one file, an index is not used")
+        raise NotApplicable("the model is one file, an index is not used")
     numbered = [file for file in files.weights if "-of-" in file.name]
     if index is None:
         if numbered:
             return [Evidence(what="shards without an index", file=numbered[0].name)]
-        raise Missing("the model has no shard index")
+        raise NotApplicable("the model has no shard index")
     if index.problem:
         return [Evidence(what="unusable index", file=index.name, found=index.problem)]
     found = [

@@ -26,7 +26,7 @@ def check(lineage: Lineage) -> Finding | str:
     judged = [one for one in lineage.modules if one.resolvable]
     if not judged:
         raise Missing("the adapter's change is smaller than the rounding of the merged weights")
-    twice = [one for one in judged if abs(one.k - 2) < 0.1 + 3 * one.k_error]
+    twice = [one for one in judged if one.is_doubled]
     if not twice:
         return f"no adapter was merged twice into {len(judged)} modules"
     return Finding(

@@ -30,7 +30,13 @@ def check(any_lineage: Lineage | None, drifts: Drifts) -> Finding | str:
     judged = [one for one in any_lineage.modules if one.resolvable]
     if not judged:
         raise Missing("the adapter's change is smaller than the rounding of the merged weights")
-    lost = [one for one in judged if abs(one.k) < 0.15 + 3 * one.k_error]
+    lost = [one for one in judged if one.has_no_effect]
+    if not lost and any_lineage.not_compared:
+        module, why = next(iter(any_lineage.not_compared.items()))
+        raise Missing(
+            f"{len(any_lineage.not_compared)} adapted modules could not be compared, such as "
+            f"{module} ({why}); the change arrived in the other {len(judged)}"
+        )
     if not lost:
         return f"the adapter's change arrived in {len(judged)} modules"
     lost.sort(key=lambda one: (abs(one.k), one.module))

@@ -38,7 +38,7 @@ def check(lineage: Lineage) -> Finding | str:
                 what="k",
                 tensor=one.module,
                 found=round(one.k, 4),
-                expected=f"1 +- {_margin(one):.3f}",
+                expected=f"1 +- {one.k_margin:.3f}",
             )
             for one in wrong
         ),
@@ -48,10 +48,5 @@ def check(lineage: Lineage) -> Finding | str:
     )
 
 
-def _margin(one: ModuleLineage) -> float:
-    return 0.05 + 4 * one.k_error
-
-
 def _is_wrong(one: ModuleLineage) -> bool:
-    elsewhere = abs(one.k) < 0.15 + 3 * one.k_error or abs(one.k - 2) < 0.1 + 3 * one.k_error
-    return abs(one.k - 1) > _margin(one) and not elsewhere
+    return abs(one.k - 1) > one.k_margin and not (one.has_no_effect or one.is_doubled)

@@ -15,9 +15,8 @@ not masked (`mud-puppy explain`), and train again.
 
 from __future__ import annotations
 
-import math
-
-from harness.facts import BehaviourFacts
+from harness.collapse import wilson_interval
+from harness.facts_behaviour import BehaviourFacts
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 
@@ -46,18 +45,9 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     )
 
 
-def _interval(count: int, total: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share."""
-    z = 1.96
-    share, scale = count / total, 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return middle - half, middle + half
-
-
 def _low(count: int, total: int) -> float:
-    return _interval(count, total)[0]
+    return wilson_interval(count / total, total)[0]
 
 
 def _high(count: int, total: int) -> float:
-    return _interval(count, total)[1]
+    return wilson_interval(count / total, total)[1]

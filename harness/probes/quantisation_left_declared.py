@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.facts import Weights
 from harness.findings import Evidence, Finding, Severity
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 _PLAIN = {"F64", "F32", "F16", "BF16"}
 
@@ -27,7 +27,7 @@ def check(config: Mapping[str, Any], weights: Weights) -> Finding | str:
     """Look for quantised tensors where the configuration declares some."""
     declared = config.get("quantization_config")
     if not isinstance(declared, dict) or not declared:
-        raise Missing("config.json declares no quantisation")
+        raise NotApplicable("config.json declares no quantisation")
     kinds = {tensor.dtype for tensor in weights.tensors.values()}
     method = str(declared.get("quant_method") or declared.get("scheme") or "quantised")[:40]
     if kinds - _PLAIN:

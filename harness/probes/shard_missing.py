@@ -18,7 +18,7 @@ import re
 
 from harness.facts import Files
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 _NUMBERED = re.compile(r"^model-(\d{5})-of-(\d{5})\.safetensors$")
 
@@ -52,7 +52,7 @@ def _promised(files: Files) -> tuple[list[str], str]:
         return sorted(inside), f"named in {index.name}"
     totals = [found.group(2) for name in files.names if (found := _NUMBERED.match(name))]
     if not totals or "model.safetensors" in files.names:
-        raise Missing("the model is not sharded")
+        raise NotApplicable("the model is not sharded")
     count = int(totals[0])
     names = [f"model-{i:05d}-of-{totals[0]}.safetensors" for i in range(1, min(count, 9999) + 1)]
     return names, f"'of {totals[0]}' in the names of the others"

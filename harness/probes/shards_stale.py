@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from harness.facts import Files
 from harness.findings import Evidence, Finding, Severity
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 
 @probe("MPD105", modes=["FM45"], severity=Severity.WARNING)
 def check(files: Files) -> Finding | str:
     """Look for weight files of the standard names that transformers would not open."""
     if not files.weights:
-        raise Missing("the folder holds no model weights")
+        raise NotApplicable("the folder holds no model weights")
     loaded = {file.name for file in files.weights}
     stale = [n for n in files.ignored_weights if n.endswith(".safetensors")]
     if not stale:

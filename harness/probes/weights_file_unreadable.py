@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from harness.facts import Files, WeightFile
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 _WORDS = {
     "empty": ("holds no tensor", "a sharded optimizer saved parameters that it had not gathered"),
@@ -33,7 +33,7 @@ def check(files: Files) -> Finding | str:
     """Look for weights files whose header cannot be used."""
     described = [*files.weights, *files.adapter]
     if not described:
-        raise Missing("the folder holds no weights file")
+        raise NotApplicable("the folder holds no weights file")
     bad = [file for file in described if file.problem in _WORDS]
     if not bad:
         return f"{len(described)} weights files open and hold tensors"

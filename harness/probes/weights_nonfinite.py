@@ -17,20 +17,25 @@ that makes a model that is plausible and wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from harness.facts import Numbers
+from harness.facts import Numbers, Tensor
 from harness.findings import Evidence, Finding
-from harness.registry import probe
+from harness.registry import Missing, probe
 
 
 @probe("MPD301", modes=["FM41", "FM12"])
-def check(numbers: Mapping[str, Numbers]) -> Finding | str:
+def check(numbers: Mapping[str, Numbers], undecodable: Sequence[Tensor]) -> Finding | str:
     """Count the values that are not finite, tensor by tensor."""
     bad = sorted(
         (one for one in numbers.values() if one.nonfinite),
         key=lambda one: (-one.nonfinite / one.tensor.elements, one.tensor.name),
     )
+    if not bad and undecodable:
+        raise Missing(
+            f"values of type {undecodable[0].dtype} are not decoded here ({len(undecodable)} "
+            f"tensors, such as {undecodable[0].name}); the other {len(numbers)} tensors are finite"
+        )
     if not bad:
         return f"every value of {len(numbers)} tensors is finite"
     worst = bad[0].tensor

@@ -1,7 +1,9 @@
 """Weights or training state stored as a pickle, which can run code when loaded.
 
 What it does: `.bin`, `.pt` and `.pth` files are pickles: programs that build objects. This tool
-lists the functions they name, without running them.
+lists the functions and classes they name, without running them, and knows those that torch, numpy,
+transformers, accelerate and TRL write. Any other name is reported, and so is a file that cannot be
+followed to its end.
 
 Why it is bad: a pickle can start any program on the machine that loads it (FM59, CVE-2025-32434).
 And its values cannot be examined here, so a model that exists only as a pickle stays *unknown*.
@@ -17,33 +19,58 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.facts import Files
+from harness.facts import Files, Pickled
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
 @probe("MPD106", modes=["FM59"])
-def check(files: Files, pickles: Mapping[str, tuple[str, ...]]) -> Finding | str:
-    """Report dangerous functions, and weights that exist only as a pickle."""
-    bad = {name: calls for name, calls in pickles.items() if calls}
-    if bad:
-        first, calls = next(iter(bad.items()))
-        return Finding(
-            message=f"{first} would call {calls[0]} when it is loaded",
-            evidence=tuple(
-                Evidence(what="functions named by the pickle", file=name, found=list(named[:5]))
-                for name, named in bad.items()
-            ),
-            cause="the file was made to run code, or pickled together with a program",
-            remedy="do not load it; ask where it comes from, and take a safetensors file instead",
-        )
+def check(files: Files, pickles: Mapping[str, Pickled]) -> Finding | str:
+    """Report names beyond the harmless, and weights that exist only as a pickle."""
+    named = {name: one.calls for name, one in pickles.items() if one.calls}
+    if named:
+        return _named(named)
+    cut = {name: one.problem for name, one in pickles.items() if one.problem}
+    if cut:
+        return _cut(cut)
     only = [f.name for f in (*files.weights, *files.adapter) if f.problem == "pickled"]
     if not only:
-        return f"{len(pickles)} pickled files name no dangerous function"
+        return f"{len(pickles)} pickled files name nothing but what training files hold"
     return Finding(
         message=f"the weights exist only as a pickle ({only[0]}), so their values are not examined",
         evidence=tuple(Evidence(what="pickled weights", file=name) for name in only),
         cause="saved by an old version, or with safe_serialization=False",
-        remedy="convert it to safetensors: load it with weights_only=True and save_pretrained(NEW)",
+        remedy="convert it: AutoModelForCausalLM.from_pretrained(PATH, weights_only=True)"
+        ".save_pretrained(NEW)",
         severity=Severity.NOTE,
+    )
+
+
+def _named(named: Mapping[str, tuple[str, ...]]) -> Finding:
+    first, calls = next(iter(named.items()))
+    return Finding(
+        message=f"{first} names {calls[0]}, which loading it may call; training files hold no such "
+        "name",
+        evidence=tuple(
+            Evidence(what="names beyond the harmless", file=name, found=list(several[:5]))
+            for name, several in named.items()
+        ),
+        cause="the file was made to run code, or pickled together with classes of a program",
+        remedy="do not load it unless you know the program that wrote it; take a safetensors file "
+        "instead",
+    )
+
+
+def _cut(cut: Mapping[str, str]) -> Finding:
+    first, problem = next(iter(cut.items()))
+    return Finding(
+        message=f"what {first} would call cannot be listed to its end: {problem}",
+        evidence=tuple(
+            Evidence(what="not listed to the end", file=name, found=text)
+            for name, text in cut.items()
+        ),
+        cause="damaged in a copy, no pickle at all, or written so that a scanner stops early",
+        remedy=f"do not load {first}; copy it again from its source, or remove it if nothing "
+        "needs it",
+        severity=Severity.WARNING,
     )

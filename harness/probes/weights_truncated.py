@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from harness.facts import Files
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import NotApplicable, probe
 
 
 @probe("MPD102", modes=["FM43"])
@@ -25,7 +25,7 @@ def check(files: Files) -> Finding | str:
     """Compare the size of every weights file with the end of its last tensor."""
     described = [*files.weights, *files.adapter]
     if not described:
-        raise Missing("the folder holds no weights file")
+        raise NotApplicable("the folder holds no weights file")
     short = [file for file in described if file.problem == "truncated"]
     if not short:
         return f"{len(described)} weights files are as long as their headers say"

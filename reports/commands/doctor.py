@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from harness.findings import Diagnosis
 from harness.registry import load_probes
 from mudpuppy.errors import MudpuppyError, OutputError
 from mudpuppy.files import write_text_atomic
+from mudpuppy.flags import FriendlyParser
 from reports.diagnosis_console import write_console
 from reports.diagnosis_json import write_json
 from reports.diagnosis_markdown import write_markdown
+from reports.text import clean_lines
 
 EPILOG = """\
 examples:
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _list(words[1:])
         return _diagnose(_parser().parse_args(words))
     except MudpuppyError as error:
-        print(f"mudpuppy-doctor: {_printable(str(error))}", file=sys.stderr)
+        print(f"mudpuppy-doctor: {clean_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,10 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mudpuppy-doctor: interrupted, nothing was written", file=sys.stderr)
         return 130
+    except Exception:  # noqa: BLE001 - python would exit with 1, which means findings
+        traceback.print_exc()
+        return MudpuppyError.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> FriendlyParser:
+    parser = FriendlyParser(
         prog="mudpuppy-doctor",
         description=__doc__,
         epilog=EPILOG,
@@ -61,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("path", help="a model folder, an adapter folder or a trainer output")
-    parser.add_argument("--base", metavar="PATH", help="the model it was made from")
+    parser.add_argument("--base", metavar="PATH", help="the model it was made from, or tiny")
     parser.add_argument("--adapter", metavar="PATH", help="the adapter a merged model came from")
     parser.add_argument("--generate", action="store_true", help="load the models and ask them")
     parser.add_argument("--quiz", metavar="FILE", help="questions with answers (JSONL)")
@@ -124,7 +130,7 @@ def _require_writable(output: Path | None) -> None:
 
 
 def _explain(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="mudpuppy-doctor explain", allow_abbrev=False)
+    parser = FriendlyParser(prog="mudpuppy-doctor explain", allow_abbrev=False)
     parser.add_argument("code", help="a code such as MPD203, or the name of a fault")
     one = explain(parser.parse_args(words).code)
     print(f"{one.code} {one.name} ({one.severity}; {', '.join(one.modes)})\n")
@@ -133,7 +139,7 @@ def _explain(words: Sequence[str]) -> int:
 
 
 def _list(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="mudpuppy-doctor list", allow_abbrev=False)
+    parser = FriendlyParser(prog="mudpuppy-doctor list", allow_abbrev=False)
     parser.add_argument("words", nargs="*", help="codes, beginnings of codes, names or FM numbers")
     chosen = parser.parse_args(words).words
     for one in choose_probes(_split(chosen), ()) if chosen else load_probes():
@@ -147,11 +153,7 @@ def _split(values: Sequence[str]) -> list[str]:
 
 
 def _show_progress(text: str) -> None:
-    print(f"mudpuppy-doctor: {_printable(text)}", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    print(f"mudpuppy-doctor: {clean_lines(text)}", file=sys.stderr)
 
 
 def _width() -> int:

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -23,10 +24,11 @@ from harness.runner import Judge, run_matrix
 from harness.selection import Selection, find_cell, select_cells
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
+from mudpuppy.flags import FriendlyParser
 from reports.matrix_console import Progress, print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
-from reports.matrix_summary import clean_text
+from reports.text import clean_lines
 from scenarios.loader import LoadedScenarios, load_scenarios
 
 PROGRAM = "mudpuppy-pressure"
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(words, argparse.Namespace(typed=words))
         return int(arguments.run(arguments))
     except MudpuppyError as error:
-        print(f"{PROGRAM}: {clean_text(str(error))}", file=sys.stderr)
+        print(f"{PROGRAM}: {clean_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,11 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception:  # noqa: BLE001 - python would exit with 1, which means failures
+        traceback.print_exc()
+        return MudpuppyError.exit_code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> FriendlyParser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = FriendlyParser(
         prog=PROGRAM, description=__doc__, epilog=EPILOG, formatter_class=form, allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -178,7 +183,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     lines += ["settings", *(f"  {key}: {value}" for key, value in cell.config.items()), ""]
     lines += ["what the rule table says", *_indent(explain_rules(cell)), ""]
     lines += ["run just this cell", f"  {shlex.join(again)}", f"  {shlex.join(item)}"]
-    print(clean_text("\n".join(lines)))
+    print(clean_lines("\n".join(lines)))
     return 0
 
 

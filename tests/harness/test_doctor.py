@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,8 +17,17 @@ from harness.findings import ProbeResult, Severity, Status, Verdict
 from harness.registry import load_probes
 from harness.verdict import judge
 from mudpuppy.errors import ModelError, UsageError
+from mudpuppy.tiny.build import MANIFEST
+from mudpuppy.tiny.cache import cache_folder
 from reports.commands.doctor import main
-from tests.harness.checkpoints import edit_tensors, save_adapter, save_base
+from tests.harness.checkpoints import (
+    copy,
+    edit_json,
+    edit_tensors,
+    save_adapter,
+    save_base,
+    save_merged,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +72,7 @@ def test_every_probe_of_a_checkpoint_explains_itself_under_four_headings():
 def test_a_crashing_probe_is_shown_and_does_not_end_the_examination(base, monkeypatch):
     (one,) = choose_probes(["MPD301"], ())
 
-    def crash(numbers):
+    def crash(numbers, undecodable):
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(
@@ -139,6 +149,112 @@ def test_mistakes_are_named_with_what_was_expected(base, tmp_path):
         diagnose(base, adapter=base)
     with pytest.raises(ModelError, match="a quiz"):
         diagnose(base, quiz=tmp_path / "none.jsonl")
+
+
+def statuses(diagnosis):
+    return {r.name: (r.status, r.applies, r.reason) for r in diagnosis.probes}
+
+
+def test_without_its_base_the_keys_of_an_adapter_are_not_said_to_match(base, tmp_path):
+    folder = save_adapter(tmp_path / "a", base)
+    edit_json(folder / "adapter_config.json", base_model_name_or_path="someone/some-model")
+    found = diagnose(folder)
+    why = "the base someone/some-model is a hub id; pass --base PATH"
+    assert statuses(found)["adapter-keys-dead"] == (Status.SKIPPED, True, why)
+    assert found.verdict is Verdict.HEALTHY
+    assert found.why.endswith("not checked")
+    edit_tensors(folder, lambda t: {k.removeprefix("base_model."): v for k, v in t.items()})
+    assert statuses(diagnose(folder))["adapter-keys-dead"][0] is Status.FAILED
+
+
+def test_what_does_not_apply_is_told_from_what_was_not_checked(base):
+    found = statuses(diagnose(base))
+    assert found["adapter-stacked"] == (Status.SKIPPED, False, "the folder holds no adapter")
+    assert found["eos-flood"][1]
+    assert "--generate" in found["eos-flood"][2]
+    assert not any(name in found for name in ("frozen-weights-moved", "leftover-peft-config"))
+
+
+def test_probes_of_a_run_or_a_live_model_run_only_when_selected(base):
+    chosen = {r.code: r for r in diagnose(base, select=["MPD5", "MPD7"]).probes}
+    assert "MPD501" in chosen
+    assert "MPD701" in chosen
+    assert not any(result.applies for result in chosen.values())
+
+
+def test_a_selection_that_needs_headers_alone_reads_no_values(base, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("values were read")
+
+    monkeypatch.setattr("harness.evidence.arrays.read_bytes", refuse)
+    assert diagnose(base, select=["MPD101", "MPD303"]).verdict is Verdict.HEALTHY
+    assert diagnose(base, select=["MPD301"]).verdict is Verdict.UNKNOWN
+
+
+def test_values_that_cannot_be_decoded_are_not_said_to_be_finite(base, tmp_path):
+    folder = copy(base, tmp_path / "m")
+    edit_tensors(folder, lambda t: t | {"extra.weight": torch.zeros(2, dtype=torch.complex64)})
+    status, applies, reason = statuses(diagnose(folder))["weights-nonfinite"]
+    assert (status, applies) == (Status.SKIPPED, True)
+    assert "C64" in reason
+
+
+def test_a_tensor_that_is_named_twice_is_found(base, tmp_path):
+    folder = copy(base, tmp_path / "m")
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    first = raw[8 : 8 + size].rstrip()
+    (name, entry), *_ = json.loads(first).items()
+    if name == "__metadata__":
+        name, entry = list(json.loads(first).items())[1]
+    twice = first[:-1] + b"," + json.dumps({name: entry}).encode()[1:]
+    path.write_bytes(len(twice).to_bytes(8, "little") + twice + raw[8 + size :])
+    found = diagnose(folder)
+    assert [r.name for r in found.findings] == ["weights-file-unreadable"]
+    assert f"names '{name}' twice" in found.findings[0].message
+
+
+def test_modules_of_a_merge_that_cannot_be_compared_are_named(base, tmp_path):
+    adapter = save_adapter(tmp_path / "a", base)
+    merged = save_merged(tmp_path / "m", base, adapter)
+    where = {"base": base, "adapter": adapter}
+    assert statuses(diagnose(merged, **where))["merge-without-effect"][0] is Status.PASSED
+    name = "model.layers.1.self_attn.q_proj.weight"
+    edit_tensors(merged, lambda t: t | {name: t[name].to(torch.complex64)})
+    status, applies, reason = statuses(diagnose(merged, **where))["merge-without-effect"]
+    assert (status, applies) == (Status.SKIPPED, True)
+    assert "model.layers.1.self_attn.q_proj (values of type" in reason
+
+
+def test_the_embedded_model_is_a_base_once_it_is_built(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MUDPUPPY_CACHE", str(tmp_path))
+    assert main([str(base), "--base", "tiny"]) == 2
+    assert "run: mud-puppy tiny build" in capsys.readouterr().err
+    assert main(["tiny:qwen2"]) == 2
+    assert "mud-puppy tiny build --family qwen2" in capsys.readouterr().err
+    assert main(["tiny:qwen9"]) == 2
+    folder = copy(base, cache_folder())
+    digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps({"files": {"config.json": digest}}))
+    assert main([str(base), "--base", "tiny"]) == 1
+    assert "every one of 30 tensors is equal to the base" in capsys.readouterr().out
+
+
+def test_a_misspelt_flag_is_told_its_neighbours(base, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(base), "--genrate"])
+    assert stopped.value.code == 2
+    assert "did you mean '--generate'" in capsys.readouterr().err
+
+
+def test_a_crash_of_the_doctor_is_no_finding(base, monkeypatch, capsys):
+    def crash(*_, **__):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("reports.commands.doctor.diagnose", crash)
+    assert main([str(base)]) == 3
+    assert "ZeroDivisionError: by zero" in capsys.readouterr().err
 
 
 def test_two_examinations_give_the_same_json(base):

@@ -63,7 +63,7 @@ def test_the_console_report_reads_like_this():
         "\n"
         "  files       ok    1 passed\n"
         "  weights     SICK  0 passed, 1 finding\n"
-        "  lineage     -     not checked: no base is known\n"
+        "  lineage     -     1 not checked\n"
         "  behaviour   ?     0 passed, 1 could not finish\n"
         "\n"
         "x error: MPD301 weights-nonfinite (FM41)\n"
@@ -76,8 +76,55 @@ def test_the_console_report_reads_like_this():
         "? MPD604 accuracy-collapse (FM41)\n"
         "    not known  control failed: the base scores 0\n"
         "\n"
+        "  not checked  no base is known [MPD401]\n"
+        "\n"
         "SICK - 1 finding: MPD301 weights-nonfinite\n"
     )
+
+
+def healthy(*subjects: str) -> Diagnosis:
+    facts = [{"subject": name, "kind": "adapter", "tensors": 2, "bytes": 1} for name in subjects]
+    probes = [
+        ProbeResult(code="MPD101", name="a", modes=(), status=Status.PASSED),
+        ProbeResult(
+            code="MPD201", name="b", modes=(), status=Status.SKIPPED, reason="none", applies=False
+        ),
+    ]
+    probes += [
+        ProbeResult(code=f"MPD40{n}", name="c", modes=(), status=Status.SKIPPED, reason="no base")
+        for n in range(8)
+    ]
+    return Diagnosis(
+        path="x",
+        verdict=Verdict.HEALTHY,
+        why="1 check found nothing wrong; 8 were not checked",
+        facts={"subjects": facts},
+        probes=tuple(probes),
+    )
+
+
+def test_a_healthy_report_says_what_was_not_checked_and_what_does_not_apply():
+    lines = write_console(healthy(".")).splitlines()
+    assert lines[-1] == ("HEALTHY - 1 check found nothing wrong; 8 were not checked (see above)")
+    assert "  adapter     -     does not apply: none" in lines
+    (line,) = [one for one in lines if one.startswith("  not checked")]
+    assert line == (
+        "  not checked  no base [MPD400, MPD401, MPD402, MPD403, MPD404, MPD405 and 2 more]"
+    )
+    text = write_markdown(healthy("."))
+    assert "## Not checked\n\n- no base: MPD400 c" in text
+    assert "## Does not apply\n\n- none: MPD201 b" in text
+    assert [one["applies"] for one in json.loads(write_json(healthy(".")))["probes"]][:3] == [
+        True,
+        False,
+        True,
+    ]
+
+
+def test_long_names_of_folders_do_not_run_into_what_they_are():
+    lines = write_console(healthy(".", "checkpoint-12345")).splitlines()
+    assert "  checkpoint-12345  adapter, 2 tensors, 1 bytes" in lines
+    assert "  .                 adapter, 2 tensors, 1 bytes" in lines
 
 
 def test_colour_changes_nothing_but_colour():

@@ -197,3 +197,23 @@ def test_an_interrupt_keeps_finished_cells_and_says_how_to_go_on(
     assert "Traceback" not in err
     assert err.endswith("  go on with: mudpuppy-pressure run small.yaml\n")
     assert len(list((tmp_path / "runs/small").glob("*/result.json"))) == 1
+
+
+def test_a_misspelt_flag_of_a_subcommand_is_told_its_neighbours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "seed", "--selekt", "x"])
+    assert stopped.value.code == 2
+    assert "did you mean '--select'?" in capsys.readouterr().err
+
+
+def test_a_crash_of_the_program_is_no_failed_cell(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(reports.commands.pressure, "load_scenarios", crash)
+    assert main(["list", "small.yaml"]) == 3
+    assert "ZeroDivisionError: by zero" in capsys.readouterr().err

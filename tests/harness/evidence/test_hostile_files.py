@@ -17,7 +17,6 @@ from harness.evidence.arrays import decode, measure
 from harness.evidence.files import leaves_folder
 from harness.evidence.headers import read_weight_file
 from harness.evidence.jsonfile import UnreadableJson, read_object
-from harness.evidence.pickles import is_dangerous, list_calls
 from harness.facts import Tensor
 from harness.findings import Status, Verdict
 
@@ -206,16 +205,8 @@ def test_any_bytes_as_pickle_are_survived(raw):
     examine({"pytorch_model.bin": raw, "training_args.bin": raw})
 
 
-def test_functions_of_a_pickle_are_listed_and_ordinary_ones_are_harmless():
-    assert list_calls(b"cos\nsystem\n(S'true'\ntR.") == ("os.system",)
-    assert is_dangerous("os.system")
-    assert is_dangerous("builtins.eval")
-    assert not is_dangerous("torch._utils._rebuild_tensor_v2")
-    assert not is_dangerous("collections.OrderedDict")
-
-
 def test_a_pickle_alone_is_unknown_and_is_not_loaded(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"cmudpuppy_no_such_module\nf\n(tR.")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"ccollections\nOrderedDict\n(tR.")
     diagnosis = diagnose(tmp_path)
     assert diagnosis.verdict is Verdict.UNKNOWN
     assert "pickle" in diagnosis.why
@@ -255,7 +246,7 @@ def test_every_float_type_is_scanned_like_numpy_does(tmp_path, dtype):
     assert found.nonfinite == 0
     assert found.abs_max == pytest.approx(np.abs(wide).max())
     assert found.norm == pytest.approx(np.sqrt((wide**2).sum()), rel=1e-5)
-    assert (found.zero_rows, found.trailing_zeros) == (10, 70)
+    assert found.trailing_zeros == 70
     flat = np.frombuffer(raw, np.uint8)
     np.testing.assert_array_equal(decode(flat, dtype), values.astype(np.float32).ravel())
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.evidence.behaviour import from_json, to_json
 from harness.evidence.source import CheckpointEvidence, Options
-from harness.facts import Answers, BehaviourFacts
+from harness.facts_behaviour import Answers, BehaviourFacts
 from harness.findings import Status
 from harness.probes.repetition_loop import find_loop
 from harness.registry import load_probes, run_probe
@@ -29,7 +29,7 @@ def answers(*, empty=0, endless=0, loops=0, bad=0) -> Answers:
 
 def run(name: str, **facts):
     given = {"answers": answers(), "control": answers(), **facts}
-    made = BehaviourFacts(subject="x", prompts=("Hello?",) * N, control_name="b", **given)
+    made = BehaviourFacts(subject="x", prompts=("Hello?",) * N, **given)
 
     class Source:
         def get(self, wanted):

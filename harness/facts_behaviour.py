@@ -1,0 +1,63 @@
+"""What evidence hands to probes about a model in memory: its adapters, and what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveModel:
+    """A model object in memory."""
+
+    type_name: str
+    """Its class."""
+    is_peft: bool
+    """Whether it is a PEFT wrapper."""
+    leftovers: tuple[str, ...]
+    """PEFT attributes found on a model that is not a PEFT wrapper."""
+    nested_wrappers: int
+    """PEFT wrappers inside each other."""
+    adapters: tuple[str, ...]
+    """Names of the adapters it lists."""
+    stacked_modules: tuple[str, ...] = ()
+    """Adapter layers whose base layer is again an adapter layer."""
+    adapter_layers: int = 0
+    """Modules that carry adapter weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one model said to one list of prompts, greedily."""
+
+    texts: tuple[str, ...]
+    """Decoded new text, without special tokens."""
+    new_tokens: tuple[int, ...]
+    """New tokens of each answer, the end token excluded."""
+    ended: tuple[bool, ...]
+    """Whether each answer ended by itself."""
+    nonfinite_logits: int = 0
+    """Prompts whose first logits hold a NaN or an infinity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourFacts:
+    """What a checkpoint and its control said to the same prompts."""
+
+    subject: str
+    """Name of the folder that was asked."""
+    prompts: tuple[str, ...]
+    """What was asked."""
+    answers: Answers
+    """The checkpoint's answers."""
+    control: Answers | None
+    """The base model's answers; absent without a base."""
+    max_new_tokens: int = 48
+    """Longest answer allowed."""
+    exact: tuple[bool, ...] | None = None
+    """Whether each quiz answer was right; absent without a quiz."""
+    control_exact: tuple[bool, ...] | None = None
+    """The same for the control."""
+    voice: tuple[float, ...] | None = None
+    """Voice score of each answer, 0 to 1; absent without a profile."""
+    control_voice: tuple[float, ...] | None = None
+    """The same for the control."""

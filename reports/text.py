@@ -1,0 +1,64 @@
+"""Text that all reports share: made safe to print, escaped for Markdown, evidence as a line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from harness.findings import Evidence
+
+SHOWN_EVIDENCE = 6
+"""Pieces of evidence shown for one finding: the worst five and how many more there are."""
+MAX_CHARS = 2000
+"""Longest piece of a stranger's text that is shown."""
+
+
+def clean(text: str) -> str:
+    """Return a stranger's text without control characters, direction marks or excessive length."""
+    shown = text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 3] + "..."
+    return _printable(shown, "")
+
+
+def clean_lines(text: str) -> str:
+    """Return text of any length without control characters, line ends and tabs excepted."""
+    return _printable(text, "\n\t")
+
+
+def _printable(text: str, kept: str) -> str:
+    return "".join(c if c.isprintable() or c in kept else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def escape_markdown(text: str) -> str:
+    """Return text as one line in which Markdown and HTML find nothing to interpret."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(clean_lines(text).split()))
+
+
+def code_markdown(text: str) -> str:
+    """Return text that may stand between backticks, also inside a table."""
+    return " ".join(clean_lines(text).split()).replace("`", "'").replace("|", "\\|")
+
+
+def describe_evidence(piece: Evidence) -> str:
+    """Return one piece of evidence as a line."""
+    where = " ".join(str(part)[:200] for part in (piece.file, piece.tensor) if part)
+    text = piece.what + (f" in {where}" if where else "")
+    if piece.found is not None:
+        text += f": {format_value(piece.found)}"
+    if piece.expected is not None:
+        text += f" (expected {format_value(piece.expected)})"
+    return clean(text)
+
+
+def format_value(value: Any) -> str:
+    """Return a value of the evidence as short text."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(format_value(item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
