@@ -8,7 +8,7 @@
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
-PYTHON ?= python3
+PYTHON ?=
 TORCH_INDEX ?=
 
 .PHONY: always help setup pressure test lint doctor clean
@@ -18,8 +18,8 @@ help:
 
 setup: $(STAMP)
 
-# With TORCH_INDEX the set-up always runs: it installs that torch, or says why it does not.
-$(STAMP): pyproject.toml constraints.txt .ci/setup $(if $(TORCH_INDEX),always)
+# With a torch of one's own the set-up always runs: it takes that one, or says why it does not.
+$(STAMP): pyproject.toml constraints.txt .ci/setup $(if $(TORCH_INDEX)$(PYTHON),always)
 	@TORCH_INDEX="$(TORCH_INDEX)" PYTHON="$(PYTHON)" .ci/setup
 	@touch $(STAMP)
 

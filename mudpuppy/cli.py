@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mudpuppy.config import check_values, flag_of, load_config, read_yaml_settings
-from mudpuppy.errors import EngineError, MudpuppyError
+from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
 from mudpuppy.records import RunRecord, StepRecord
 from mudpuppy.rules import METHODS, PRECISIONS, RULES, describe, every_single_feature
+from mudpuppy.tiny.names import is_tiny_name
 
+COMMANDS = ("train", "explain", "tiny")
 TINY_ACTIONS = ("build", "show", "-h", "--help")
 """What follows `tiny` when it is the command and not the model of that name."""
 
@@ -62,6 +64,10 @@ def _pick_command(words: list[str]) -> Callable[[list[str]], int]:
         return _run_tiny
     if words[:1] == ["train"]:
         words.pop(0)
+    elif words and not is_tiny_name(words[0]) and not Path(words[0]).exists():
+        near = near_names(words[0], COMMANDS)
+        if near:
+            raise UsageError(f"there is no command '{words[0]}'{near}", hint="mud-puppy --help")
     return _run_train
 
 
@@ -158,6 +164,12 @@ def _summary(record: RunRecord) -> str:
         lines.append(f"stopped early after {record.steps} steps")
     if record.merged:
         lines.append(f"merged model in {record.merged}")
+    if record.method == "gptq":
+        folder = f"{record.output}/gptq"
+        lines.append(
+            f"load {folder} with mudpuppy.quant.gptq.load_gptq, or with transformers where "
+            "gptqmodel and optimum are installed"
+        )
     return "\n".join([*lines, f"check it: mudpuppy-doctor {record.output}"])
 
 

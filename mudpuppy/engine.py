@@ -21,7 +21,7 @@ from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import RenderedSample, Renderer, count_labels, render_all
-from mudpuppy.errors import EngineError
+from mudpuppy.errors import DatasetError, EngineError
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder
 from mudpuppy.memory.streaming import stream_layers
@@ -39,7 +39,7 @@ from mudpuppy.provenance import (
 from mudpuppy.quant import int4
 from mudpuppy.records import Choice, LabelShares, RunRecord
 from mudpuppy.runtime import Runtime, choose_runtime, peak_device_bytes, peak_rss_bytes
-from mudpuppy.saving import save_adapter, save_model, staging
+from mudpuppy.saving import save_adapter, save_model, staging, write_card
 from mudpuppy.tiny import resolve_model
 
 
@@ -144,6 +144,7 @@ def _prepare(
         say(f"{name}: {choice.value} ({choice.reason})")
     samples = render_all(renderer, chats, str(config.dataset))
     dropped = len(chats) - len(samples)
+    _require_ends(samples, loaded.eos_ids, config)
     if dropped:
         say(
             f"left out {dropped} of {len(chats)} samples: nothing within {config.max_length} "
@@ -160,6 +161,19 @@ def _prepare(
     )
 
 
+def _require_ends(
+    samples: Sequence[RenderedSample], eos_ids: frozenset[int], config: TrainingConfig
+) -> None:
+    """Refuse samples of which none keeps the end of its answer: the model would never stop."""
+    if config.method != "gptq" and not count_labels(samples, eos_ids).samples_ending_in_eos:
+        raise DatasetError(
+            f"no answer keeps its end within {config.max_length} tokens, so the model would "
+            "never learn to stop",
+            file=str(config.dataset),
+            hint="raise --max-length",
+        )
+
+
 def _fine_tune(
     job: _Job,
     watcher: Watcher | None,
@@ -173,7 +187,7 @@ def _fine_tune(
     counted = count_parameters(model)
     say(
         f"training {counted.trainable:,} of {counted.total:,} parameters on "
-        f"{len(job.samples)} samples"
+        f"{len(job.samples)} sample{'' if len(job.samples) == 1 else 's'}"
     )
     result = _fit(job, model, watcher, report)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -194,6 +208,7 @@ def _fine_tune(
     trained["adapter"] = adapter_settings(model)
     with staging(config.output) as folder:
         save_adapter(model, loaded.original_tokenizer, folder, job.base)
+        write_card(folder, config.method, config.model)
     finished = _finish(job, record, "adapter", trained, started)
     if not config.merge_lora:
         return finished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 from mudpuppy.config import TrainingConfig
@@ -23,12 +24,21 @@ def preflight(config: TrainingConfig) -> tuple[ChatSample, ...]:
     """
     check_output(config.output)
     check_model(config.model)
-    return read_chat(config.dataset)
+    samples = read_chat(config.dataset)
+    prove_writable(config.output)
+    return samples
+
+
+LEFTOVERS = ("steps.jsonl", ".saving-")
+"""Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
 
 
 def check_output(folder: Path) -> None:
-    """Refuse an output path that is a file or a folder with something in it."""
-    if folder.is_dir() and any(folder.iterdir()):
+    """Refuse an output path that is a file or a folder with something in it.
+
+    What a run of ours left when it was stopped does not count: nothing in it was finished.
+    """
+    if folder.is_dir() and not all(p.name.startswith(LEFTOVERS) for p in folder.iterdir()):
         raise OutputError(
             f"the output folder {folder} is not empty",
             hint=f"name another folder with --output, or remove it: rm -r {folder}",
@@ -38,6 +48,29 @@ def check_output(folder: Path) -> None:
     parent = next(p for p in [folder, *folder.parents] if p.exists())
     if not parent.is_dir():
         raise OutputError(f"the output folder {folder} cannot be made: {parent} is a file")
+
+
+def prove_writable(folder: Path) -> None:
+    """Make the output folder and take it away again: permissions alone do not tell.
+
+    Raises:
+        OutputError: it cannot be made, or nothing can be written into it.
+    """
+    made = [p for p in [folder, *folder.parents] if not p.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"the output folder {folder} cannot be written: {reason}",
+            hint="name another folder with --output",
+        ) from None
+    finally:
+        for path in made:
+            if path.is_dir():
+                path.rmdir()
 
 
 def check_model(name: str) -> None:

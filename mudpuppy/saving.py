@@ -23,6 +23,8 @@ def staging(output: Path) -> Iterator[Path]:
     once all of them are durable; that the set is complete is for the manifest to say, which its
     writer adds afterwards.
     """
+    for left in output.glob(".saving-*"):  # of a run that was killed
+        shutil.rmtree(left)
     folder = output / f".saving-{os.getpid()}"
     folder.mkdir(parents=True)
     try:
@@ -78,3 +80,35 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, base: str) -> None:
         settings.base_model_name_or_path = base
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+CARD = """\
+---
+library_name: peft
+tags: [lora, mudpuppy]
+---
+
+# LoRA adapter
+
+Trained by mud-puppy with `--method {method}` on the base model `{base}`. What it was made from, and how, is
+in `mudpuppy.json`; whether it is healthy: `mudpuppy-doctor` on this folder.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "path/to/this/folder")
+```
+"""
+
+
+def write_card(folder: Path, method: str, base: str) -> None:
+    """Replace PEFT's empty model card, which also names a local path, by a short true one.
+
+    Args:
+        folder: the adapter's folder.
+        method: how it was trained.
+        base: the base model as it was asked for; only the last part of a local path is named.
+    """
+    shown = Path(base).name if Path(base).is_dir() else base
+    (folder / "README.md").write_text(CARD.format(method=method, base=shown), encoding="utf-8")

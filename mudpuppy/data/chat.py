@@ -44,6 +44,7 @@ def read_chat(path: Path) -> tuple[ChatSample, ...]:
         DatasetError: the file cannot be read, is empty, or has unusable lines (all are counted,
             the first few are listed; `line` is the first).
     """
+    _refuse_array(path)
     samples: list[ChatSample] = []
     problems: list[tuple[int, str]] = []
     for number, text in _lines(path):
@@ -56,6 +57,21 @@ def read_chat(path: Path) -> tuple[ChatSample, ...]:
     if not samples:
         raise DatasetError("holds no samples", file=str(path), hint=EXPECTED)
     return tuple(samples)
+
+
+def _refuse_array(path: Path) -> None:
+    """Refuse a file that is one JSON array, once and not line by line."""
+    if not path.is_file():
+        return
+    with path.open("rb") as handle:
+        head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"[") and head[1:].lstrip()[:1] in (b"{", b"]"):
+        raise DatasetError(
+            "is one JSON array; one object a line is expected (JSONL)",
+            file=str(path),
+            line=1,
+            hint="convert it, for example with jq -c '.[]'",
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -89,7 +105,7 @@ def _messages(text: str) -> tuple[dict[str, str], ...]:
         LineProblem: what was found instead.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text.strip())
     except json.JSONDecodeError as error:
         raise LineProblem(f"not JSON: {error.msg} at column {error.colno}") from None
     except (RecursionError, ValueError) as error:
@@ -118,7 +134,11 @@ def _message(index: int, message: Any) -> dict[str, str]:
     if role not in ROLES:
         near = near_names(role, ROLES) if isinstance(role, str) else ""
         raise LineProblem(f"{where}.role is {role!r}, expected one of {', '.join(ROLES)}{near}")
-    content = message.get("content")
+    if "content" not in message:
+        near = "".join(near_names(key, ["content"]) for key in message)
+        found = ", ".join(repr(key) for key in list(message)[:6]) or "no fields"
+        raise LineProblem(f"{where} has no 'content': found {found}{near}")
+    content = message["content"]
     if not isinstance(content, str):
         raise LineProblem(f"{where}.content is {_kind(content)} instead of a text")
     if not content.isascii() and any("\ud800" <= char <= "\udfff" for char in content):

@@ -50,6 +50,7 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
     def __init__(self, path: Path, report: Report | None) -> None:
         self.records: list[StepRecord] = []
         self._path = path
+        path.unlink(missing_ok=True)  # of a run that was stopped
         self._report = report
         self._started = time.monotonic()
 

@@ -39,6 +39,10 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path):
     [
         ('{"messages": [', "not JSON"),
         ("[1, 2]", "found a list instead of an object"),
+        (
+            '{"messages": [{"role": "user", "value": "x"}]}',
+            "has no 'content': found 'role', 'value'",
+        ),
         ('{"mesages": []}', "no usable field: found 'mesages'; did you mean 'messages'?"),
         ('{"text": "x"}', "no usable field: found 'text'"),
         ("{}", "found no fields"),
@@ -84,6 +88,14 @@ def test_an_empty_or_binary_file_is_refused(tmp_path: Path, content: bytes, expe
 
     with pytest.raises(DatasetError, match=expected):
         read_chat(path)
+
+
+def test_a_json_array_is_named_as_such_and_not_line_by_line(tmp_path: Path):
+    path = write(tmp_path / "d.json", json.dumps([GOOD, GOOD], indent=1))
+
+    with pytest.raises(DatasetError, match=r"d.json:1: is one JSON array") as caught:
+        read_chat(path)
+    assert "jq" in caught.value.hint
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path):

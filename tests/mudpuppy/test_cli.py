@@ -72,6 +72,39 @@ def test_an_output_folder_with_something_in_it_is_left_alone(tmp_path, data, cap
     assert ["precious"] == [path.name for path in (tmp_path / "out").iterdir()]
 
 
+def test_what_a_stopped_run_left_does_not_stand_in_the_way(tmp_path, data):
+    data.write_text((json.dumps(ROW) + "\n") * 4)
+    output = tmp_path / "out"
+    (output / ".saving-1").mkdir(parents=True)
+    (output / ".saving-1" / "half").write_text("x")
+    (output / "steps.jsonl").write_text("old\n")
+
+    code = run("tiny:llama", data, "--output", output, "--max-steps", 1, "--precision", "fp32")
+
+    assert 0 == code
+    assert not (output / ".saving-1").exists()
+    assert 1 == len((output / "steps.jsonl").read_text().splitlines())
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_loaded(data, capsys):
+    assert 2 == run("tiny", data, "--output", "/proc/mudpuppy/out")
+    assert "cannot be written" in spoken(capsys)
+
+
+def test_a_misspelt_command_is_named(capsys):
+    assert 2 == run("trian", "tiny", "data.jsonl")
+    assert "there is no command 'trian'; did you mean 'train'" in spoken(capsys)
+
+
+def test_answers_that_lose_their_end_are_refused(tmp_path, data, capsys):
+    text = {"role": "assistant", "content": "word " * 200}
+    data.write_text(json.dumps({"messages": [ROW["messages"][0], text]}))
+
+    assert 2 == run("tiny:llama", data, "--output", tmp_path / "out", "--max-length", 32)
+    assert "no answer keeps its end within 32 tokens" in spoken(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

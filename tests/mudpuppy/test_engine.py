@@ -216,6 +216,9 @@ def test_a_qlora_merge_is_folded_on_the_weights_the_adapter_saw(base, dataset, t
 def test_provenance_says_what_the_artefact_was_made_from(run, base, tmp_path):
     run("out", method="lora", merge_lora=True)
 
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert Path(base).name in card
+    assert str(Path(base).parent) not in card
     found = read_provenance(tmp_path / "out")
     assert "adapter" == found["kind"]
     assert fingerprint_model(Path(base)) == found["base"]["fingerprint"]

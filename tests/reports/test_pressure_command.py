@@ -50,7 +50,7 @@ def test_a_run_writes_both_reports_and_one_folder_per_cell(
         "failed: 1 failed; 2 of 3 cells came out as expected, 1 of them by rejection.",
         "report: runs/small/report.md",
     ]
-    assert out[0].startswith("[1/3] passed                pass-one  loss 2.000 -> 1.000")
+    assert out[0].startswith("1/3  passed                pass-one  loss 2.000 -> 1.000")
     assert "MPD203" in (folder / "runs/small/report.md").read_text(encoding="utf-8")
     for cell in report["cells"]:
         assert (folder / "runs/small" / cell["cell_id"] / "result.json").is_file()
