@@ -57,7 +57,7 @@ def judge_scores(
 
 
 def wilson_interval(share: float, total: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share; for scores between 0 and 1 it is wider than needed."""
+    """Return Wilson's 95% interval of a share; of scores between 0 and 1 it is too wide."""
     z = 1.96
     scale = 1 + z * z / total
     middle = (share + z * z / (2 * total)) / scale

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.evidence.files import list_files
 from harness.evidence.live import describe_live
-from harness.evidence.source import CheckpointEvidence, Options
+from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options
 from harness.findings import Diagnosis, Evidence, ProbeResult, Status, Verdict
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
 from harness.subjects import Subject, find_subjects
@@ -32,6 +32,7 @@ def diagnose(
     generate: bool = False,
     quiz: str | Path | None = None,
     voice: str | Path | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
@@ -48,6 +49,7 @@ def diagnose(
         generate: load the models and ask them (slow; the only part that starts torch).
         quiz: questions with answers (JSONL) for the accuracy probe.
         voice: voice profile (YAML) for the voice probe.
+        time_limit_s: time for loading and asking a checkpoint and its base.
         select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
         ignore: probes not to run, in the same words.
         progress: called with one line before something slow.
@@ -67,6 +69,7 @@ def diagnose(
         generate=generate,
         quiz=_require_file(quiz, "a quiz"),
         voice=_require_file(voice, "a voice profile"),
+        time_limit_s=time_limit_s,
         progress=progress,
         run_folder=None if run_folder is None else Path(run_folder),
     )

@@ -55,7 +55,7 @@ class Worker:
 
     def kill(self) -> WorkerExit:
         """End the worker at once and wait for it."""
-        _signal_group(self.process.pid, signal.SIGKILL)
+        signal_group(self.process.pid, signal.SIGKILL)
         _, wait_status, usage = os.wait4(self.process.pid, 0)
         return self._conclude(wait_status, usage)
 
@@ -63,9 +63,9 @@ class Worker:
         now = time.monotonic()
         if self.asked_to_end_s is None and now - self.started_s > self.timeout_s:
             self.asked_to_end_s = now
-            _signal_group(self.process.pid, signal.SIGTERM)
+            signal_group(self.process.pid, signal.SIGTERM)
         elif self.asked_to_end_s is not None and now - self.asked_to_end_s > GRACE_S:
-            _signal_group(self.process.pid, signal.SIGKILL)
+            signal_group(self.process.pid, signal.SIGKILL)
 
     def _conclude(self, wait_status: int, usage: resource.struct_rusage) -> WorkerExit:
         code = os.waitstatus_to_exitcode(wait_status)
@@ -104,7 +104,7 @@ def start_worker(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),
+            preexec_fn=die_with(os.getpid()),
         )
     return Worker(process=process, folder=folder, timeout_s=timeout_s)
 
@@ -120,7 +120,7 @@ def kill_marked(folder: Path, *, group: int | None = None) -> int:
         How many were found by their mark.
     """
     if group is not None:
-        _signal_group(group, signal.SIGKILL)
+        signal_group(group, signal.SIGKILL)
     wanted = str(folder.resolve())
     killed: set[int] = set()
     for _ in range(10):  # a process may fork while it is being looked for
@@ -147,7 +147,8 @@ def _find_marked(wanted: str) -> Iterator[int]:
             yield int(entry.name)
 
 
-def _signal_group(group: int, number: signal.Signals) -> None:
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to a process group; one that has ended is no mistake."""
     with suppress(ProcessLookupError, PermissionError):  # PermissionError: only zombies, on macOS
         os.killpg(group, number)
 
@@ -159,7 +160,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
+def die_with(parent: int) -> Callable[[], None] | None:
     """Return what a child does first: ask the kernel to kill it when the runner dies (Linux)."""
     libc = _LIBC
     if libc is None:

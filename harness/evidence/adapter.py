@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Adapter, Files, Pair, Tensor
 from harness.registry import Missing, NotApplicable
+from mudpuppy.patterns import MAX_STEPS, compile_pattern, worst_steps
 
 PREFIX = "base_model.model."
 """What PEFT puts before every name of the base model."""
@@ -26,6 +27,8 @@ OTHER_METHODS = re.compile(
     r"ranknum|fourierft|ln_tuning|adaption_|hra_u|bone_|miss_|vblora_|randlora_|trainable_tokens)"
 )
 """Tensors of other PEFT methods, which are left alone here."""
+_PLAIN = re.compile(r"[\w.]+")
+"""Keys of rank_pattern that are plain module names, as nearly all are."""
 
 
 @provides("adapter")
@@ -136,7 +139,7 @@ def rank_and_alpha(settings: dict[str, Any] | Any, module: str) -> tuple[float, 
     """Return the rank and alpha that the settings give a module, patterns included.
 
     The rule is PEFT's: a pattern key matches a module whose name ends with it, as a regular
-    expression; the first that matches counts.
+    expression; the first that matches counts. Call `check_patterns` first.
     """
     rank = _by_pattern(settings.get("rank_pattern"), module, settings.get("r", 8))
     alpha = _by_pattern(settings.get("alpha_pattern"), module, settings.get("lora_alpha", 8))
@@ -151,29 +154,47 @@ def scaling(settings: Any, module: str) -> float:
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
+def check_patterns(settings: Any, modules: Sequence[str]) -> None:
+    """Refuse rank and alpha patterns whose search could take minutes.
+
+    Raises:
+        Missing: a pattern is no regular expression or its worst case on these modules is too slow.
+    """
+    longest = max((len(name) for name in modules), default=1)
+    steps = 0
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns = settings.get(name)
+        for key in patterns if isinstance(patterns, dict) else ():
+            if isinstance(key, str) and not _PLAIN.fullmatch(key):
+                try:
+                    compile_pattern(_peft_form(key), longest)
+                    # PEFT matches at the start of a name alone, so the starts do not multiply.
+                    steps += worst_steps(_peft_form(key), longest) // longest * len(modules)
+                except ValueError as problem:
+                    raise Missing(f"{name} '{key[:60]}' is not followed: {problem}") from problem
+    if steps > MAX_STEPS:
+        raise Missing(f"rank_pattern and alpha_pattern may take {steps:.0e} steps to follow")
+
+
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
     if not isinstance(patterns, dict):
         return default
-    for key in _usable(patterns):
-        if _matches(key, module):
+    for key in patterns:
+        if isinstance(key, str) and _matches(key, module):
             return patterns[key]
     return default
 
 
-def _usable(patterns: dict[Any, Any]) -> Iterable[str]:
-    return (key for key in patterns if isinstance(key, str) and len(key) <= 200)
-
-
 def _matches(pattern: str, module: str) -> bool:
-    """Whether PEFT's pattern matches; patterns that could run for ever are not tried."""
-    if re.fullmatch(r"[\w.]+", pattern):
+    """Whether PEFT's pattern matches; `check_patterns` has refused those that are too slow."""
+    if _PLAIN.fullmatch(pattern):
         return module == pattern or module.endswith("." + pattern)
-    if re.search(r"[+*}]\s*\)\s*[+*{]", pattern):
-        return False
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", module[:300]) is not None
-    except (re.error, OverflowError, RecursionError):
-        return False
+    return re.match(_peft_form(pattern), module) is not None
+
+
+def _peft_form(pattern: str) -> str:
+    """Return the regular expression that PEFT makes of a key of rank_pattern."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def _number(value: Any, default: float) -> float:

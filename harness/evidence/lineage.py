@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.evidence.adapter import scaling
+from harness.evidence.adapter import check_patterns, scaling
 from harness.evidence.arrays import (
     EPSILON,
     Floats,
@@ -79,6 +79,7 @@ def trace_merge(evidence: CheckpointEvidence) -> Lineage:
     base: Base = evidence.get("base")
     if not adapter.pairs:
         raise Missing(f"the adapter {adapter.root} holds no LoRA factors")
+    check_patterns(adapter.settings, [pair.module for pair in adapter.pairs])
     evidence.options.progress(f"comparing {evidence.folder} with its base and its adapter")
     origin = read_origin(evidence.folder) or read_origin(Path(adapter.root))
     trace = _Trace(evidence.folder, merged, base, adapter, origin)

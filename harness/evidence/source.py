@@ -20,6 +20,8 @@ from harness.registry import Missing
 Provider = Callable[["CheckpointEvidence"], Any]
 """A function that produces one piece of evidence, or raises `Missing`."""
 
+TIME_LIMIT_S = 900.0
+"""Enough for a 7B model on a CPU that must be read from disk; a model on a GPU needs a minute."""
 _PROVIDERS: dict[str, Provider] = {}
 
 
@@ -63,6 +65,8 @@ class Options:
     """Questions with answers (JSONL)."""
     voice: Path | None = None
     """Voice profile (YAML)."""
+    time_limit_s: float = TIME_LIMIT_S
+    """Time for loading and asking one checkpoint and its base."""
     run_folder: Path | None = None
     """Folder of a matrix run, when the checkpoint is one of its artefacts."""
     progress: Callable[[str], None] = field(default=lambda text: None)

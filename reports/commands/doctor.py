@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.doctor import choose_probes, diagnose, explain
+from harness.evidence.source import TIME_LIMIT_S
 from harness.findings import Diagnosis
 from harness.registry import load_probes
 from mudpuppy.errors import MudpuppyError, OutputError
@@ -72,6 +73,10 @@ def _parser() -> FriendlyParser:
     parser.add_argument("--generate", action="store_true", help="load the models and ask them")
     parser.add_argument("--quiz", metavar="FILE", help="questions with answers (JSONL)")
     parser.add_argument("--voice", metavar="FILE", help="voice profile (YAML)")
+    limit = f"time for asking one checkpoint (default {TIME_LIMIT_S:g})"
+    parser.add_argument(
+        "--time-limit", metavar="S", type=_seconds, default=TIME_LIMIT_S, help=limit
+    )
     formats = tuple(WRITERS)
     parser.add_argument("--format", choices=formats, default="console", help="form of the report")
     parser.add_argument("--output", metavar="FILE", help="write the report to a file instead")
@@ -79,6 +84,14 @@ def _parser() -> FriendlyParser:
     parser.add_argument("--select", action="append", default=[], metavar="CODES", help=selecting)
     parser.add_argument("--ignore", action="append", default=[], metavar="CODES", help="the same")
     return parser
+
+
+def _seconds(text: str) -> float:
+    """Return a positive number of seconds; argparse reports the ValueError."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
@@ -91,6 +104,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         generate=arguments.generate,
         quiz=arguments.quiz,
         voice=arguments.voice,
+        time_limit_s=arguments.time_limit,
         select=_split(arguments.select),
         ignore=_split(arguments.ignore),
         progress=_show_progress,

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.doctor import diagnose
 from harness.evidence.behaviour import PROMPTS, measure_behaviour
+from harness.facts_behaviour import Answers
 from harness.findings import Status, Verdict
+from harness.registry import ControlFailed
 from tests.harness.checkpoints import copy, edit_json, edit_tensors, save_adapter, save_base
 
 WORDS = sorted({word for prompt in PROMPTS for word in prompt.replace("?", " ?").split()})
@@ -88,3 +98,111 @@ def test_answers_are_the_same_twice_and_alone(base, tmp_path):
     assert first.exact == (False,) * len(PROMPTS)
     quiz.write_text(json.dumps(lines[3]))
     assert measure_behaviour(base, None, quiz).answers.texts[0] == first.answers.texts[3]
+
+
+HANG = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
+
+
+def test_a_template_that_never_ends_is_given_up(base, tmp_path):
+    folder = copy(base, tmp_path / "hang")
+    (folder / "chat_template.jinja").write_text(HANG)
+    found = diagnose(folder, generate=True, select=["MPD601"], time_limit_s=7)
+    assert found.verdict is Verdict.UNKNOWN
+    assert "hang could not be asked within 7 s" in found.probes[0].reason
+
+
+def test_an_interrupted_doctor_leaves_no_child_behind(base, tmp_path):
+    folder = copy(base, tmp_path / "interrupted")
+    (folder / "chat_template.jinja").write_text(HANG)
+    command = [sys.executable, "-m", "reports.commands.doctor", str(folder), "--generate"]
+    doctor = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{doctor.pid}/task/{doctor.pid}/children")
+    started = time.monotonic()
+    while not (pids := children.read_text().split()) and time.monotonic() - started < 20:
+        time.sleep(0.05)
+    assert pids
+    doctor.send_signal(signal.SIGINT)
+    assert doctor.wait(10) == 130
+    assert "interrupted" in doctor.stderr.read()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("how", ["os._exit(7)", "os.kill(os.getpid(), 11)"])
+def test_a_crash_while_asking_is_a_result(base, tmp_path, monkeypatch, how):
+    (tmp_path / "sitecustomize.py").write_text(f"import os, sys\nprint('boom')\n{how}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = diagnose(copy(base, tmp_path / "m"), generate=True, select=["MPD601"])
+    assert found.verdict is Verdict.UNKNOWN
+    assert "m could not be asked, its process ended by" in found.probes[0].reason
+
+
+class Runs:
+    """Pickles to a call that leaves a mark."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_pickled_adapter_is_never_loaded(base, tmp_path, with_weights):
+    folder = copy(base, tmp_path / "both") if with_weights else tmp_path / "alone"
+    adapter = save_adapter(tmp_path / "a", base)
+    folder.mkdir(exist_ok=True)
+    marker = tmp_path / "ran"
+    shutil.copy(adapter / "adapter_config.json", folder)
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Runs(marker)))
+    found = diagnose(folder, base=base, generate=True, select=["MPD601"])
+    assert not marker.exists()
+    expected = Status.PASSED if with_weights else Status.SKIPPED
+    assert found.probes[0].status is expected, found.probes[0].reason
+    with pytest.raises(ControlFailed) if not with_weights else nullcontext():
+        measure_behaviour(folder, base)
+    assert not marker.exists()
+
+
+def test_whole_weights_are_asked_without_the_adapter_beside_them(base, flooded, tmp_path):
+    folder = copy(flooded, tmp_path / "both")
+    adapter = save_adapter(tmp_path / "a", base)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, folder)
+    alone = measure_behaviour(flooded, base)
+    assert measure_behaviour(folder, base).answers == alone.answers
+    assert alone.control != alone.answers
+
+
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../x.safetensors", "/tmp/x.bin"])
+def test_an_index_that_leads_elsewhere_is_not_followed(base, tmp_path, shard):
+    folder = copy(base, tmp_path / "index")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ControlFailed, match="it names"):
+        measure_behaviour(folder, None)
+
+
+def test_a_program_beside_the_checkpoint_is_not_imported(base, tmp_path, monkeypatch):
+    folder = copy(base, tmp_path / "m")
+    marker = tmp_path / "ran"
+    (folder / "torch.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    monkeypatch.chdir(folder)
+    assert diagnose(".", generate=True, select=["MPD601"]).verdict is Verdict.HEALTHY
+    assert not marker.exists()
+
+
+def test_the_base_of_many_checkpoints_is_asked_once(base, tmp_path, monkeypatch):
+    asked = []
+
+    def ask(job, limit, *, control=None):
+        asked.append(control)
+        answers = Answers(texts=("a",), new_tokens=(1,), ended=(True,))
+        return answers, control or answers
+
+    monkeypatch.setattr("harness.evidence.behaviour.ask_in_child", ask)
+    twin = copy(base, tmp_path / "twin")
+    measure_behaviour(twin, base, max_new_tokens=3)
+    measure_behaviour(twin, base, max_new_tokens=3)
+    assert asked[0] is None
+    assert asked[1] is not None
