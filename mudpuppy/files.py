@@ -12,9 +12,17 @@ from typing import Any
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` to `path` through a temporary file, fsync and rename.
 
+    A link stays a link: what it points to is replaced. What is no regular file, such as a pipe or
+    a device, is written to as it is, since a rename would put a file in its place.
+
     Raises:
         OSError: the folder cannot be written; `path` is then unchanged.
     """
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -22,14 +30,19 @@ def write_text_atomic(path: Path, text: str) -> None:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp makes the file private; a normal file is wanted
+        Path(name).chmod(normal_file_mode())  # mkstemp makes the file private
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def normal_file_mode() -> int:
+    """Return the permissions that a new file gets from the umask."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

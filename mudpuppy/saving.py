@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mudpuppy.errors import EngineError
-from mudpuppy.files import fsync_folder
+from mudpuppy.files import fsync_folder, normal_file_mode
 
 
 @contextmanager
@@ -31,6 +31,7 @@ def staging(output: Path) -> Iterator[Path]:
         yield folder
         for path in sorted(folder.rglob("*")):
             if path.is_file():
+                path.chmod(normal_file_mode())  # safetensors makes its files private
                 _fsync_file(path)
             else:
                 fsync_folder(path)
@@ -90,8 +91,8 @@ tags: [lora, mudpuppy]
 
 # LoRA adapter
 
-Trained by mud-puppy with `--method {method}` on the base model `{base}`. What it was made from, and how, is
-in `mudpuppy.json`; whether it is healthy: `mudpuppy-doctor` on this folder.
+Trained by mud-puppy with `--method {method}` on the base model `{base}`. What it was made from, and
+how, is in `mudpuppy.json`; whether it is healthy: `mudpuppy-doctor` on this folder.
 
 ```python
 from peft import PeftModel

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,14 @@ def test_staged_files_appear_together_when_the_block_ends(tmp_path: Path):
 
     assert ["a", "sub"] == sorted(path.name for path in tmp_path.iterdir())
     assert "2" == (tmp_path / "sub" / "b").read_text()
+
+
+def test_staged_files_get_the_permissions_of_new_files(tmp_path: Path):
+    (tmp_path / "normal").write_text("")
+    with staging(tmp_path) as folder:
+        (folder / "private").touch(mode=0o600)
+
+    assert (tmp_path / "normal").stat().st_mode == (tmp_path / "private").stat().st_mode
 
 
 def test_an_error_while_staging_leaves_nothing(tmp_path: Path):
@@ -46,6 +57,31 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path):
 
     assert {"a": 1} == json.loads(path.read_text())
     assert ["x.json"] == [entry.name for entry in tmp_path.iterdir()]
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path):
+    path, got = tmp_path / "pipe", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: got.append(path.read_text()), daemon=True)
+    reader.start()
+
+    write_text_atomic(path, "through the pipe")
+
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    reader.join(timeout=10)
+    assert ["through the pipe"] == got
+
+
+def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path: Path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "x.txt", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+
+    write_text_atomic(link, "new")
+
+    assert link.is_symlink()
+    assert "new" == target.read_text()
 
 
 @pytest.mark.parametrize("value", [float("nan"), 70000.0], ids=["nan", "too large for fp16"])
