@@ -64,7 +64,8 @@ def is_complete(folder: Path) -> bool:
     """Return whether `folder` holds every file of its manifest, unchanged."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all(file_sha256(folder / name) == known for name, known in files.items())
+        sums = files.items()
+        return bool(files) and all(file_sha256(folder / name) == known for name, known in sums)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # whatever is wrong with it, it is to be built again
 

@@ -204,3 +204,10 @@ def test_progress_is_a_few_plain_lines(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.splitlines() == [
         f"tiny model: step {step} of 120, loss 0.500" for step in (50, 100, 120)
     ]
+
+
+def test_a_manifest_without_files_is_not_complete(cache: Path) -> None:
+    target = cache / "m"
+    target.mkdir(parents=True)
+    (target / MANIFEST).write_text('{"files": {}}')
+    assert not is_complete(target)
