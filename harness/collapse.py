@@ -13,9 +13,11 @@ from harness.findings import Evidence, Finding
 from harness.registry import ControlFailed
 
 FLOOR = 0.2
-"""Score of the base below which it is no control."""
+"""Score of the base below which it is no control: half of less cannot be told from nothing by
+some dozen answers."""
 KEPT = 0.5
-"""Share of the base's score below which a drop is a collapse."""
+"""Share of the base's score below which a drop is a collapse; other data may cost some of it,
+the collapses of FM66 took nearly all (0.77 to 0.02)."""
 
 
 def judge_scores(

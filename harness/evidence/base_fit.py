@@ -82,6 +82,7 @@ def _sort_moved(drifts: Drifts) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
     matrices = [one for one in frozen if "norm" not in one.name and not one.name.endswith("bias")]
     matrices = [one for one in matrices if "embed" in one.name] or matrices
     off_matrices = [one for one in off if one in matrices]
+    # Most of them: an edit or a lost freeze touches few, another base has nearly every value other.
     if matrices and 2 * len(off_matrices) > len(matrices):
         return tuple(off), ()
     return (), tuple(off)

@@ -17,6 +17,9 @@ from harness.registry import Missing
 
 ROUNDINGS = ("F32", "BF16", "F16")
 """Types that the base may have passed through before training."""
+INT4_TOLERANCE = 0.02
+"""Distance after int4 on another device: a level that falls the other way moves a value by a whole
+step, 1/7 of its block's largest; two percent of the norm leave room for a few of them."""
 
 
 @provides("drifts")
@@ -95,6 +98,7 @@ class _Meter:
     def measure(self, is_target: bool) -> Drift:
         """Return the distance, after the most favourable rounding of the base."""
         relative, ratio = self._compare("F32", None)
+        # Twice: the base and the checkpoint may each have been rounded once.
         tolerance = 2 * EPSILON[coarser(self.new.dtype, self.old.dtype)]
         if not is_target:
             for dtype in ROUNDINGS:
@@ -102,8 +106,7 @@ class _Meter:
                     if relative > tolerance:
                         relative = min(relative, self._compare(dtype, block_size)[0])
                         if block_size is not None:
-                            # A level that falls the other way moves a value by a whole step.
-                            tolerance = max(tolerance, 0.02)
+                            tolerance = max(tolerance, INT4_TOLERANCE)
         return Drift(
             name=self.new.name,
             relative=relative,

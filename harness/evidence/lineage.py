@@ -30,7 +30,17 @@ from harness.facts import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, W
 from harness.registry import Missing
 
 BLOCK_ELEMENTS = 1 << 22
-"""Numbers of a weight that are compared at once."""
+"""Numbers of a weight that are compared at once; 16 MB of float32 in each array."""
+PLAIN_FITS = 0.25
+"""Share of the quantised base's misfit below which the plain base explains the merge instead: the
+right one of the two leaves rounding only, the other the whole error of int4."""
+EXACT_K = 0.01
+"""Distance of k from 1 within which the residual is taken against the change as it was rounded."""
+LEAST_GAIN = 0.6
+"""Share of a change that survives the rounding of the file, below which k says nothing: at half a
+step of the type the change is rounded away or doubled."""
+MOST_K_ERROR = 0.03
+"""Uncertainty of k that the probes allow: within four deviations 0, 1 and 2 stay far apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +143,7 @@ class _Trace:
         )
         if self.block_size is not None:
             plain = [self._sum(pair, old, new, s) for s in self._stories(old, new, quantised=False)]
-            self.plain_fits += min(s.miss for s in plain) < 0.25 * sums.miss
+            self.plain_fits += min(s.miss for s in plain) < PLAIN_FITS * sums.miss
         return _conclude(pair.module, sums, EPSILON.get(chosen.dtype, 0.0))
 
     def _stories(self, old: Tensor, new: Tensor, *, quantised: bool) -> Iterator[_Story]:
@@ -215,7 +225,7 @@ def _conclude(module: str, sums: _Sums, epsilon: float) -> ModuleLineage:
         return _unresolved(module)
     k = sums.seen_change / sums.change_change
     residual = math.sqrt(max(0.0, sums.seen_seen - k * k * sums.change_change)) / change
-    if abs(k - 1) < 0.01:
+    if abs(k - 1) < EXACT_K:
         residual = min(residual, math.sqrt(sums.miss) / change)
     noise = epsilon * math.sqrt(sums.base_base) / change
     k_error = max(noise, residual) / math.sqrt(sums.count)
@@ -226,7 +236,7 @@ def _conclude(module: str, sums: _Sums, epsilon: float) -> ModuleLineage:
         residual=residual,
         noise=noise,
         k_error=k_error,
-        resolvable=0.6 < gain < 1.4 and k_error < 0.03,
+        resolvable=LEAST_GAIN < gain < 2 - LEAST_GAIN and k_error < MOST_K_ERROR,
     )
 
 

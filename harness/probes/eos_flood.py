@@ -17,7 +17,8 @@ from harness.findings import Evidence, Finding
 from harness.registry import ControlFailed, probe
 
 SHARE = 0.5
-"""Share of empty answers from which on a model counts as flooded."""
+"""Share of empty answers from which on a model counts as flooded: most of them. One or two empty
+answers are a matter of the prompt."""
 
 
 @probe("MPD601", modes=["FM40"])

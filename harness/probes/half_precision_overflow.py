@@ -8,7 +8,7 @@ in bf16, so the fault seems to be the server's.
 
 Example: `model.layers.2.mlp.down_proj.weight: 70,144` in a bf16 file whose config says float16.
 
-What to do: serve in bf16 (`--dtype bfloat16`) and say so in config.json (`"dtype": "bfloat16"`). A
+What to do: serve in bf16 (`vllm serve PATH --dtype bfloat16`) and say so in config.json. A
 weight this large is unusual: compare the tensor with the base model.
 """
 

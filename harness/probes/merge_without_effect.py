@@ -10,7 +10,7 @@ result is not kept (FM54).
 Example: k = 0.000 in 224 of 224 modules, logits equal to the base, difference 0.0.
 
 What to do: `model = model.merge_and_unload()`, then save *that*. For a 4-bit base, merge on
-dequantised weights: `mud-puppy merge ADAPTER --output NEW`.
+the dequantised weights: `mud-puppy ... --method qlora --merge-lora` does while it trains.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ none.
 Example: 38 of 40 answers reach 48 tokens; of the base's, 1.
 
 What to do: use a pad token that is not EOS, see to it that each sample ends in EOS and that EOS is
-not masked (`mud-puppy explain`), and train again.
+not masked (after a run of `mud-puppy`: `labels` in mudpuppy.json counts `eos_tokens` and
+`samples_ending_in_eos`), and train again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 
 SHARE = 0.5
-"""Share of unfinished answers from which on a model counts as not stopping."""
+"""Share of unfinished answers from which on a model counts as not stopping: most of them. A base
+that does so itself is no control."""
 
 
 @probe("MPD602", modes=["FM01", "FM02"])

@@ -18,9 +18,12 @@ from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 
 REPEATS = 4
-"""Repetitions of one sequence that make a loop."""
+"""Repetitions of one sequence that make a loop; refrains and lists repeat two or three times."""
 SHARE = 0.25
-"""Share of loops, above the base's, from which on it counts."""
+"""Share of loops, above the base's, from which on it counts: two of the eight built-in prompts, so
+that one loop decides nothing."""
+CONTROL_SHARE = 0.5
+"""Share of loops of the base from which on it is no control: most of its answers."""
 
 
 @probe("MPD603", modes=["FM16"])
@@ -31,7 +34,7 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     total = len(behaviour.prompts)
     loops = [text for text in behaviour.answers.texts if find_loop(text)]
     theirs = sum(bool(find_loop(text)) for text in behaviour.control.texts)
-    if theirs >= 0.5 * total:
+    if theirs >= CONTROL_SHARE * total:
         raise Missing(f"{theirs} of {total} answers of the base loop, so nothing can be concluded")
     if len(loops) - theirs < SHARE * total:
         return f"{len(loops)} of {total} answers loop, of the base's {theirs}"

@@ -25,7 +25,8 @@ _PADDED = re.compile(r"embed|wte|wpe|lm_head|lora_|position|score|classifier|pad
 _QUANTISED = re.compile(r"(zeros|zero_point|scales?|g_idx|absmax|bias)$")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 SHARE = 0.05
-"""Share of a matrix that must be an unbroken run of zeros at its end to count."""
+"""Share of a matrix that must be an unbroken run of zeros at its end to count: shorter runs are
+found in padded matrices."""
 
 
 @probe("MPD305", modes=["FM60"])

@@ -20,7 +20,8 @@ from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 
 FACTOR = 10.0
-"""Ratio of norms, either way, that no fine-tuning explains."""
+"""Ratio of norms, either way, that no fine-tuning explains: full it moves them by percents, and a
+power of ten leaves room for vectors that start near zero."""
 
 
 @probe("MPD307", modes=["FM61"])
