@@ -18,8 +18,8 @@ from harness.observations import Observations, read_observations
 from harness.results import CellResult, Outcome, WorkerExit
 
 CHECKPOINT = "checkpoint"
-ALWAYS_REQUIRED = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711")
-"""Probes without whose answer no cell passes: what moved, reload, effect, complete save."""
+ALWAYS_REQUIRED = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711", "MPD712", "MPD713")
+"""Probes without whose answer no cell passes: what moved, reload, effect, save, settings."""
 REQUIRED_IF_TRAINED = ("MPD703", "MPD704", "MPD705", "MPD706")
 """The same for methods with an optimizer: what was trainable, the loss, the labels."""
 REQUIRED_IF_QUANTISED = ("MPD710",)
@@ -52,6 +52,7 @@ def diagnose_cell(cell: Cell, folder: Path, seen: Observations) -> Diagnosis:
     expectation = {
         **cell.expect.model_dump(mode="json"),
         "max_steps": cell.config.get("max_steps"),
+        "config": cell.config,
     }
     return diagnose(
         folder / CHECKPOINT,

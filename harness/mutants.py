@@ -100,6 +100,52 @@ def _leave_second_adapter() -> None:
     engine.adapter_settings = lambda model: {}
 
 
+def _stream_nothing() -> None:
+    """Accept `--stream` and keep every layer resident (seed 000, before the rewrite)."""
+    engine: Any = importlib.import_module("mudpuppy.engine")
+    contextlib: Any = importlib.import_module("contextlib")
+    engine.stream_layers = lambda model, device: contextlib.nullcontext()
+
+
+def _compute_in_fp32() -> None:
+    """Accept fp16 and compute in fp32, as accelerate does on a CPU."""
+    sft: Any = importlib.import_module("mudpuppy.methods.sft")
+    sft.MixedPrecisionSFTTrainer = sft.SFTTrainer
+
+
+def _ignore_scheduler() -> None:
+    """Declare a schedule and never pass it on."""
+    sft: Any = importlib.import_module("mudpuppy.methods.sft")
+    original = sft.trainer_arguments
+
+    def arguments(config: Any, runtime: Any) -> Any:
+        return original(config.model_copy(update={"lr_scheduler": "linear"}), runtime)
+
+    sft.trainer_arguments = arguments
+
+
+def _train_on_held_out() -> None:
+    """Hold samples out and train on them all the same."""
+    sft: Any = importlib.import_module("mudpuppy.methods.sft")
+    original = sft.split_samples
+    sft.split_samples = lambda samples, config: (list(samples), original(samples, config)[1])
+
+
+def _save_weights_alone() -> None:
+    """Save the weights without tokenizer and template."""
+    saving: Any = importlib.import_module("mudpuppy.saving")
+    engine: Any = importlib.import_module("mudpuppy.engine")
+    original = saving.save_model
+
+    class Nothing:
+        def save_pretrained(self, folder: Any) -> None:
+            del folder
+
+    engine.save_model = lambda model, tokenizer, folder, dtype: original(
+        model, Nothing(), folder, dtype
+    )
+
+
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
     for mutant in (
@@ -132,6 +178,16 @@ MUTANTS: dict[str, Mutant] = {
             cells=("lora-bf16",),
             caught_by=("MPD707", "MPD711"),
             plant=_leave_second_adapter,
+        ),
+        *(
+            Mutant(name=name, cells=(cell,), caught_by=(code,), plant=plant)
+            for name, cell, code, plant in (
+                ("streams-nothing", "full-streaming", "MPD712", _stream_nothing),
+                ("computes-in-fp32", "full-fp16", "MPD712", _compute_in_fp32),
+                ("scheduler-ignored", "lora-cosine", "MPD712", _ignore_scheduler),
+                ("trains-on-held-out", "lora-early-stopping", "MPD712", _train_on_held_out),
+                ("weights-alone-saved", "full-streaming", "MPD713", _save_weights_alone),
+            )
         ),
     )
 }

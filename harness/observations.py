@@ -77,6 +77,48 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mechanics:
+    """How training computed, seen at one linear layer of the first block."""
+
+    compute_dtypes: tuple[str, ...]
+    """Types of the layer's output while training, such as `bfloat16`."""
+    calls_per_batch: float
+    """Forward calls of the layer per batch: 1, or 2 where activations are recomputed."""
+    streamed: bool
+    """Whether the layer computed with a fetched copy of its weight."""
+    held_out_rows: int
+    """Different rows that were evaluated."""
+    held_out_trained: int
+    """How many of those were also trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactFacts:
+    """What the files of one artefact say."""
+
+    artefact: str
+    """adapter, model, merged or gptq."""
+    dtypes: tuple[str, ...]
+    """Floating types of its tensors, as safetensors names them."""
+    lora_r: int | None
+    """Rank in adapter_config.json."""
+    lora_alpha: float | None
+    """Alpha in adapter_config.json."""
+    lora_dropout: float | None
+    """Dropout in adapter_config.json."""
+    lora_targets: tuple[str, ...]
+    """Target modules in adapter_config.json."""
+    group_size: int | None
+    """Group size in the quantisation config."""
+    vocabulary_kept: bool
+    """Whether its tokenizer gives the base's ids."""
+    template_kept: bool
+    """Whether its chat template is the base's."""
+    eos_kept: bool
+    """Whether its generation config ends where the base's does."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observations:
     """Everything the worker saw of one cell."""
 
@@ -100,6 +142,12 @@ class Observations:
     """Loss of the first training samples before the first step, in nats per trained token."""
     loss_after: float | None = None
     """Loss of the same samples after the last step."""
+    learning_rates: tuple[float, ...] = ()
+    """Learning rate of every step."""
+    mechanics: Mechanics | None = None
+    """How it computed."""
+    artefacts: tuple[ArtefactFacts, ...] = ()
+    """What the files of each artefact say."""
     motion: ParameterMotion | None = None
     """What training moved."""
     labels: LabelsSeen | None = None

@@ -116,7 +116,7 @@ def _open_all(artefact: Path, provenance: dict[str, Any]) -> list[tuple[str, str
         replace_linears(model, block_size=block_size, compute_dtype=dtype)
         loader = "peft on mudpuppy.quant.int4"
     adapted = PeftModel.from_pretrained(model, str(artefact))
-    opened = [("adapter", loader, adapted, _without_adapter)]
+    opened: list[tuple[str, str, Any, Control]] = [("adapter", loader, adapted, _without_adapter)]
     if (artefact / "merged").is_dir():
         merged = _load(str(artefact / "merged"), dtype, provenance)
         opened.append(("merged", "transformers", merged, untouched))

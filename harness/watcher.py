@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.observations import LabelsSeen, ParameterMotion
+from harness.mechanics import MechanicsWatcher
+from harness.observations import LabelsSeen, Mechanics, ParameterMotion
 
 IGNORED = -100
 NUM_REFERENCE_ROWS = 4
@@ -49,6 +50,8 @@ class TrainingWatcher:
         self._loss_rows: list[tuple[list[int], list[int]]] = []
         self._counts = dict.fromkeys(("rows", "tokens", "trained", "eos", "off"), 0)
         self._example = ""
+        self._mechanics: MechanicsWatcher | None = None
+        self.mechanics: Mechanics | None = None
         self.motion: ParameterMotion | None = None
         self.loss_before: float | None = None
         self.loss_after: float | None = None
@@ -69,11 +72,14 @@ class TrainingWatcher:
             listen: Any = parameter.register_post_accumulate_grad_hook
             self._hooks.append(listen(self._gradient_listener(name)))
         self._hooks.append(model.register_forward_pre_hook(self._see_batch, with_kwargs=True))
+        self._mechanics = MechanicsWatcher(model)
 
     def on_fitted(self, model: Any) -> None:
         """Compare the hashes and keep the trained model's logits."""
         for hook in self._hooks:
             hook.remove()
+        if self._mechanics is not None:
+            self.mechanics = self._mechanics.conclude()
         self.loss_after = measure_loss(model, self._loss_rows)
         after = hash_tensors(model)
         moved = {name for name in self._before if after.get(name) != self._before[name]}
@@ -114,7 +120,11 @@ class TrainingWatcher:
     def _see_batch(self, model: nn.Module, args: Any, batch: dict[str, Any]) -> None:
         """Count what one training batch teaches."""
         del args
-        if not model.training or batch.get("labels") is None:
+        if batch.get("labels") is None:
+            return
+        if self._mechanics is not None:
+            self._mechanics.see_batch(batch)
+        if not model.training:
             return
         ids, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
         mask = batch.get("attention_mask")

@@ -57,7 +57,7 @@ class _Watch:
         """Return motion and labels, as far as they were measured."""
         if self.watcher is None:
             return {}
-        names = ("motion", "labels", "loss_before", "loss_after")
+        names = ("motion", "labels", "mechanics", "loss_before", "loss_after")
         return {name: getattr(self.watcher, name) for name in names}
 
 
@@ -81,8 +81,10 @@ def _observe(folder: Path, settings: dict[str, Any], watch: _Watch) -> Observati
     chats = preflight(config)
     started = time.monotonic()
 
+    from harness.artefact import describe_artefact
     from harness.watcher import TrainingWatcher
     from mudpuppy.engine import train
+    from mudpuppy.tiny import resolve_model
 
     imported = time.monotonic()
     answers = [m["content"] for chat in chats for m in chat.messages if m["role"] == "assistant"]
@@ -101,7 +103,16 @@ def _observe(folder: Path, settings: dict[str, Any], watch: _Watch) -> Observati
     return Observations(
         ending="trained",
         run=record.to_json(),
-        losses=_read_losses(folder),
+        losses=_read_steps(folder, "loss"),
+        learning_rates=_read_steps(folder, "learning_rate"),
+        artefacts=tuple(
+            describe_artefact(
+                name,
+                config.output if name in ("adapter", "model") else config.output / name,
+                Path(resolve_model(config.model)),
+            )
+            for name in expected_artefacts(config)
+        ),
         comparisons=tuple(comparisons),
         **watch.seen(),
         expected_artefacts=expected_artefacts(config),
@@ -124,13 +135,13 @@ def expected_artefacts(config: TrainingConfig) -> tuple[str, ...]:
     return ("adapter", "merged") if config.merge_lora else ("adapter",)
 
 
-def _read_losses(folder: Path) -> tuple[float, ...]:
-    """Return the training losses from the step log that the engine wrote."""
+def _read_steps(folder: Path, name: str) -> tuple[float, ...]:
+    """Return one number of every training step from the log that the engine wrote."""
     path = folder / "steps.jsonl"
     if not path.exists():
         return ()
     steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return tuple(step["loss"] for step in steps if step["loss"] is not None)
+    return tuple(step[name] for step in steps if step["loss"] is not None)
 
 
 def _reload(folder: Path) -> list[Any]:

@@ -20,7 +20,7 @@ from harness.observations import Observations
 from harness.registry import Missing, probe
 
 MIN_RELATIVE_EFFECT = 1e-6
-"""Share of the largest logit; base and artefact are computed alike, so without an effect it is 0."""
+"""Share of the largest logit; both are computed alike, so without an effect it is 0."""
 
 
 @probe("MPD708", modes=("FM06", "FM08", "FM20"))

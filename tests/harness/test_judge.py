@@ -10,7 +10,7 @@ from harness.matrix import Cell
 from harness.observations import Observations
 from harness.results import Outcome, WorkerExit
 from scenarios.schema import Expectation
-from tests.harness.probes.test_run_probes import HEALTHY
+from tests.harness.probes.test_run_probes import CONFIG, HEALTHY
 
 FINE = WorkerExit(exit_code=0, wall_s=1.0, peak_rss_bytes=1)
 
@@ -21,7 +21,7 @@ def make_cell(expect: Expectation | None = None, method: str = "lora") -> Cell:
         name="cell",
         title="A cell",
         number=1,
-        config={"method": method, "max_steps": 3},
+        config={**CONFIG, "method": method},
         expect=expect or Expectation(),
         timeout_s=9.0,
     )

@@ -1,0 +1,66 @@
+"""Describe the folders that a run left, by their files alone: settings, types, tokenizer, ends.
+
+Read by the worker after training and judged by probes; no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.evidence.headers import read_weight_file
+from harness.observations import ArtefactFacts
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def describe_artefact(name: str, folder: Path, base: Path) -> ArtefactFacts:
+    """Return the facts about one artefact, compared with its base."""
+    settings = _read(folder / "adapter_config.json")
+    quantisation = _read(folder / "config.json").get("quantization_config") or {}
+    targets = settings.get("target_modules") or ()
+    return ArtefactFacts(
+        artefact=name,
+        dtypes=_float_types(folder),
+        lora_r=settings.get("r"),
+        lora_alpha=settings.get("lora_alpha"),
+        lora_dropout=settings.get("lora_dropout"),
+        lora_targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+        group_size=quantisation.get("group_size"),
+        vocabulary_kept=_vocabulary(folder) == _vocabulary(base),
+        template_kept=_template(folder) == _template(base),
+        eos_kept=name == "adapter" or _eos(folder) == _eos(base),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}
+
+
+def _float_types(folder: Path) -> tuple[str, ...]:
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        found |= {tensor.dtype for tensor in read_weight_file(path, path.name).tensors}
+    return tuple(sorted(found & set(FLOATS)))
+
+
+def _vocabulary(folder: Path) -> Any:
+    """Return what decides the ids: the vocabulary and the added tokens."""
+    value = _read(folder / "tokenizer.json")
+    added = [(token["id"], token["content"]) for token in value.get("added_tokens", [])]
+    return (value.get("model") or {}).get("vocab"), added
+
+
+def _template(folder: Path) -> Any:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    return _read(folder / "tokenizer_config.json").get("chat_template")
+
+
+def _eos(folder: Path) -> Any:
+    return _read(folder / "generation_config.json").get("eos_token_id")
