@@ -27,7 +27,7 @@ from mudpuppy.loading import Loaded, load, local_folder
 from mudpuppy.memory.streaming import stream_layers
 from mudpuppy.methods import gptq, sft
 from mudpuppy.parameters import count_parameters
-from mudpuppy.preflight import preflight
+from mudpuppy.preflight import locked, preflight
 from mudpuppy.provenance import (
     PROVENANCE_FILE,
     PROVENANCE_SCHEMA_VERSION,
@@ -39,7 +39,13 @@ from mudpuppy.provenance import (
 from mudpuppy.quant import int4
 from mudpuppy.records import Choice, LabelShares, RunRecord
 from mudpuppy.runtime import Runtime, choose_runtime, peak_device_bytes, peak_rss_bytes
-from mudpuppy.saving import save_adapter, save_model, staging, write_card
+from mudpuppy.saving import (
+    save_adapter,
+    save_model,
+    staging,
+    telling_of_failed_writes,
+    write_card,
+)
 from mudpuppy.tiny import resolve_model
 
 
@@ -61,6 +67,8 @@ class _Job:
 
     config: TrainingConfig
     base: str
+    folder: Path | None
+    fingerprint: str | None
     runtime: Runtime
     loaded: Loaded
     samples: list[RenderedSample]
@@ -89,17 +97,18 @@ def train(
 
     Raises:
         UsageError: something the person can mend; nothing was written.
-        EngineError: the run diverged or its artefact cannot be believed.
+        OutputError: another run writes into the same folder, or has meanwhile.
+        EngineError: the run diverged, its artefact cannot be believed, or cannot be written.
     """
     started = time.monotonic()
     chats = preflight(config) if samples is None else samples
     is_new = not config.output.exists()
     try:
         job = _prepare(config, chats, records_dir, say)
-        config.output.mkdir(parents=True, exist_ok=True)
-        job.records_dir.mkdir(parents=True, exist_ok=True)
         stage = _quantise if config.method == "gptq" else _fine_tune
-        return stage(job, watcher, report, say, started)
+        with telling_of_failed_writes(config.output), locked(config.output):
+            job.records_dir.mkdir(parents=True, exist_ok=True)
+            return stage(job, watcher, report, say, started)
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"{config.method} ran out of device memory: {str(error).splitlines()[0]}",
@@ -150,15 +159,27 @@ def _prepare(
             f"left out {dropped} of {len(chats)} samples: nothing within {config.max_length} "
             "tokens would be trained"
         )
+    folder = local_folder(base)
     return _Job(
         config=config,
         base=base,
+        folder=folder,
+        fingerprint=None if folder is None else _fingerprint(folder, say),
         runtime=runtime,
         loaded=loaded,
         samples=samples,
         dropped=dropped,
         records_dir=config.output if records_dir is None else records_dir,
     )
+
+
+def _fingerprint(folder: Path, say: Callable[[str], None]) -> str | None:
+    """Return the base's fingerprint; one that cannot be made is told and costs nothing else."""
+    try:
+        return fingerprint_model(folder)
+    except (OSError, ValueError) as error:
+        say(f"no fingerprint of the base model is recorded: {error}")
+        return None
 
 
 def _require_ends(
@@ -327,7 +348,7 @@ def _finish(
 
 def _provenance(job: _Job, record: RunRecord, kind: str, trained: dict[str, Any]) -> dict[str, Any]:
     """Return what `mudpuppy.json` says (design, rule 7)."""
-    folder = local_folder(job.base)
+    folder = job.folder
     template = job.loaded.tokenizer.chat_template
     labels: LabelShares | None = record.labels
     return {
@@ -339,7 +360,7 @@ def _provenance(job: _Job, record: RunRecord, kind: str, trained: dict[str, Any]
             "name": job.config.model,
             "path": job.base if folder is None else str(folder),
             "revision": folder.name if folder and folder.parent.name == "snapshots" else None,
-            "fingerprint": None if folder is None else fingerprint_model(folder),
+            "fingerprint": job.fingerprint,
         },
         "trainable": trained,
         "labels": None if labels is None else asdict(labels),

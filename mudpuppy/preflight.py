@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import re
+import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.chat import ChatSample, read_chat
@@ -29,25 +36,76 @@ def preflight(config: TrainingConfig) -> tuple[ChatSample, ...]:
     return samples
 
 
-LEFTOVERS = ("steps.jsonl", ".saving-")
+LOCK_FILE = ".lock"
+"""Held by the run that writes into an output folder, and removed at its end."""
+LEFTOVERS = ("steps.jsonl", ".saving-", LOCK_FILE)
 """Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
 
 
-def check_output(folder: Path) -> None:
-    """Refuse an output path that is a file or a folder with something in it.
+def check_output(folder: Path, *, is_ours: bool = False) -> None:
+    """Refuse an output path that is a file, or a folder with something in it or a run at work.
 
     What a run of ours left when it was stopped does not count: nothing in it was finished.
+    `is_ours` says that the caller holds the lock.
     """
+    if not is_ours and (folder / LOCK_FILE).is_file():
+        with (folder / LOCK_FILE).open(encoding="utf-8") as handle:
+            _take(handle, folder)
     if folder.is_dir() and not all(p.name.startswith(LEFTOVERS) for p in folder.iterdir()):
         raise OutputError(
             f"the output folder {folder} is not empty",
-            hint=f"name another folder with --output, or remove it: rm -r {folder}",
+            hint="name another folder with --output" + _removal(folder),
         )
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"the output path {folder} is a file", hint="name a folder")
     parent = next(p for p in [folder, *folder.parents] if p.exists())
     if not parent.is_dir():
         raise OutputError(f"the output folder {folder} cannot be made: {parent} is a file")
+
+
+def _removal(folder: Path) -> str:
+    """Return the advice to remove a folder, or nothing where that would take too much along."""
+    kept = [Path.home().resolve(), Path.cwd()]
+    if any(one.is_relative_to(folder.resolve()) for one in kept):
+        return ""
+    return f", or remove it: rm -r {shlex.quote(str(folder))}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make an output folder, keep every other run out of it, and see once more that it is free.
+
+    Raises:
+        OutputError: another run holds it, or has finished in it meanwhile.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    with path.open("a", encoding="utf-8") as handle:
+        _take(handle, folder)
+        # The run before removes its lock while it holds it: ours may be of a file that is gone.
+        if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+            raise _in_use(folder)
+        try:
+            check_output(folder, is_ours=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _take(handle: IO[str], folder: Path) -> None:
+    """Take the lock, or raise OutputError; where a file system knows no locks, go on without."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise _in_use(folder) from None
+
+
+def _in_use(folder: Path) -> OutputError:
+    return OutputError(
+        f"the output folder {folder} is in use by another run",
+        hint="name another folder with --output, or wait for that run",
+    )
 
 
 def prove_writable(folder: Path) -> None:

@@ -38,26 +38,41 @@ def fingerprint_model(folder: Path) -> str | None:
     """Return a hash that tells one base model from another, or None when there are no safetensors.
 
     It covers config.json without its volatile keys, and name, type, shape and the first 4 KiB of
-    every tensor: an exchanged revision shows, and an 8B model takes a fraction of a second.
+    every tensor: an exchanged revision shows, and an 8B model takes a fraction of a second. Only the
+    files that transformers would load count; what else lies there may be anything.
 
     Raises:
-        ValueError: a weights file is damaged.
+        OSError: a file cannot be read.
+        ValueError: a file is damaged.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if not file.name.startswith("adapter")]
     config = folder / "config.json"
-    if not files or not config.is_file():
-        return None
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    for key in VOLATILE_KEYS:
-        settings.pop(key, None)
+    try:
+        files = _loaded_files(folder)
+        if not files or not config.is_file():
+            return None
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        for key in VOLATILE_KEYS:
+            settings.pop(key, None)
+        tensors: dict[str, bytes] = {}
+        for file in files:
+            tensors.update(_sample_tensors(file))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder}: a file has another form than expected: {error}") from error
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    tensors: dict[str, bytes] = {}
-    for file in files:
-        tensors.update(_sample_tensors(file))
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name])
     return digest.hexdigest()
+
+
+def _loaded_files(folder: Path) -> list[Path]:
+    """Return the weights files that transformers would load, in its order of preference."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return [folder / name for name in sorted(names)]
 
 
 def _sample_tensors(file: Path) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mudpuppy.errors import EngineError
 from mudpuppy.files import fsync_folder, normal_file_mode
@@ -40,6 +41,23 @@ def staging(output: Path) -> Iterator[Path]:
         fsync_folder(output)
     finally:
         shutil.rmtree(folder)
+
+
+@contextmanager
+def telling_of_failed_writes(output: Path) -> Iterator[None]:
+    """Turn a full disk, or whatever else keeps a run from writing, into an error that says so.
+
+    Raises:
+        EngineError: an operation on a file failed inside the block.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise EngineError(
+            f"the run cannot go on: {reason} (while writing to {output})",
+            hint="see whether the disk is full (df) or a limit is reached (ulimit -f, quota)",
+        ) from error
 
 
 def _fsync_file(path: Path) -> None:

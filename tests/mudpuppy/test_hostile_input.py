@@ -1,0 +1,175 @@
+"""What a hostile or careless person hands in: refused with a reason, and never a traceback."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mudpuppy.cli import main
+from mudpuppy.config import load_config
+from mudpuppy.engine import train
+from mudpuppy.errors import OutputError
+from mudpuppy.preflight import check_output, locked
+from mudpuppy.provenance import fingerprint_model, read_provenance
+from mudpuppy.tiny import resolve_model
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return Path(resolve_model("tiny:llama"))
+
+
+@pytest.fixture
+def copied(base: Path, tmp_path: Path) -> Path:
+    """A base model that may be spoiled."""
+    return Path(shutil.copytree(base, tmp_path / "base"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text((json.dumps(ROW) + "\n") * 4)
+    return path
+
+
+@pytest.fixture
+def mud_puppy(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]):
+    """Return a function that trains a step on a model and returns exit code and both outputs."""
+
+    def go(model: object, *words: object, output: object = tmp_path / "out"):
+        fixed = ["--output", output, "--precision", "fp32", "--max-steps", 1]
+        try:
+            code = main([str(word) for word in (model, data, *fixed, *words)])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return go
+
+
+def test_a_stray_weights_file_beside_the_model_changes_nothing(base, copied, mud_puppy, tmp_path):
+    (copied / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+
+    code, _, _ = mud_puppy(copied)
+
+    assert 0 == code
+    stored = read_provenance(tmp_path / "out")["base"]["fingerprint"]
+    assert fingerprint_model(base) == stored == fingerprint_model(copied)
+
+
+def test_a_fingerprint_that_cannot_be_made_is_told_before_training(
+    copied, mud_puppy, tmp_path, monkeypatch
+):
+    def fail(folder: Path) -> None:
+        raise ValueError(f"{folder}: damaged")
+
+    monkeypatch.setattr("mudpuppy.engine.fingerprint_model", fail)
+
+    code, out, _ = mud_puppy(copied)
+
+    assert 0 == code
+    assert out.index("no fingerprint of the base model") < out.index("step 1/1")
+    assert read_provenance(tmp_path / "out")["base"]["fingerprint"] is None
+
+
+def test_a_second_run_on_the_same_output_is_refused(mud_puppy, tmp_path):
+    output = tmp_path / "out"
+    with locked(output):
+        code, _, err = mud_puppy("tiny:llama")
+
+    assert 2 == code
+    assert "is in use by another run" in err
+    assert [] == list(output.iterdir())
+
+
+def test_a_run_that_was_overtaken_is_refused_before_it_writes(data, tmp_path):
+    output = tmp_path / "out"
+    settings = {"model": "tiny:llama", "dataset": data, "output": output, "max_steps": 1}
+    config = load_config({**settings, "precision": "fp32"})
+
+    def overtake(line: str) -> None:
+        if line.startswith("loading"):
+            output.mkdir()
+            (output / "config.json").write_text("of the other run")
+
+    with pytest.raises(OutputError, match="is not empty"):
+        train(config, say=overtake)
+    assert ["config.json"] == [path.name for path in output.iterdir()]
+
+
+def test_the_lock_is_gone_when_a_run_ends_and_a_dead_one_is_no_obstacle(mud_puppy, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / ".lock").touch()
+
+    code, _, _ = mud_puppy("tiny:llama")
+
+    assert 0 == code
+    assert not (output / ".lock").exists()
+
+
+def test_a_lock_that_was_swapped_under_our_hands_is_not_believed(tmp_path, monkeypatch):
+    real = fcntl.flock
+
+    def lose(handle, kind):
+        real(handle, kind)
+        (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(fcntl, "flock", lose)
+    with pytest.raises(OutputError, match="in use"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", [".", "/", "~", ".."])
+def test_no_hint_offers_to_remove_a_home_or_what_holds_the_working_folder(name, tmp_path):
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "file").write_text("x")
+    before = Path.cwd()
+    os.chdir(tmp_path / "inside")
+    try:
+        folder = Path(name).expanduser()
+        if not any(folder.iterdir()):
+            pytest.skip("the home folder is empty here")
+        with pytest.raises(OutputError) as caught:
+            check_output(folder)
+        assert "rm -r" not in str(caught.value)
+        with pytest.raises(OutputError, match=r"rm -r '.*a b'"):
+            (tmp_path / "a b" / "c").mkdir(parents=True)
+            check_output(tmp_path / "a b")
+    finally:
+        os.chdir(before)
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+from mudpuppy.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_save_that_fails_says_why_and_what_is_left(data, tmp_path, method):
+    resolve_model("tiny:llama")
+    words = ["tiny:llama", data, "--output", tmp_path / "out", "--method", method]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *map(str, words), "--max-steps", "1", "--lora-r", "64"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 3 == done.returncode
+    assert "Traceback" not in done.stderr
+    assert "the run cannot go on: " in done.stderr
+    assert "left in" in done.stderr
+    assert ["steps.jsonl"] == [path.name for path in (tmp_path / "out").iterdir()]
