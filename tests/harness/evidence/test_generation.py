@@ -116,15 +116,19 @@ def test_an_interrupted_doctor_leaves_no_child_behind(base, tmp_path):
     (folder / "chat_template.jinja").write_text(HANG)
     command = [sys.executable, "-m", "reports.commands.doctor", str(folder), "--generate"]
     doctor = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    children = Path(f"/proc/{doctor.pid}/task/{doctor.pid}/children")
-    started = time.monotonic()
-    while not (pids := children.read_text().split()) and time.monotonic() - started < 20:
-        time.sleep(0.05)
-    assert pids
-    doctor.send_signal(signal.SIGINT)
-    assert doctor.wait(10) == 130
-    assert "interrupted" in doctor.stderr.read()
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    try:
+        children = Path(f"/proc/{doctor.pid}/task/{doctor.pid}/children")
+        started = time.monotonic()
+        while not (pids := children.read_text().split()) and time.monotonic() - started < 20:
+            time.sleep(0.05)
+        assert pids
+        doctor.send_signal(signal.SIGINT)
+        assert doctor.wait(10) == 130
+        assert "interrupted" in doctor.stderr.read()
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    finally:
+        doctor.kill()
+        doctor.wait()
 
 
 @pytest.mark.parametrize("how", ["os._exit(7)", "os.kill(os.getpid(), 11)"])
