@@ -20,8 +20,8 @@ from mudpuppy.config import TrainingConfig, load_config
 from mudpuppy.errors import ConfigError, UnsupportedCombination
 from mudpuppy.rules import describe
 from mudpuppy.tiny import is_tiny_name
+from mudpuppy.yamlfile import Place
 from scenarios.loader import LoadedScenarios, load_scenarios
-from scenarios.positions import Place
 from scenarios.schema import Expectation, Scenario
 
 CELL_ID_DIGITS = 12

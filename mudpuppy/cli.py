@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mudpuppy.config import check_values, flag_of, load_config, read_yaml_settings
+from mudpuppy.config import check_values, flag_of, load_config
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
 from mudpuppy.records import RunRecord, StepRecord
 from mudpuppy.rules import METHODS, PRECISIONS, RULES, describe, every_single_feature
 from mudpuppy.tiny.names import is_tiny_name
+from mudpuppy.yamlfile import read_settings
 
 COMMANDS = ("train", "explain", "tiny")
 TINY_ACTIONS = ("build", "show", "-h", "--help")
@@ -96,7 +97,7 @@ def _formatter() -> Any:
 def _run_train(words: list[str]) -> int:
     """Train; everything that can be refused is refused before torch is imported."""
     arguments = _training_parser().parse_args(words)
-    settings = read_yaml_settings(arguments.config) if arguments.config else {}
+    settings = read_settings(arguments.config) if arguments.config else {}
     typed = typed_settings(arguments)
     for name in ("model", "dataset"):
         if typed[name] is None:

@@ -9,16 +9,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
-from mudpuppy.errors import ConfigError, UnsupportedCombination, near_names
+from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
 from mudpuppy.rules import ADAPTER_METHODS, Decision, decide
 
-PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+"""A number of steps, passes or samples; beyond the bound only mistyped ones lie."""
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""A number that memory is proportional to."""
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4095
+"""What Linux takes for a name and for a path."""
 LORA_LEARNING_RATE = 2e-4
 """Default for adapters (seed 002, "Recommended Settings")."""
 FULL_LEARNING_RATE = 2e-5
@@ -43,13 +49,13 @@ class TrainingConfig(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Precision of the computation; master weights and adapters stay fp32."""
 
-    epochs: Rate = 3.0
+    epochs: Annotated[Rate, Field(le=1_000_000)] = 3.0
     """Passes over the training samples, unless max_steps is given."""
-    max_steps: PositiveInt | None = None
+    max_steps: Count | None = None
     """Optimizer steps to take; overrides epochs."""
-    batch_size: PositiveInt = 4
+    batch_size: Size = 4
     """Samples per device and forward pass."""
-    gradient_accumulation: PositiveInt = 1
+    gradient_accumulation: Count = 1
     """Forward passes per optimizer step."""
     learning_rate: Rate | None = None
     """Peak learning rate; by default 2e-4 for adapters and 2e-5 for full fine-tuning."""
@@ -57,26 +63,26 @@ class TrainingConfig(BaseModel):
         "linear"
     )
     """How the learning rate falls after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Optimizer steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """AdamW's decoupled weight decay."""
     max_grad_norm: Rate = 1.0
     """Gradients are clipped to this L2 norm."""
-    early_stopping: PositiveInt | None = None
+    early_stopping: Count | None = None
     """Stop after this many evaluations without a lower loss, and keep the best weights."""
     eval_fraction: Fraction = 0.1
     """Share of the samples held out for evaluation (used when early_stopping is on)."""
-    eval_steps: PositiveInt = 10
+    eval_steps: Count = 10
     """Optimizer steps between evaluations."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     stream: bool = False
     """Keep the layers on the host and bring each to the device for its forward and backward."""
 
-    lora_r: PositiveInt = 16
+    lora_r: Size = 16
     """Rank of the adapter."""
-    lora_alpha: PositiveInt | None = None
+    lora_alpha: Size | None = None
     """Scaling numerator of the adapter (the update is scaled by alpha / r); by default 2 r."""
     lora_dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
@@ -85,16 +91,16 @@ class TrainingConfig(BaseModel):
     merge_lora: bool = False
     """Also fold the adapter into the base and save the model in OUTPUT/merged."""
 
-    quant_block_size: PositiveInt = 64
+    quant_block_size: Size = 64
     """Weights that share one 4-bit scale (qlora)."""
     gptq_bits: Literal[4] = 4
     """Bits a weight (gptq)."""
-    gptq_group_size: PositiveInt = 128
+    gptq_group_size: Size = 128
     """Input channels that share one scale (gptq)."""
-    calibration_samples: PositiveInt = 64
+    calibration_samples: Count = 64
     """Samples used to calibrate (gptq)."""
 
-    max_length: Annotated[int, Field(ge=8)] = 1024
+    max_length: Annotated[int, Field(ge=8, le=16_777_216)] = 1024
     """Tokens of a sample that are kept."""
     chat_template: bool = True
     """Render samples with the tokenizer's chat template, when it has one."""
@@ -146,11 +152,44 @@ class TrainingConfig(BaseModel):
         """Look this configuration up in the rule table."""
         return decide(self.method, self.precision, self.features)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def refuse_switches_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is meant: pydantic would read them as 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool:
+            raise ValueError("a number or a text is expected, not true or false")
+        return value
+
     @field_validator("model", "dataset", "output", mode="before")
     @classmethod
     def expand_home(cls, value: Any) -> Any:
-        """Let `~` stand for the home folder wherever a path comes from."""
-        return str(Path(value).expanduser()) if str(value).startswith("~") else value
+        """Let `~` stand for the home folder wherever a path comes from; refuse what is no path."""
+        if not isinstance(value, str | Path):
+            return value
+        text = str(value) if isinstance(value, Path) else value
+        fault = _path_fault(text)
+        if fault:
+            raise ValueError(fault)
+        try:
+            return str(Path(text).expanduser()) if text.startswith("~") else value
+        except RuntimeError:
+            raise ValueError("there is no such home folder") from None
+
+
+def _path_fault(text: str) -> str:
+    """Return what keeps a text from being a path, or nothing."""
+    if not text:
+        return "is empty"
+    if "\0" in text:
+        return "a path cannot hold a NUL character"
+    try:
+        parts = text.encode("utf-8").split(b"/")
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if max(map(len, parts)) > MAX_NAME_BYTES:
+        return f"a name is longer than {MAX_NAME_BYTES} bytes"
+    return f"is longer than {MAX_PATH_BYTES} bytes" if len(text) > MAX_PATH_BYTES else ""
 
 
 POSITIONAL = ("model", "dataset")
@@ -199,9 +238,35 @@ def check_values(
         ConfigError: unknown, missing or wrong values, all of them.
     """
     try:
-        return TrainingConfig.model_validate(dict(values))
+        config = TrainingConfig.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(_explain(error, name)) from None
+    if config.max_steps is not None:
+        check_warmup(config, config.max_steps, name=name)
+    return config
+
+
+def check_warmup(
+    config: TrainingConfig, num_steps: int, *, name: Callable[[str], str] = quote
+) -> None:
+    """Refuse a warm-up that never ends: the learning rate would stay below what was asked for.
+
+    Raises:
+        ConfigError: it is as long as the run, or longer.
+    """
+    if config.warmup_steps >= num_steps:
+        problem = f"{config.warmup_steps} warm-up steps are not fewer than the {num_steps} steps"
+        raise ConfigError(
+            [f"{name('warmup_steps')}: {problem} of the run"],
+            hint="lower it, or train for more steps",
+        )
+
+
+def _advice(item: ErrorDetails) -> str:
+    """Return what to write instead, where one mistake is likely."""
+    if item["loc"] == ("early_stopping",) and isinstance(item["input"], bool):
+        return "; write the number of evaluations to wait, such as early_stopping: 3"
+    return ""
 
 
 def _explain(error: ValidationError, name: Callable[[str], str]) -> list[str]:
@@ -211,33 +276,10 @@ def _explain(error: ValidationError, name: Callable[[str], str]) -> list[str]:
         field = str(item["loc"][0]) if item["loc"] else ""
         if item["type"] == "extra_forbidden":
             near = near_names(field, TrainingConfig.field_names())
-            problems.append(f"{name(field)} is no known setting{near}")
+            problems.append(f"{name(field).replace(field, clip(field))} is no known setting{near}")
         elif item["type"] == "missing":
             problems.append(f"{name(field)} is required")
         else:
-            problems.append(f"{name(field)}: {item['msg']}, got {item['input']!r}")
+            reason = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{name(field)}: {reason}, got {shown(item['input'])}{_advice(item)}")
     return problems
-
-
-def read_yaml_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a `--config` file; nothing is checked but its form.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"cannot be read: {error}"], source=str(path)) from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError([f"is not YAML: {error}"], source=str(path)) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            [f"expected settings as 'key: value' lines, found {type(values).__name__}"],
-            source=str(path),
-        )
-    return {str(key).replace("-", "_"): value for key, value in values.items()}

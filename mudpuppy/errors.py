@@ -15,7 +15,12 @@ Standard library only, so that every command can import it before it starts.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+MAX_SHOWN = 80
+"""Characters of a foreign value that a message repeats."""
 
 
 class MudpuppyError(Exception):
@@ -89,7 +94,49 @@ class EngineError(MudpuppyError):
 
 def near_names(wrong: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'a' or 'b'?` for known names close to `wrong`, or nothing."""
+    if len(wrong) > MAX_SHOWN:  # no misspelling, and slow to compare
+        return ""
     close = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.6)
     if not close:
         return ""
     return "; did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes in place of control characters; lines and tabs stay.
+
+    Names, keys and templates of others may hold sequences that repaint a terminal, or halves of
+    surrogate pairs that no terminal can print.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text
+    )
+
+
+class _Short(reprlib.Repr):
+    """Representations of bounded length, whatever they are of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = MAX_SHOWN
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = 4
+        self.maxlevel = 2
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write integers of more than 4300 digits."""
+        del level
+        return repr(x) if x.bit_length() <= MAX_SHOWN else f"a number of {x.bit_length()} bits"
+
+
+def shown(value: Any) -> str:
+    """Return a foreign value as messages repeat it: quoted, and cut in the middle when long."""
+    text = _Short().repr(value)
+    return text if len(text) <= 2 * MAX_SHOWN else text[: 2 * MAX_SHOWN] + "..."
+
+
+def clip(text: str) -> str:
+    """Return a foreign text on one line, cut when it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_SHOWN else line[:MAX_SHOWN] + "..."

@@ -38,8 +38,8 @@ def fingerprint_model(folder: Path) -> str | None:
     """Return a hash that tells one base model from another, or None when there are no safetensors.
 
     It covers config.json without its volatile keys, and name, type, shape and the first 4 KiB of
-    every tensor: an exchanged revision shows, and an 8B model takes a fraction of a second. Only the
-    files that transformers would load count; what else lies there may be anything.
+    every tensor: an exchanged revision shows, and an 8B model takes a fraction of a second. Only
+    the files that transformers would load count; what else lies there may be anything.
 
     Raises:
         OSError: a file cannot be read.

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, near_names
-from scenarios.positions import Document, Place, read_document
+from mudpuppy.yamlfile import Document, Place, read_document
 from scenarios.schema import Expectation, Scenario, ScenarioFile
 
 SHIPPED = Path(__file__).parent

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from mudpuppy.config import TrainingConfig
+from mudpuppy.config import TrainingConfig, check_warmup, flag_of
 from mudpuppy.data.render import RenderedSample
 from mudpuppy.errors import DatasetError, EngineError
 from mudpuppy.records import StepRecord
@@ -119,9 +119,11 @@ def fit(
 
     Raises:
         DatasetError: too few samples to hold some out for evaluation.
+        ConfigError: the warm-up would not end before the run.
         EngineError: the loss became NaN or infinite.
     """
     train, held_out = split_samples(samples, config)
+    check_warmup(config, count_steps(len(train), config), name=flag_of)
     writer = StepWriter(steps_file, report)
     callbacks: list[TrainerCallback] = [writer]
     if config.early_stopping is not None:
@@ -146,6 +148,14 @@ def fit(
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
         seconds=time.monotonic() - started,
     )
+
+
+def count_steps(num_samples: int, config: TrainingConfig) -> int:
+    """Return the optimizer steps that are planned, counted as the trainer counts them."""
+    if config.max_steps is not None:
+        return config.max_steps
+    num_batches = math.ceil(num_samples / config.batch_size)
+    return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
 
 
 def trainer_arguments(config: TrainingConfig, runtime: Runtime) -> SFTConfig:

@@ -1,15 +1,17 @@
 """Settings: defaults, all problems at once, near names, and flags that equal the fields."""
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mudpuppy.config import POSITIONAL, TrainingConfig, flag_of, load_config, read_yaml_settings
+from mudpuppy.config import POSITIONAL, TrainingConfig, flag_of, load_config
 from mudpuppy.errors import ConfigError, MudpuppyError, UnsupportedCombination
 from mudpuppy.flags import add_training_flags, typed_settings
+from mudpuppy.yamlfile import read_settings
 
 LEAST = {"model": "tiny", "dataset": "d.jsonl", "output": "out"}
 
@@ -93,14 +95,14 @@ def test_a_settings_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, t
     path.write_text(text)
 
     with pytest.raises(ConfigError, match=r"run\.yaml"):
-        read_yaml_settings(path)
+        read_settings(path)
 
 
 def test_keys_of_a_settings_file_may_be_written_like_flags(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("max-steps: 3\nlora_r: 4\n")
 
-    assert {"max_steps": 3, "lora_r": 4} == read_yaml_settings(path)
+    assert {"max_steps": 3, "lora_r": 4} == read_settings(path)
 
 
 @given(
@@ -121,3 +123,86 @@ def test_any_settings_are_accepted_or_refused_with_a_reason(values):
         assert outcome.exit_code == 2
     else:
         assert outcome.decide().accepted
+
+
+HOSTILE_YAML = {
+    "deep": ("a: " + "[" * 5000, "nested too deeply"),
+    "int that is none": ("max_steps: !!int abc", "is not YAML: invalid literal"),
+    "bool that is none": ("stream: !!bool perhaps", "does not fit its tag"),
+    "time that is none": ("model: !!timestamp x", "does not fit its tag"),
+    "huge number": ("max_steps: " + "9" * 5000, "is not YAML"),
+    "twice": ("lora_r: 4\nlora_r: 8", "run.yaml:2: 'lora_r' stands twice (also on line 1)"),
+    "twice in two spellings": ("max-steps: 1\nmax_steps: 2", "'max_steps' stands twice"),
+    "alias bomb": (
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)),
+        "more than 100,000 keys and values",
+    ),
+    "merge bomb": (
+        "a0: &a0 {k: 1}\n"
+        + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 9)}]}}\n" for i in range(9)),
+        "more than 100,000 keys and values",
+    ),
+    "list as key": ("? [a, b]\n: 1", "a key is no plain text"),
+    "too large": ("# " + "x" * 1_000_000, "larger than 1,000,000 bytes"),
+    "control": ("a: \x07", "is not YAML"),
+    "binary": ("\udcff", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_YAML)
+def test_hostile_yaml_is_refused_by_name_and_shortly(tmp_path: Path, name: str):
+    text, expected = HOSTILE_YAML[name]
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    with pytest.raises(ConfigError) as caught:
+        read_settings(path)
+    assert expected in str(caught.value)
+    assert "run.yaml" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_pipe_or_a_folder_is_no_settings_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ConfigError, match="is no regular file"):
+            read_settings(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_settings(tmp_path / "a\0b")
+    with pytest.raises(ConfigError, match="cannot be read: File name too long"):
+        read_settings(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"early_stopping": True}, "such as early_stopping: 3"),
+        ({"max_steps": False}, "not true or false"),
+        ({"learning_rate": True}, "not true or false"),
+        ({"lora_r": 1_000_000_000}, "less than or equal to 65536"),
+        ({"batch_size": "99999999999999999999"}, "'batch_size'"),
+        ({"batch_size": int("9" * 4000)}, "a number of 13288 bits"),
+        ({"seed": 16**5000}, "a number of"),
+        ({"epochs": 1e300}, "less than or equal to 1000000"),
+        ({"model": ""}, "'model': is empty"),
+        ({"output": ""}, "'output': is empty"),
+        ({"output": "a\0b"}, "NUL"),
+        ({"dataset": "half \ud800"}, "is not UTF-8"),
+        ({"output": "x" * 300}, "longer than 255 bytes"),
+        ({"output": "x/" * 3000}, "longer than 4095 bytes"),
+        ({"output": "~nosuchuser/x"}, "no such home folder"),
+        ({"warmup_steps": 9, "max_steps": 9}, "9 warm-up steps are not fewer than the 9 steps"),
+        ({"k" * 10_000_000: 1}, "is no known setting"),
+        ({"precision": "x" * 10_000_000}, "'precision'"),
+        ({"precision": 2026}, "'precision'"),
+        ({"model": "2020-13-45", "max_steps": "2020-13-45"}, "'max_steps'"),
+    ],
+    ids=[str(number) for number in range(20)],
+)
+def test_a_value_beyond_sense_is_refused_shortly(wrong, expected):
+    with pytest.raises(ConfigError) as caught:
+        load_config({**LEAST, **wrong})
+    assert expected in str(caught.value)
+    assert len(str(caught.value)) < 1000

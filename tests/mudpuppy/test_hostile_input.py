@@ -142,8 +142,8 @@ def test_no_hint_offers_to_remove_a_home_or_what_holds_the_working_folder(name, 
         with pytest.raises(OutputError) as caught:
             check_output(folder)
         assert "rm -r" not in str(caught.value)
+        (tmp_path / "a b" / "c").mkdir(parents=True)
         with pytest.raises(OutputError, match=r"rm -r '.*a b'"):
-            (tmp_path / "a b" / "c").mkdir(parents=True)
             check_output(tmp_path / "a b")
     finally:
         os.chdir(before)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mudpuppy.errors import ConfigError
+from mudpuppy.yamlfile import read_document
 from scenarios.loader import find_scenarios, load_scenarios
-from scenarios.positions import read_document
 
 HEAD = "schema_version: 1\nname: small\n"
 ROW = "scenarios:\n  - name: one\n"
