@@ -12,12 +12,17 @@ from typing import Any
 
 from harness.cell_folder import LOG_FILE, read_tail
 from harness.doctor import diagnose
+from harness.evidence.source import CheckpointEvidence
 from harness.findings import Diagnosis, Status
 from harness.matrix import Cell
 from harness.observations import Observations, read_observations
+from harness.registry import load_probes, run_probes, select_probes
 from harness.results import CellResult, Outcome, WorkerExit
+from harness.verdict import judge
 
 CHECKPOINT = "checkpoint"
+RUN_PROBES = "MPD7"
+"""Beginning of the codes of the probes that judge a run by what was observed."""
 ALWAYS_REQUIRED = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711", "MPD712", "MPD713")
 """Probes without whose answer no cell passes: what moved, reload, effect, save, settings."""
 REQUIRED_IF_TRAINED = ("MPD703", "MPD704", "MPD705", "MPD706")
@@ -40,8 +45,6 @@ def judge_cell(cell: Cell, folder: Path, worker_exit: WorkerExit) -> CellResult:
         return _result(cell, Outcome.WRONG_REJECTION, message, seen)
     if seen.ending == "refused":
         return _result(cell, Outcome.FAILED, f"refused: {seen.message}", seen)
-    if not (folder / CHECKPOINT).is_dir():
-        return _result(cell, Outcome.CRASHED, seen.message or "left no checkpoint folder", seen)
     diagnosis = diagnose_cell(cell, folder, seen)
     outcome, message = _judge_artefact(cell, seen, diagnosis)
     return _result(cell, outcome, message, seen, diagnosis)
@@ -54,11 +57,14 @@ def diagnose_cell(cell: Cell, folder: Path, seen: Observations) -> Diagnosis:
         "max_steps": cell.config.get("max_steps"),
         "config": cell.config,
     }
-    return diagnose(
-        folder / CHECKPOINT,
-        run_folder=folder,
-        given={"observations": seen, "expectation": expectation},
-    )
+    given = {"observations": seen, "expectation": expectation}
+    if (folder / CHECKPOINT).is_dir():
+        return diagnose(folder / CHECKPOINT, run_folder=folder, given=given)
+    # Nothing was saved; what was seen while training may still name the cause.
+    probes = select_probes(load_probes(), [RUN_PROBES])
+    results = run_probes(probes, CheckpointEvidence(folder, given=given))
+    verdict, why = judge(results, {".": "there is no checkpoint folder"})
+    return Diagnosis(path=str(folder), verdict=verdict, why=why, probes=results)
 
 
 def _judge_exit(folder: Path, worker_exit: WorkerExit) -> tuple[Outcome, str]:

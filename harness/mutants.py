@@ -49,7 +49,7 @@ def _attach_stub_adapter() -> None:
     engine.attach_adapter = attach
     engine.verify_adapter = lambda model: None
     engine.adapter_settings = lambda model: {}
-    engine.save_adapter = lambda model, base, folder: model.save_pretrained(folder)
+    engine.save_adapter = lambda model, tokenizer, folder, base: model.save_pretrained(folder)
 
 
 def _merge_nothing() -> None:

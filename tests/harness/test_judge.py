@@ -81,7 +81,7 @@ def test_a_rejection_must_come_with_its_code_before_torch_and_without_files(
         (replace(REJECTION, message="no"), Outcome.WRONG_REJECTION, "should have run: no"),
         (Observations(ending="refused", message="bad line"), Outcome.FAILED, "refused: bad line"),
         (Observations(ending="crashed", message="diverged"), Outcome.CRASHED, "diverged"),
-        (Observations(ending="trained"), Outcome.CRASHED, "no checkpoint"),
+        (Observations(ending="trained"), Outcome.FAILED, "MPD7"),
     ],
 )
 def test_a_cell_that_should_train_and_did_not_never_passes(tmp_path, seen, outcome, words):
