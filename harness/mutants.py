@@ -68,16 +68,21 @@ def _merge_nothing() -> None:
 
 
 def _mask_eos() -> None:
-    """Mask every EOS from the labels, as a collator with `pad_token = eos_token` does (FM01)."""
-    render: Any = importlib.import_module("mudpuppy.data.render")
-    original = render.Renderer.render
+    """Mask the end of every answer on the way to the trainer (FM01).
 
-    def masked(self: Any, sample: Any) -> Any:
-        one = original(self, sample)
-        labels = [render.IGNORED if label in self.eos_ids else label for label in one.labels]
-        return replace(one, labels=labels)
+    A collator that takes EOS for padding does it. The engine has counted the labels by then, and
+    believes itself.
+    """
+    sft: Any = importlib.import_module("mudpuppy.methods.sft")
+    original = sft._as_dataset
 
-    render.Renderer.render = masked
+    def mask(labels: list[int]) -> list[int]:
+        ends = [after == -100 for after in [*labels[1:], -100]]
+        return [-100 if ends[i] else label for i, label in enumerate(labels)]
+
+    sft._as_dataset = lambda samples: original(
+        [replace(sample, labels=mask(sample.labels)) for sample in samples]
+    )
 
 
 def _leave_second_adapter() -> None:
