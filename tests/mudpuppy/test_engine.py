@@ -99,10 +99,23 @@ def test_one_batch_of_four_equals_four_batches_of_one(run, method):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_streaming_equals_the_resident_run(run, tmp_path, precision):
+def test_streaming_equals_the_resident_run(run, tmp_path, precision, monkeypatch):
+    from mudpuppy import engine
+
+    streams = []
+    original = engine.stream_layers
+
+    def remember(*words):
+        streams.append(original(*words))
+        return streams[-1]
+
+    monkeypatch.setattr(engine, "stream_layers", remember)
     resident, _ = run("resident", method="full", precision=precision)
     streamed, _ = run("streamed", method="full", precision=precision, stream=True)
 
+    (stream,) = streams
+    assert 1 == stream.ledger.peak_layers
+    assert 0 < stream.ledger.backward_bytes == stream.ledger.gradient_bytes
     assert resident == streamed
     left = load_file(tmp_path / "resident" / "model.safetensors")
     right = load_file(tmp_path / "streamed" / "model.safetensors")
@@ -110,11 +123,38 @@ def test_streaming_equals_the_resident_run(run, tmp_path, precision):
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_gradient_checkpointing_changes_nothing(run):
-    plain, _ = run("plain", method="lora")
-    checkpointed, _ = run("checkpointed", method="lora", gradient_checkpointing=True)
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_gradient_checkpointing_recomputes_and_changes_nothing(base, dataset, tmp_path, method):
+    losses, calls = {}, {}
 
-    assert plain == pytest.approx(checkpointed, rel=1e-6)
+    class Counter(Recorder):
+        def on_prepared(self, model, *rest):
+            self.count = 0
+            layers = [part for name, part in model.named_modules() if name.endswith("up_proj")]
+            layers[0].register_forward_hook(lambda *_: setattr(self, "count", self.count + 1))
+
+        def on_fitted(self, model):
+            calls[self.name] = self.count
+
+    for name in ("plain", "checkpointed"):
+        counter = Counter()
+        counter.name = name
+        config = load_config(
+            {
+                "model": base,
+                "dataset": dataset,
+                "output": tmp_path / name,
+                "method": method,
+                "precision": "fp32",
+                "max_steps": 3,
+                "gradient_checkpointing": name == "checkpointed",
+            }
+        )
+        seen = losses.setdefault(name, [])
+        train(config, watcher=counter, report=lambda step, _, seen=seen: seen.append(step.loss))
+
+    assert {"plain": 3, "checkpointed": 6} == calls
+    assert losses["plain"] == pytest.approx(losses["checkpointed"], rel=1e-6)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -444,3 +484,90 @@ def test_a_packed_base_counts_with_its_whole_size(run):
 def test_an_adapter_on_the_head_is_refused(run):
     with pytest.raises(ConfigError, match=r"on the head \(lm_head\) cannot be trained"):
         run("out", method="lora", lora_target_modules=["q_proj", "lm_head"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_computation_is_in_the_precision_asked_for(base, dataset, tmp_path, method, precision):
+    seen = set()
+
+    class Listener(Recorder):
+        def on_prepared(self, model, *rest):
+            layers = [part for name, part in model.named_modules() if name.endswith("up_proj")]
+            layers[0].register_forward_hook(lambda part, args, output: seen.add(output.dtype))
+
+        def on_fitted(self, model):
+            self.masters = {p.dtype for p in model.parameters() if p.requires_grad}
+
+    listener = Listener()
+    config = load_config(
+        {
+            "model": base,
+            "dataset": dataset,
+            "output": tmp_path / "out",
+            "method": method,
+            "precision": precision,
+            "max_steps": 1,
+        }
+    )
+    train(config, watcher=listener)
+
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert {wanted} == seen
+    assert {torch.float32} == listener.masters
+
+
+def test_the_schedule_warmup_and_clipping_are_those_asked_for(run, tmp_path):
+    run(
+        "out", method="lora", max_steps=4, learning_rate=1e-2, lr_scheduler="cosine", warmup_steps=1
+    )
+
+    steps = [json.loads(x) for x in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
+    rates = [step["learning_rate"] / 1e-2 for step in steps]
+    assert rates == pytest.approx([0.0, 1.0, 0.75, 0.25], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_grad_norm", 1e-3), ("weight_decay", 0.5), ("epochs", 0.5), ("seed", 9)],
+)
+def test_a_setting_of_the_optimizer_changes_the_run(run, name, value):
+    settings = {"max_steps": None, "epochs": 2, "method": "full", "learning_rate": 1e-2}
+    plain, _ = run("plain", **settings)
+    changed, _ = run("changed", **{**settings, name: value})
+
+    assert plain != changed
+
+
+def test_the_adapter_is_the_one_asked_for(run, tmp_path):
+    run("out", lora_r=4, lora_alpha=6, lora_dropout=0.25, lora_target_modules=["q_proj", "v_proj"])
+
+    saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (4, 6, 0.25) == (saved["r"], saved["lora_alpha"], saved["lora_dropout"])
+    assert {"q_proj", "v_proj"} == set(saved["target_modules"])
+    names = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert all(".q_proj." in name or ".v_proj." in name for name in names)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_artefact_carries_tokenizer_template_and_ends_of_its_base(run, base, tmp_path, method):
+    run("out", method=method, merge_lora=method == "lora")
+
+    folder = tmp_path / "out" / ("merged" if method == "lora" else "")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (Path(base) / name).read_text() == (folder / name).read_text()
+    ends = [
+        json.loads((place / "generation_config.json").read_text())["eos_token_id"]
+        for place in (Path(base), folder)
+    ]
+    assert ends[0] == ends[1]
+
+
+def test_gptq_uses_the_samples_and_the_grid_asked_for(run, tmp_path):
+    _, few = run("few", method="gptq", gptq_group_size=32, calibration_samples=1)
+    _, many = run("many", method="gptq", gptq_group_size=32, calibration_samples=8)
+
+    config = json.loads((tmp_path / "many" / "gptq" / "config.json").read_text())
+    assert 32 == config["quantization_config"]["group_size"]
+    errors = [[x["rtn_error"] for x in r.quantisation["layers"]] for r in (few, many)]
+    assert errors[0] != errors[1]
