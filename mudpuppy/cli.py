@@ -7,6 +7,7 @@ mud-puppy tiny build
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mudpuppy.config import check_values, flag_of, load_config
-from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names
+from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, printable
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
 from mudpuppy.records import RunRecord, StepRecord
 from mudpuppy.rules import METHODS, PRECISIONS, RULES, describe, every_single_feature
@@ -42,10 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a person's mistake prints no traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _pick_command(words)(words)
+        code = _pick_command(words)(words)
+        sys.stdout.flush()
+        return code
     except MudpuppyError as error:
-        print(f"mud-puppy: error: {error}", file=sys.stderr)
+        _print_error(error)
         return error.exit_code
+    except BrokenPipeError:
+        _mute()  # the reader has seen enough, as with `| head`
+        return 0
     except KeyboardInterrupt:
         print("mud-puppy: interrupted; nothing was finished", file=sys.stderr)
         return 130
@@ -65,9 +71,9 @@ def _pick_command(words: list[str]) -> Callable[[list[str]], int]:
         return _run_tiny
     if words[:1] == ["train"]:
         words.pop(0)
-    elif words and not is_tiny_name(words[0]) and not Path(words[0]).exists():
+    elif words and not is_tiny_name(words[0]):
         near = near_names(words[0], COMMANDS)
-        if near:
+        if near and not Path(words[0]).exists():
             raise UsageError(f"there is no command '{words[0]}'{near}", hint="mud-puppy --help")
     return _run_train
 
@@ -123,7 +129,7 @@ def _run_train(words: list[str]) -> int:
         _say_what_is_left(config.output)
         return 130
     except EngineError as error:
-        print(f"mud-puppy: error: {error}", file=sys.stderr)
+        _print_error(error)
         _say_what_is_left(config.output)
         return error.exit_code
     say(_summary(record))
@@ -133,11 +139,27 @@ def _run_train(words: list[str]) -> int:
 def _say_what_is_left(output: Path) -> None:
     """Say what a run that did not end left behind, since the next one wants an empty folder."""
     if output.is_dir() and any(output.iterdir()):
-        print(f"  left in {output}: what was logged; remove it to run again", file=sys.stderr)
+        left = f"  left in {output}: what was logged; remove it to run again"
+        print(printable(left), file=sys.stderr)
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    """Print a line; a reader that went away, as `| head` does, costs the line and not the run."""
+    try:
+        print(printable(text), flush=True)
+    except OSError:
+        _mute()
+
+
+def _mute() -> None:
+    """Send what is still to be printed nowhere; Python would complain when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _print_error(error: MudpuppyError) -> None:
+    print(printable(f"mud-puppy: error: {error}"), file=sys.stderr)
 
 
 def _be_silent(text: str) -> None:
@@ -155,7 +177,7 @@ def _report_step(record: StepRecord, num_steps: int) -> None:
         parts.append(f"grad norm {record.grad_norm:.3f}")
     if record.learning_rate is not None:
         parts.append(f"lr {record.learning_rate:.2e}")
-    print("  ".join([*parts, f"{record.elapsed_s:.1f} s"]), flush=True)
+    _say("  ".join([*parts, f"{record.elapsed_s:.1f} s"]))
 
 
 def _summary(record: RunRecord) -> str:

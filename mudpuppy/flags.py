@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from mudpuppy.config import POSITIONAL, TrainingConfig, flag_of
-from mudpuppy.errors import near_names
+from mudpuppy.errors import near_names, printable
 
 EARLY_STOPPING_DEFAULT = 3
 """Evaluations without improvement that `--early-stopping` without a number allows."""
@@ -34,7 +34,8 @@ class FriendlyParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line about the mistake and one about the help, and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n  hint: {self.prog} --help\n")
+        text = printable(f"{self.prog}: error: {message}\n  hint: {self.prog} --help\n")
+        self.exit(2, text)
 
 
 def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.errors import EngineError, ModelError
+from mudpuppy.errors import EngineError, ModelError, shown
 from mudpuppy.memory.streaming import place_for_streaming
 from mudpuppy.quant.int4 import check_round_trip, replace_linears
 from mudpuppy.runtime import Runtime
+
+MAX_REASON = 300
+"""Characters of a library's message that are repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,7 @@ def load(path: str, config: TrainingConfig, runtime: Runtime) -> Loaded:
     is held in the precision itself, and for QLoRA in 4 bits.
 
     Raises:
-        ModelError: the model cannot be loaded, or its tokenizer has no EOS token.
+        ModelError: the model cannot be loaded, is not finite, or its tokenizer has no EOS token.
     """
     # One line a file is noise beside the lines a step.
     disable_progress_bar()
@@ -79,10 +86,8 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: there is no tokenizer, or it has no EOS token.
     """
-    try:
+    with _blaming(path, "the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no EOS token, so no answer could ever end")
     return tokenizer
@@ -100,34 +105,75 @@ def with_pad_token(tokenizer: Any) -> Any:
 
 def _load_model(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """Load the weights and refuse a checkpoint that does not fill the model."""
-    try:
+    with _blaming(path, "the model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: the model cannot be loaded: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         # transformers fills these at random and only warns (FM34).
         raise ModelError(
             f"{path}: {len(missing)} tensors are not in the checkpoint and would be random, "
             f"such as {missing[0]}",
-            hint=f"see what is wrong with it: mudpuppy-doctor {path}",
+            hint=_ask_the_doctor(path),
         )
+    _require_finite(path, model)
     return model
 
 
+@contextmanager
+def _blaming(path: str, what: str) -> Iterator[None]:
+    """Turn whatever loading a file of others raises into one line about the model.
+
+    Raises:
+        ModelError: with the kind of the error and the first line of its message.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{what} cannot be loaded: {_first_line(error)}"
+        raise ModelError(f"{path}: {reason}", hint=_ask_the_doctor(path)) from error
+
+
+def _ask_the_doctor(path: str) -> str:
+    return f"see what is wrong with it: mudpuppy-doctor {shlex.quote(path)}"
+
+
+def _require_finite(path: str, model: Any) -> None:
+    """Refuse a base with NaN or infinity in it: the first step would diverge (FM41)."""
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
+            raise ModelError(
+                f"{path}: the tensor {name} is not finite in {str(tensor.dtype)[6:]}",
+                hint=_ask_the_doctor(path),
+            )
+
+
 def collect_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return every id that ends a turn for this model."""
+    """Return every id that ends a turn for this model.
+
+    Raises:
+        ModelError: one of them is no number.
+    """
     found = {tokenizer.eos_token_id}
     for source in (model.config.get_text_config(), model.generation_config):
         ids = source.eos_token_id if source is not None else None
         found.update(ids if isinstance(ids, list) else [ids])
+    wrong = [token for token in found if not isinstance(token, int | None)]
+    if wrong:
+        raise ModelError(f"the model's eos_token_id is {shown(wrong[0])}, which is no number")
     return frozenset(token for token in found if token is not None)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return kind and first line of an error; the line alone, where its kind says nothing more."""
+    line = str(error).strip().partition("\n")[0]
+    kind = type(error).__name__
+    if not line:
+        return kind
+    return line[:MAX_REASON] if isinstance(error, OSError) else f"{kind}: {line[:MAX_REASON]}"
 
 
 def local_folder(path: str) -> Path | None:

@@ -211,3 +211,53 @@ def test_a_whole_run_prints_choices_steps_and_what_to_do_next(tmp_path, data, ca
     assert "step 2/2  loss" in text
     assert f"check it: mudpuppy-doctor {output}" in text
     assert (output / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_reader_that_goes_away_does_not_end_the_training(tmp_path, data, steps):
+    words = ["tiny:llama", data, "--output", tmp_path / "out", "--max-steps", steps]
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", '"$@" | head -1', "-"]
+        + [str(w) for w in (sys.executable, "-m", "mudpuppy", *words, "--precision", "fp32")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stderr
+    assert "loading tiny:llama" == done.stdout.strip()
+    assert "" == done.stderr
+    assert (tmp_path / "out" / "mudpuppy.json").is_file()
+
+
+def test_a_list_may_be_cut_short_by_its_reader():
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m mudpuppy explain --all | true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("word", ["\x1b[2J\x07", "\u202e", "\udcff"])
+def test_control_characters_of_others_are_shown_and_not_obeyed(tmp_path, data, capsys, word):
+    assert 2 == run("tiny", data, "--output", tmp_path / "o", f"--{word}")
+    assert 2 == run(f"./absent{word}", data, "--output", tmp_path / "o")
+    (tmp_path / "run.yaml").write_bytes(f'"{ascii(word)[1:-1]}": 1'.encode())
+    assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", tmp_path / "run.yaml")
+
+    text = capsys.readouterr().err
+    assert 3 <= text.count("mud-puppy: error:")
+    assert word not in text
+    assert ascii(word)[1:-1] in text
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "~nosuchuser/x", ""])
+def test_a_path_that_cannot_be_is_refused_wherever_it_stands(tmp_path, data, capsys, path):
+    assert 2 == run(path, data, "--output", tmp_path / "o")
+    assert 2 == run("tiny", path, "--output", tmp_path / "o")
+    assert 2 == run("tiny", data, "--output", path)
+    assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", path or "\0")
+    assert "Traceback" not in capsys.readouterr().err
