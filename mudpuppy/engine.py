@@ -7,6 +7,7 @@ The engine writes numbers and holds no opinions: whether the artefact is any goo
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import RenderedSample, Renderer, count_labels, render_all
-from mudpuppy.errors import DatasetError, EngineError
+from mudpuppy.errors import DatasetError, EngineError, clip
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder
 from mudpuppy.memory.streaming import stream_layers
@@ -151,6 +152,10 @@ def _prepare(
         )
     for name, choice in runtime.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
+    ignored = Counter(key for chat in chats for key in chat.ignored)
+    if ignored:
+        named = ", ".join(f"{clip(key)} ({n})" for key, n in ignored.most_common(5))
+        say(f"not used, since only role and content of a message are: {named}")
     samples = render_all(renderer, chats, str(config.dataset))
     dropped = len(chats) - len(samples)
     _require_ends(samples, loaded.eos_ids, config)

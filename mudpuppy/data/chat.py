@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mudpuppy.errors import DatasetError, near_names
+from mudpuppy.errors import DatasetError, near_names, shown
 
 ROLES = ("system", "user", "assistant", "tool")
 EXPECTED = (
@@ -31,6 +31,8 @@ class ChatSample:
     """Messages in order, each with `role` and `content`."""
     line: int
     """1-based line of the file it came from."""
+    ignored: tuple[str, ...] = ()
+    """Fields of its messages, and `tools`, that are not used; once for each time they stand."""
 
 
 class LineProblem(ValueError):
@@ -49,7 +51,8 @@ def read_chat(path: Path) -> tuple[ChatSample, ...]:
     problems: list[tuple[int, str]] = []
     for number, text in _lines(path):
         try:
-            samples.append(ChatSample(messages=_messages(text), line=number))
+            messages, ignored = _messages(text)
+            samples.append(ChatSample(messages=messages, line=number, ignored=ignored))
         except LineProblem as problem:
             problems.append((number, str(problem)))
     if problems:
@@ -76,9 +79,11 @@ def _refuse_array(path: Path) -> None:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the numbered non-blank lines of the file."""
-    if path.is_dir():
-        raise DatasetError("is a folder; name the JSONL file inside it", file=str(path))
     try:
+        if path.is_dir():
+            raise DatasetError("is a folder; name the JSONL file inside it", file=str(path))
+        if path.exists() and not path.is_file():  # it may never end, and is read twice
+            raise DatasetError("is no regular file", file=str(path), hint="save it as a file")
         with path.open("rb") as handle:
             for number, raw in enumerate(handle, start=1):
                 try:
@@ -98,8 +103,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DatasetError(f"cannot be read: {reason}", file=str(path)) from None
 
 
-def _messages(text: str) -> tuple[dict[str, str], ...]:
-    """Return the messages of one line.
+def _messages(text: str) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
+    """Return the messages of one line, and the names of the fields that are not used.
 
     Raises:
         LineProblem: what was found instead.
@@ -113,7 +118,7 @@ def _messages(text: str) -> tuple[dict[str, str], ...]:
     if not isinstance(value, dict):
         raise LineProblem(f"found {_kind(value)} instead of an object")
     if "messages" not in value:
-        keys = ", ".join(repr(key) for key in list(value)[:6]) or "no fields"
+        keys = ", ".join(shown(key) for key in list(value)[:6]) or "no fields"
         near = "".join(near_names(key, ["messages"]) for key in list(value)[:6])
         raise LineProblem(f"no usable field: found {keys}{near}")
     messages = value["messages"]
@@ -122,7 +127,8 @@ def _messages(text: str) -> tuple[dict[str, str], ...]:
     read = tuple(_message(index, message) for index, message in enumerate(messages))
     if not any(m["role"] == "assistant" and m["content"].strip() for m in read):
         raise LineProblem("no assistant message with text: there is nothing to learn from")
-    return read
+    ignored = [key for message in messages for key in message if key not in ("role", "content")]
+    return read, (*ignored, *(key for key in ("tools",) if value.get(key)))
 
 
 def _message(index: int, message: Any) -> dict[str, str]:
@@ -132,12 +138,15 @@ def _message(index: int, message: Any) -> dict[str, str]:
         raise LineProblem(f"{where} is {_kind(message)} instead of an object")
     role = message.get("role")
     if role not in ROLES:
+        known = ", ".join(ROLES)
         near = near_names(role, ROLES) if isinstance(role, str) else ""
-        raise LineProblem(f"{where}.role is {role!r}, expected one of {', '.join(ROLES)}{near}")
+        raise LineProblem(f"{where}.role is {shown(role)}, expected one of {known}{near}")
     if "content" not in message:
         near = "".join(near_names(key, ["content"]) for key in message)
-        found = ", ".join(repr(key) for key in list(message)[:6]) or "no fields"
+        found = ", ".join(shown(key) for key in list(message)[:6]) or "no fields"
         raise LineProblem(f"{where} has no 'content': found {found}{near}")
+    if message.get("tool_calls"):
+        raise LineProblem(f"{where} has tool_calls, which cannot be trained yet: leave it out")
     content = message["content"]
     if not isinstance(content, str):
         raise LineProblem(f"{where}.content is {_kind(content)} instead of a text")

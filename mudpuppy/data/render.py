@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from mudpuppy.data.chat import ChatSample
-from mudpuppy.errors import DatasetError
+from mudpuppy.data.timelimit import TimeLimitReached, time_limit
+from mudpuppy.errors import DatasetError, ModelError, clip, shown
 from mudpuppy.records import LabelShares
 
 IGNORED = -100
 """Label of a token that is not trained (torch's cross-entropy default)."""
+TEMPLATE_TIMEOUT_S = 20.0
+"""Time that the first sample may take; the others are not watched, since the template ends."""
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -173,15 +177,25 @@ def render_all(
     """Render every sample and leave out those with nothing to train.
 
     Raises:
-        DatasetError: the template refuses a sample, or no sample has a trained token.
+        DatasetError: the template refuses a sample, a sample holds a control token in its text, or
+            no sample has a trained token.
+        ModelError: the template does not end.
     """
-    rendered = []
+    rendered: list[RenderedSample] = []
+    control = _control_tokens(renderer.tokenizer)
     for sample in samples:
+        _refuse_control_tokens(control, sample, file)
         try:
-            one = renderer.render(sample)
-        except (TemplateError, TypeError, ValueError) as error:
+            with time_limit(TEMPLATE_TIMEOUT_S) if not rendered else nullcontext():
+                one = renderer.render(sample)
+        except TimeLimitReached:
+            raise ModelError(
+                f"the chat template does not come to an end within {TEMPLATE_TIMEOUT_S} s",
+                hint="mend chat_template.jinja of the model, or use --no-chat-template",
+            ) from None
+        except Exception as error:  # a template is a program and can raise anything
             raise DatasetError(
-                f"the chat template refuses this sample: {error}",
+                f"the chat template refuses this sample: {_reason(error)}",
                 file=file,
                 line=sample.line,
                 hint="check the order of roles, or use --no-chat-template",
@@ -195,6 +209,35 @@ def render_all(
             hint="raise --max-length",
         )
     return rendered
+
+
+def _reason(error: Exception) -> str:
+    """Return an error on one line, with its kind where its text alone does not say enough."""
+    if isinstance(error, TemplateError | ValueError) and str(error):
+        return clip(str(error))
+    return clip(f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Return a pattern of the tokens that the tokenizer reads as control, wherever they stand."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    names = {name for name in (*tokenizer.all_special_tokens, *added) if name.strip()}
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if names else None
+
+
+def _refuse_control_tokens(control: re.Pattern[str] | None, sample: ChatSample, file: str) -> None:
+    """Refuse a text with a control token in it: it would end the turn, or begin another."""
+    for index, message in enumerate(sample.messages):
+        found = control.search(message["content"]) if control else None
+        if found:
+            raise DatasetError(
+                f"messages[{index}].content holds {shown(found[0])}, which this tokenizer reads "
+                "as a control token and not as text",
+                file=file,
+                line=sample.line,
+                hint="take it out of the text, or put a space into it",
+            )
 
 
 def count_labels(

@@ -1,6 +1,7 @@
 """Chat JSONL: what is read, and what every unusable line is told."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,10 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path):
         ('{"messages": [{"role": "user", "content": "x"}]}', "no assistant message with text"),
         ('{"messages": [{"role": "assistant", "content": " "}]}', "no assistant message with text"),
         (r'{"messages": [{"role": "assistant", "content": "\ud800"}]}', "surrogate"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}',
+            "messages[0] has tool_calls",
+        ),
     ],
 )
 def test_an_unusable_line_is_named_with_what_was_found_and_expected(tmp_path, line, expected):
@@ -133,3 +138,37 @@ def test_deeply_nested_json_is_an_error_and_not_a_crash(tmp_path: Path):
 
     with pytest.raises(DatasetError, match="not JSON"):
         read_chat(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"k" * 1_000_000: 1},
+        {"messages": [{"role": "r" * 1_000_000, "content": "x"}]},
+        {"messages": [{"role": [["x" * 1000] * 1000], "content": "x"}]},
+        {"messages": [{"role": "user", "c" * 1_000_000: "x"}]},
+    ],
+    ids=["field", "role", "list as role", "field of a message"],
+)
+def test_what_is_repeated_of_a_line_is_short(tmp_path: Path, value):
+    path = write(tmp_path / "d.jsonl", json.dumps(value))
+
+    with pytest.raises(DatasetError) as caught:
+        read_chat(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_pipe_is_no_dataset(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(DatasetError, match="is no regular file"):
+        read_chat(tmp_path / "pipe")
+
+
+def test_fields_that_are_not_used_are_counted(tmp_path: Path):
+    message = {"role": "assistant", "content": "x", "name": "ada", "tool_calls": []}
+    value = {"messages": [message, message], "tools": [{"name": "search"}], "id": 3}
+
+    (sample,) = read_chat(write(tmp_path / "d.jsonl", json.dumps(value)))
+
+    assert ("name", "tool_calls", "name", "tool_calls", "tools") == sample.ignored

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mudpuppy.cli import main
 from mudpuppy.config import load_config
@@ -173,3 +174,87 @@ def test_a_save_that_fails_says_why_and_what_is_left(data, tmp_path, method):
     assert "the run cannot go on: " in done.stderr
     assert "left in" in done.stderr
     assert ["steps.jsonl"] == [path.name for path in (tmp_path / "out").iterdir()]
+
+
+def change(**values: object):
+    def spoil(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return spoil
+
+
+def write(name: str, text: str):
+    def spoil(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return spoil
+
+
+def cut(keep: float):
+    def spoil(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+    return spoil
+
+
+def put_nan(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+SPOILT = {
+    "no bytes of weights": (cut(0.0), "the model cannot be loaded"),
+    "half of the weights": (cut(0.5), "the model cannot be loaded"),
+    "NaN": (put_nan, "model.layers.1.mlp.up_proj.weight is not finite in float32"),
+    "config is a list": (write("config.json", "[]"), "cannot be loaded"),
+    "config is null": (write("config.json", "null"), "cannot be loaded"),
+    "config is torn": (write("config.json", "{"), "cannot be loaded"),
+    "no heads": (change(num_attention_heads=0), "cannot be loaded"),
+    "list of types": (change(model_type=["llama"]), "cannot be loaded"),
+    "unknown type": (change(model_type="\x1b[2Jllama"), "cannot be loaded"),
+    "end is a text": (change(eos_token_id="x"), "eos_token_id"),
+    "negative size": (change(hidden_size=-3), "cannot be loaded"),
+    "tokenizer is torn": (write("tokenizer.json", "{"), "the tokenizer cannot be loaded"),
+    "settings are a list": (write("tokenizer_config.json", "[]"), "the tokenizer cannot be loaded"),
+    "generation is a list": (write("generation_config.json", "[]"), "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_model_is_refused_in_one_line_that_sends_to_the_doctor(
+    copied, mud_puppy, tmp_path, name
+):
+    spoil, expected = SPOILT[name]
+    spoil(copied)
+
+    code, _, err = mud_puppy(copied)
+
+    assert 2 == code, err
+    assert expected in err
+    assert len(err) < 1000
+    assert "\x1b" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fields_that_are_not_used_are_told_once(data, mud_puppy):
+    message = {"role": "assistant", "content": "x", "name": "ada", "w" * 1000: 1}
+    data.write_text((json.dumps({"messages": [message]}) + "\n") * 3)
+
+    code, out, _ = mud_puppy("tiny:llama")
+
+    assert 0 == code
+    assert 1 == out.count("not used, since only role and content of a message are: name (3), www")
+    assert "w" * 100 not in out
+
+
+def test_a_template_with_control_characters_in_its_message_is_shown_clean(copied, mud_puppy):
+    (copied / "chat_template.jinja").write_text("{{ raise_exception('\x1b[2Jboo') }}")
+
+    code, _, err = mud_puppy(copied)
+
+    assert 2 == code
+    assert "chat.jsonl:1: the chat template refuses this sample: \\x1b[2Jboo" in err

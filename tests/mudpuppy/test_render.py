@@ -1,6 +1,7 @@
 """Rendering: what is trained is the answers and their ends, under every template we know."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import IGNORED, RenderedSample, Renderer, count_labels, render_all
-from mudpuppy.errors import DatasetError
+from mudpuppy.data.timelimit import time_limit
+from mudpuppy.errors import DatasetError, ModelError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "chat_templates"
 TAGGED = (
@@ -200,3 +202,70 @@ def test_templates_in_the_wild_train_the_answers_and_their_ends(plain_tokenizer,
         text.replace(f" {END_OF_TURN[name]}", END_OF_TURN[name]) for text in texts
     ]
     assert json.dumps(sample.labels)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ raise_exception('\\x1b[2J' ~ 'no' * 1000000) }}", "no"),
+        ("{{ messages[0].content.absent.more }}", "absent"),
+        ("{% for", "refuses this sample"),
+        ("{{ range(10000000) | list }}", "OverflowError"),
+    ],
+    ids=["division", "recursion", "control", "undefined", "syntax", "range"],
+)
+def test_whatever_a_template_raises_is_an_error_of_the_line(plain_tokenizer, template, expected):
+    renderer = make_renderer(plain_tokenizer, template)
+
+    with pytest.raises(DatasetError, match=expected) as caught:
+        render_all(renderer, [conversation("Hi", "Yo")], "d.jsonl")
+    assert str(caught.value).startswith("d.jsonl:1: the chat template refuses this sample")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_template_that_never_ends_is_stopped(plain_tokenizer, monkeypatch):
+    nested = "{% for _ in range(100000) %}" * 5 + "{% endfor %}" * 5
+    renderer = make_renderer(plain_tokenizer, nested)
+    monkeypatch.setattr("mudpuppy.data.render.TEMPLATE_TIMEOUT_S", 0.2)
+
+    with pytest.raises(ModelError, match=r"does not come to an end within 0.2 s"):
+        render_all(renderer, [conversation("Hi", "Yo")], "d.jsonl")
+
+
+def test_a_time_limit_leaves_the_alarm_of_others_as_it_was():
+    rang = []
+    before = signal.getitimer(signal.ITIMER_REAL)
+    handler = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 30)
+    try:
+        with time_limit(5):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] <= 5
+        assert 25 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30
+        with time_limit(60):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] <= 30
+        assert [] == rang
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *before)
+
+
+@pytest.mark.parametrize("turns", [("Hi<|end|><|assistant|>", "Yo"), ("Hi", "Yo <|end|> still")])
+@pytest.mark.parametrize("template", [TAGGED, UNTAGGED, None])
+def test_a_control_token_inside_a_text_is_refused(plain_tokenizer, template, turns):
+    renderer = make_renderer(plain_tokenizer, template)
+
+    with pytest.raises(DatasetError, match=r"d.jsonl:1: messages\[.\].content holds '<\|end\|>'"):
+        render_all(renderer, [conversation(*turns)], "d.jsonl")
+    (fine,) = render_all(renderer, [conversation("Hi <| end |>", "Yo < s>")], "d.jsonl")
+    assert fine.labels
+
+
+def test_an_added_token_that_is_no_control_token_may_stand_in_a_text(plain_tokenizer):
+    from tokenizers import AddedToken
+
+    plain_tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    renderer = make_renderer(plain_tokenizer, TAGGED)
+
+    assert render_all(renderer, [conversation("Hi", "<think>Yo")], "d.jsonl")
