@@ -26,6 +26,9 @@ COMMANDS = ("train", "explain", "tiny")
 TINY_ACTIONS = ("build", "show", "-h", "--help")
 """What follows `tiny` when it is the command and not the model of that name."""
 
+NUM_LEFT = 8
+"""Files that are named when a run did not end."""
+
 EPILOG = """\
 commands:
   mud-puppy MODEL DATASET ...   train (this help)
@@ -137,9 +140,11 @@ def _run_train(words: list[str]) -> int:
 
 
 def _say_what_is_left(output: Path) -> None:
-    """Say what a run that did not end left behind, since the next one wants an empty folder."""
-    if output.is_dir() and any(output.iterdir()):
-        left = f"  left in {output}: what was logged; remove it to run again"
+    """Name what a run that did not end left behind."""
+    names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if names:
+        more = f" and {len(names) - NUM_LEFT} more" if len(names) > NUM_LEFT else ""
+        left = f"  left in {output}: {', '.join(names[:NUM_LEFT])}{more}"
         print(printable(left), file=sys.stderr)
 
 

@@ -24,7 +24,7 @@ from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import RenderedSample, Renderer, count_labels, render_all
 from mudpuppy.errors import DatasetError, EngineError, clip
 from mudpuppy.files import write_json_atomic
-from mudpuppy.loading import Loaded, load, local_folder
+from mudpuppy.loading import Loaded, load, local_folder, require_known_ids
 from mudpuppy.memory.streaming import stream_layers
 from mudpuppy.methods import gptq, sft
 from mudpuppy.parameters import count_parameters
@@ -157,6 +157,7 @@ def _prepare(
         named = ", ".join(f"{clip(key)} ({n})" for key, n in ignored.most_common(5))
         say(f"not used, since only role and content of a message are: {named}")
     samples = render_all(renderer, chats, str(config.dataset))
+    require_known_ids(config.model, loaded.model, [sample.input_ids for sample in samples])
     dropped = len(chats) - len(samples)
     _require_ends(samples, loaded.eos_ids, config)
     if dropped:

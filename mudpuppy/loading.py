@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -145,10 +145,26 @@ def _require_finite(path: str, model: Any) -> None:
     """Refuse a base with NaN or infinity in it: the first step would diverge (FM41)."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
+            too_large = "; if it is large, use --precision bf16 or fp32"
             raise ModelError(
                 f"{path}: the tensor {name} is not finite in {str(tensor.dtype)[6:]}",
-                hint=_ask_the_doctor(path),
+                hint=_ask_the_doctor(path) + too_large * (tensor.dtype == torch.float16),
             )
+
+
+def require_known_ids(path: str, model: Any, rows: Iterable[Sequence[int]]) -> None:
+    """Refuse samples with ids that the model has no embedding for.
+
+    Raises:
+        ModelError: the tokenizer is larger than the model.
+    """
+    known = int(model.get_input_embeddings().weight.shape[0])
+    largest = max((max(row) for row in rows if row), default=0)
+    if largest >= known:
+        raise ModelError(
+            f"{path}: the tokenizer gives the id {largest}, and the model has {known} embeddings",
+            hint=_ask_the_doctor(path),
+        )
 
 
 def collect_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

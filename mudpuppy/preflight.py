@@ -15,7 +15,7 @@ from typing import IO
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.chat import ChatSample, read_chat
-from mudpuppy.errors import ModelError, OutputError, near_names
+from mudpuppy.errors import ModelError, OutputError, UsageError, near_names
 from mudpuppy.tiny import is_tiny_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -29,11 +29,22 @@ def preflight(config: TrainingConfig) -> tuple[ChatSample, ...]:
         ModelError: the model path does not exist or is no model.
         DatasetError: the dataset has unusable lines.
     """
-    check_output(config.output)
-    check_model(config.model)
+    with _telling(OutputError, f"the output folder {config.output}"):
+        check_output(config.output)
+    with _telling(ModelError, f"the model path {config.model}"):
+        check_model(config.model)
     samples = read_chat(config.dataset)
     prove_writable(config.output)
     return samples
+
+
+@contextmanager
+def _telling(kind: type[UsageError], what: str) -> Iterator[None]:
+    """Turn what the file system refuses, such as a look into a private folder, into `kind`."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what} cannot be used: {error.strerror or error}") from None
 
 
 LOCK_FILE = ".lock"

@@ -126,7 +126,7 @@ def _read_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ConfigError([f"cannot be read: {reason}"], source=clip(str(path))) from None
+        raise ConfigError([f"cannot be read: {reason}"], source=str(path)) from None
 
 
 def _first_line(error: Exception) -> str:

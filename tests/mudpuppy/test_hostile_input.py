@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from mudpuppy.cli import main
 from mudpuppy.config import load_config
@@ -172,7 +173,7 @@ def test_a_save_that_fails_says_why_and_what_is_left(data, tmp_path, method):
     assert 3 == done.returncode
     assert "Traceback" not in done.stderr
     assert "the run cannot go on: " in done.stderr
-    assert "left in" in done.stderr
+    assert f"left in {tmp_path / 'out'}: steps.jsonl\n" in done.stderr
     assert ["steps.jsonl"] == [path.name for path in (tmp_path / "out").iterdir()]
 
 
@@ -258,3 +259,45 @@ def test_a_template_with_control_characters_in_its_message_is_shown_clean(copied
 
     assert 2 == code
     assert "chat.jsonl:1: the chat template refuses this sample: \\x1b[2Jboo" in err
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(copied, data, mud_puppy):
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer.add_tokens(["zyzzyva"])
+    tokenizer.save_pretrained(copied)
+    message = {"role": "assistant", "content": "a zyzzyva"}
+    data.write_text(json.dumps({"messages": [message]}))
+
+    code, _, err = mud_puppy(copied)
+
+    assert 2 == code
+    assert "the tokenizer gives the id" in err
+
+
+def test_a_base_beyond_fp16_is_sent_to_another_precision(copied, mud_puppy):
+    path = copied / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] = 1e6
+    save_file(tensors, path, metadata={"format": "pt"})
+
+    code, _, err = mud_puppy(copied, "--precision", "fp16")
+
+    assert 2 == code
+    assert "model.norm.weight is not finite in float16" in err
+    assert "use --precision bf16 or fp32" in err
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_crash(mud_puppy, tmp_path, monkeypatch):
+    real = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if path.name in ("private", "secret"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+
+    code, _, err = mud_puppy(tmp_path / "secret")
+    assert (2, True) == (code, "secret cannot be used: Permission denied" in err)
+    code, _, err = mud_puppy("tiny:llama", output=tmp_path / "private")
+    assert (2, True) == (code, "private cannot be used: Permission denied" in err)
