@@ -7,10 +7,12 @@ mud-puppy tiny build
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a person's mistake prints no traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal
     try:
         code = _pick_command(words)(words)
         sys.stdout.flush()
@@ -55,13 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _mute()  # the reader has seen enough, as with `| head`
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            return _crash()
+        _mute()
+        print("mud-puppy: error: cannot print: no space left on the device", file=sys.stderr)
+        return MudpuppyError.exit_code
     except KeyboardInterrupt:
         print("mud-puppy: interrupted; nothing was finished", file=sys.stderr)
         return 130
     except Exception:  # noqa: BLE001 - a crash of ours is 3; Python's own 1 would mean findings
-        traceback.print_exc()
-        print("mud-puppy: crashed; this is a bug, please report the lines above", file=sys.stderr)
-        return 3
+        return _crash()
+
+
+def _crash() -> int:
+    """Print what is our own fault, with its traceback, and return the exit code."""
+    traceback.print_exc()
+    print("mud-puppy: crashed; this is a bug, please report the lines above", file=sys.stderr)
+    return 3
 
 
 def _pick_command(words: list[str]) -> Callable[[list[str]], int]:

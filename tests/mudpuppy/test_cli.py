@@ -1,6 +1,9 @@
 """mud-puppy: every mistake of a person ends with exit code 2, a reason, and nothing written."""
 
+import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -261,3 +264,36 @@ def test_a_path_that_cannot_be_is_refused_wherever_it_stands(tmp_path, data, cap
     assert 2 == run("tiny", data, "--output", path)
     assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", path or "\0")
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_crash(tmp_path, data):
+    output = tmp_path / "sortie-\u00e9"
+    words = ["tiny:llama", data, "--output", output, "--max-steps", 1, "--precision", "fp32"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mudpuppy", *map(str, words)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 0 == done.returncode, done.stderr
+    assert "sortie-\\xe9" in done.stdout
+
+
+def test_a_full_disk_behind_the_output_is_told_without_a_traceback(monkeypatch, capfd):
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def fileno(self) -> int:
+            return spare
+
+    with Path(os.devnull).open("w") as other:
+        spare = other.fileno()
+        monkeypatch.setattr(sys, "stdout", Full())
+        assert 3 == main(["explain", "--all"])
+
+    err = capfd.readouterr().err
+    assert "cannot print: no space left" in err
+    assert "Traceback" not in err

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from mudpuppy.cli import main
 from mudpuppy.config import load_config
 from mudpuppy.engine import train
-from mudpuppy.errors import OutputError
+from mudpuppy.errors import ConfigError, OutputError
+from mudpuppy.methods.sft import count_steps
 from mudpuppy.preflight import check_output, locked
 from mudpuppy.provenance import fingerprint_model, read_provenance
 from mudpuppy.tiny import resolve_model
@@ -301,3 +302,28 @@ def test_a_folder_that_may_not_be_looked_into_is_no_crash(mud_puppy, tmp_path, m
     assert (2, True) == (code, "secret cannot be used: Permission denied" in err)
     code, _, err = mud_puppy("tiny:llama", output=tmp_path / "private")
     assert (2, True) == (code, "private cannot be used: Permission denied" in err)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "accumulation"), [(1, 3, 1), (1.5, 1, 3), (2.3, 2, 1), (3, 8, 4)]
+)
+def test_the_planned_steps_are_those_of_the_trainer(
+    data, tmp_path, epochs, batch_size, accumulation
+):
+    settings = {
+        "model": "tiny:llama",
+        "dataset": data,
+        "precision": "fp32",
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "gradient_accumulation": accumulation,
+    }
+    config = load_config({**settings, "output": tmp_path / "out"})
+
+    steps = train(config).steps
+
+    assert steps == count_steps(4, config)
+    never = load_config({**settings, "output": tmp_path / "never", "warmup_steps": steps})
+    with pytest.raises(ConfigError, match=f"--warmup-steps: {steps} warm-up steps are not fewer"):
+        train(never)
+    assert not (tmp_path / "never").exists()
