@@ -20,8 +20,8 @@ from transformers import set_seed
 from mudpuppy.adapters.attach import adapter_settings, attach_adapter
 from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.config import TrainingConfig
-from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import RenderedSample, Renderer, count_labels, render_all
+from mudpuppy.data.samples import ChatSample
 from mudpuppy.errors import DatasetError, EngineError, clip
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder, require_known_ids

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.data.chat import ChatSample, read_chat
+from mudpuppy.data.chat import read_chat
+from mudpuppy.data.samples import ChatSample
 from mudpuppy.errors import ModelError, OutputError, UsageError, near_names
 from mudpuppy.tiny import is_tiny_name
 

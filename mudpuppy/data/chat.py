@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mudpuppy.data.samples import ChatSample
 from mudpuppy.errors import DatasetError, near_names, shown
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -21,18 +21,6 @@ EXPECTED = (
 )
 NUM_SHOWN = 5
 """Unusable lines that one message lists."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatSample:
-    """One conversation."""
-
-    messages: tuple[dict[str, str], ...]
-    """Messages in order, each with `role` and `content`."""
-    line: int
-    """1-based line of the file it came from."""
-    ignored: tuple[str, ...] = ()
-    """Fields of its messages, and `tools`, that are not used; once for each time they stand."""
 
 
 class LineProblem(ValueError):

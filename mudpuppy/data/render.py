@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from mudpuppy.data.chat import ChatSample
+from mudpuppy.data.samples import ChatSample, Message
 from mudpuppy.data.timelimit import TimeLimitReached, time_limit
 from mudpuppy.errors import DatasetError, ModelError, clip, shown
 from mudpuppy.records import LabelShares
@@ -77,7 +77,7 @@ class Renderer:
             truncated=len(ids) > self.max_length,
         )
 
-    def _render_template(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    def _render_template(self, messages: list[Message]) -> tuple[list[int], list[bool]]:
         """Apply the chat template; the mask comes from its generation tags when it has them."""
         template = self.tokenizer.get_chat_template()
         if _GENERATION_TAG.search(template):
@@ -96,7 +96,7 @@ class Renderer:
         ]
         return ids, trained
 
-    def _render_plain(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    def _render_plain(self, messages: list[Message]) -> tuple[list[int], list[bool]]:
         """Join the contents line by line, each assistant message closed by EOS."""
         ids: list[int] = _leading_bos(self.tokenizer)
         trained = [False] * len(ids)
@@ -130,16 +130,14 @@ class Renderer:
         return [*ids[: last + 1], self.tokenizer.eos_token_id], [*trained[: last + 1], True]
 
 
-def assistant_spans(
-    tokenizer: Any, messages: list[dict[str, str]]
-) -> tuple[str, list[tuple[int, int]]]:
+def assistant_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
     """Render the conversation and find the characters that the assistant writes.
 
     For templates without generation tags: what the template adds when an assistant message is
     appended to the prompt before it, found by rendering the conversation up to each turn.
     """
 
-    def prefix(part: list[dict[str, str]], prompt: bool) -> int | None:
+    def prefix(part: list[Message], prompt: bool) -> int | None:
         """Return the length of the rendered part, when the whole conversation starts with it."""
         try:
             text = tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)

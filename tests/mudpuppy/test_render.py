@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mudpuppy.data.chat import ChatSample
 from mudpuppy.data.render import IGNORED, RenderedSample, Renderer, count_labels, render_all
+from mudpuppy.data.samples import ChatSample
 from mudpuppy.data.timelimit import time_limit
 from mudpuppy.errors import DatasetError, ModelError
 
