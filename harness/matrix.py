@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.results import CellLabel
-from mudpuppy.config import TrainingConfig, load_config
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import load_config
 from mudpuppy.errors import ConfigError, UnsupportedCombination
 from mudpuppy.rules import describe
 from mudpuppy.tiny import is_tiny_name

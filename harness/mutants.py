@@ -40,8 +40,7 @@ def _attach_stub_adapter() -> None:
     """Set a flag instead of converting layers, and train everything (seed 004, the MLX backend)."""
     engine: Any = importlib.import_module("mudpuppy.engine")
 
-    def attach(model: Any, config: Any) -> Any:
-        del config
+    def attach(model: Any, *_: Any) -> Any:
         model.requires_grad_(True)
         model._has_adapter = True
         return model
@@ -73,14 +72,14 @@ def _mask_eos() -> None:
     A collator that takes EOS for padding does it. The engine has counted the labels by then, and
     believes itself.
     """
-    sft: Any = importlib.import_module("mudpuppy.methods.sft")
-    original = sft._as_dataset
+    fitting: Any = importlib.import_module("mudpuppy.methods.fitting")
+    original = fitting.as_dataset
 
     def mask(labels: list[int]) -> list[int]:
         ends = [after == -100 for after in [*labels[1:], -100]]
         return [-100 if ends[i] else label for i, label in enumerate(labels)]
 
-    sft._as_dataset = lambda samples: original(
+    fitting.as_dataset = lambda samples: original(
         [replace(sample, labels=mask(sample.labels)) for sample in samples]
     )
 
@@ -94,8 +93,8 @@ def _leave_second_adapter() -> None:
     peft: Any = importlib.import_module("peft")
     original = engine.attach_adapter
 
-    def attach(model: Any, config: Any) -> Any:
-        adapted = original(model, config)
+    def attach(*words: Any) -> Any:
+        adapted = original(*words)
         again = peft.LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM")
         adapted.add_adapter("leftover", again)
         adapted.base_model.set_adapter(["default", "leftover"])
@@ -120,20 +119,20 @@ def _compute_in_fp32() -> None:
 
 def _ignore_scheduler() -> None:
     """Declare a schedule and never pass it on."""
-    sft: Any = importlib.import_module("mudpuppy.methods.sft")
-    original = sft.trainer_arguments
+    fitting: Any = importlib.import_module("mudpuppy.methods.fitting")
+    original = fitting.shared_arguments
 
     def arguments(config: Any, runtime: Any) -> Any:
         return original(config.model_copy(update={"lr_scheduler": "linear"}), runtime)
 
-    sft.trainer_arguments = arguments
+    fitting.shared_arguments = arguments
 
 
 def _train_on_held_out() -> None:
     """Hold samples out and train on them all the same."""
-    sft: Any = importlib.import_module("mudpuppy.methods.sft")
-    original = sft.split_samples
-    sft.split_samples = lambda samples, config: (list(samples), original(samples, config)[1])
+    fitting: Any = importlib.import_module("mudpuppy.methods.fitting")
+    original = fitting.split_samples
+    fitting.split_samples = lambda samples, config: (list(samples), original(samples, config)[1])
 
 
 def _save_weights_alone() -> None:

@@ -19,7 +19,8 @@ from typing import Any
 
 from harness.mutants import plant_mutant
 from harness.observations import Observations
-from mudpuppy.config import TrainingConfig, load_config
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import load_config
 from mudpuppy.errors import MudpuppyError, UnsupportedCombination, UsageError
 from mudpuppy.preflight import preflight
 

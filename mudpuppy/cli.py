@@ -8,6 +8,7 @@ mud-puppy tiny build
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -16,15 +17,21 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from mudpuppy.config import check_values, flag_of, load_config
+from mudpuppy.config_check import check_values, flag_of, load_config
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, printable
+from mudpuppy.features import METHODS, PRECISIONS
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
 from mudpuppy.records import RunRecord, StepRecord
-from mudpuppy.rules import METHODS, PRECISIONS, RULES, describe, every_single_feature
+from mudpuppy.rules import RULES, describe, every_single_feature
 from mudpuppy.tiny.names import is_tiny_name
 from mudpuppy.yamlfile import read_settings
 
-COMMANDS = ("train", "explain", "tiny")
+MODULES: dict[str, str] = {
+    "tiny": "mudpuppy.tiny.command",
+}
+"""Commands that live beside what they are about; each module has a `DESCRIPTION`,
+`add_arguments(parser)` and `run(arguments)`, which returns the exit code."""
+COMMANDS = ("train", "explain", *MODULES)
 TINY_ACTIONS = ("build", "show", "-h", "--help")
 """What follows `tiny` when it is the command and not the model of that name."""
 
@@ -84,9 +91,9 @@ def _pick_command(words: list[str]) -> Callable[[list[str]], int]:
     if words[:1] == ["explain"]:
         words.pop(0)
         return _run_explain
-    if words[:1] == ["tiny"] and (len(words) == 1 or words[1] in TINY_ACTIONS):
-        words.pop(0)
-        return _run_tiny
+    if words and words[0] in MODULES and _is_command(words):
+        name = words.pop(0)
+        return lambda rest: _run_module(name, rest)
     if words[:1] == ["train"]:
         words.pop(0)
     elif words and not is_tiny_name(words[0]):
@@ -244,20 +251,25 @@ def _print_all() -> int:
     """Print method, precision, feature and verdict of every single-feature combination."""
     for decision in every_single_feature():
         feature = decision.features[0] if decision.features else "-"
-        print(f"{decision.method:6} {decision.precision:5} {feature:24} {decision.word}")
+        print(f"{decision.method:10} {decision.precision:5} {feature:24} {decision.word}")
     print(f"{len(METHODS)} methods, {len(PRECISIONS)} precisions; `--rules` says why")
     return 0
 
 
-def _run_tiny(words: list[str]) -> int:
-    """Build or show the embedded model."""
-    from mudpuppy.tiny import command
+def _is_command(words: list[str]) -> bool:
+    """Tell a command from a model: `tiny` is the name of both."""
+    return words[0] != "tiny" or len(words) == 1 or words[1] in TINY_ACTIONS
 
+
+def _run_module(name: str, words: list[str]) -> int:
+    """Run a command that lives in a module of its own."""
+    command: Any = importlib.import_module(MODULES[name])
     parser = FriendlyParser(
-        prog="mud-puppy tiny",
-        description="The embedded model: small, trained here, with behaviour that can be lost.",
+        prog=f"mud-puppy {name}",
+        description=command.DESCRIPTION,
         allow_abbrev=False,
         formatter_class=_formatter(),
     )
     command.add_arguments(parser)
-    return command.run(parser.parse_args(words))
+    code: int = command.run(parser.parse_args(words))
+    return code

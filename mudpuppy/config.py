@@ -5,15 +5,20 @@ Precedence: flags over the file given with `--config` over the defaults here. No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
-from mudpuppy.rules import ADAPTER_METHODS, Decision, decide
+from mudpuppy.features import ADAPTER_BY_DEFAULT, METHOD_ALIASES
+from mudpuppy.rules import Decision, decide
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 """A number of steps, passes or samples; beyond the bound only mistyped ones lie."""
@@ -39,15 +44,33 @@ class TrainingConfig(BaseModel):
     model: str
     """Model to start from: a folder, a hub id, or `tiny` (the embedded model)."""
     dataset: Path
-    """Chat data: a JSONL file with `{"messages": [{"role": ..., "content": ...}, ...]}` a line."""
+    """Data to learn from: a JSONL, JSON or Parquet file, or a hub id (docs/data.md)."""
     output: Path
     """Folder for the result; must be new or empty."""
 
-    method: Literal["full", "lora", "qlora", "gptq"] = "lora"
-    """What is trained: all weights, an adapter, an adapter on a 4-bit base, or (gptq) nothing:
-    the model is quantised after calibration."""
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    method: Literal[
+        "full",
+        "lora",
+        "qlora",
+        "gptq",
+        "qat",
+        "dpo",
+        "ipo",
+        "kto",
+        "orpo",
+        "grpo",
+        "rm",
+        "prm",
+        "multimodal",
+    ] = "lora"
+    """What is done: all weights, an adapter, an adapter on a 4-bit base, quantising after
+    calibration or with training, preferences, reinforcement, reward models, images."""
+    preference: Literal["dpo", "ipo", "kto", "orpo"] | None = None
+    """Which one `--method preference` is (seed 001's spelling)."""
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "bf16"
     """Precision of the computation; master weights and adapters stay fp32."""
+    use_peft: bool | None = None
+    """Train an adapter instead of all weights; by default for every method but full, gptq, qat."""
 
     epochs: Annotated[Rate, Field(le=1_000_000)] = 3.0
     """Passes over the training samples, unless max_steps is given."""
@@ -79,6 +102,28 @@ class TrainingConfig(BaseModel):
     """Recompute activations in the backward pass instead of keeping them."""
     stream: bool = False
     """Keep the layers on the host and bring each to the device for its forward and backward."""
+    packing: bool = False
+    """Put several samples into one row of max_length tokens, each blind to the others."""
+    tokens_per_batch: Annotated[int, Field(ge=8, le=1_000_000_000)] | None = None
+    """Fill batches to this many tokens, padding included, instead of counting samples."""
+    device_map: Literal["auto", "pipeline", "cpu"] | None = None
+    """How layers are spread: over all devices (auto), in equal stages (pipeline), or none (cpu)."""
+    zero_offload: bool = False
+    """Keep optimizer states on the host and step there."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    fsdp: Literal["none", "full_shard"] = "none"
+    """Shard weights, gradients and optimizer over the processes of torchrun or accelerate."""
+    save_steps: Count | None = None
+    """Optimizer steps between checkpoints that resume continues from."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint in the output folder."""
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    """Processes that prepare batches."""
+    preprocess_workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes that tokenise the samples."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where numbers are written beside steps.jsonl; W&B works offline."""
 
     lora_r: Size = 16
     """Rank of the adapter."""
@@ -88,9 +133,30 @@ class TrainingConfig(BaseModel):
     """Dropout on the adapter's input."""
     lora_target_modules: tuple[str, ...] = ("all-linear",)
     """Names of the linear modules that get an adapter; all-linear means all but the head."""
+    use_dora: bool = False
+    """Learn direction and magnitude apart (DoRA, Liu et al. 2024)."""
+    use_rslora: bool = False
+    """Scale by alpha over the root of the rank (rsLoRA, Kalajdzievski 2023)."""
+    adapter: Path | None = None
+    """An adapter folder to train on, instead of a fresh adapter."""
     merge_lora: bool = False
     """Also fold the adapter into the base and save the model in OUTPUT/merged."""
+    merge_precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type of the merged model; by default that of the computation."""
 
+    beta: Rate | None = None
+    """Weight of the distance to the reference model (preference and grpo); by default TRL's."""
+    reward_funcs: tuple[str, ...] = ()
+    """What rewards an answer (grpo): built-in names, or `package.module:function`."""
+    num_generations: Annotated[int, Field(ge=2, le=1024)] = 4
+    """Answers that are generated for each prompt (grpo)."""
+    max_completion_length: Annotated[int, Field(ge=1, le=1_048_576)] = 128
+    """Tokens that an answer may have (grpo)."""
+    temperature: Rate = 1.0
+    """Temperature of the generated answers (grpo)."""
+
+    quant: Literal["int4"] = "int4"
+    """How the frozen base is held in 4 bits (qlora)."""
     quant_block_size: Size = 64
     """Weights that share one 4-bit scale (qlora)."""
     gptq_bits: Literal[4] = 4
@@ -133,7 +199,8 @@ class TrainingConfig(BaseModel):
     @property
     def trains_adapter(self) -> bool:
         """Whether the method trains an adapter beside frozen weights."""
-        return self.method in ADAPTER_METHODS
+        by_default = self.method in ADAPTER_BY_DEFAULT
+        return by_default and self.use_peft is not False
 
     @property
     def features(self) -> frozenset[str]:
@@ -144,7 +211,24 @@ class TrainingConfig(BaseModel):
             "early-stopping": self.early_stopping is not None,
             "lr-scheduler": self.lr_scheduler != "linear",
             "merge-lora": self.merge_lora,
+            "merge-precision": self.merge_precision is not None,
             "no-evaluation": self.eval_fraction == 0.0,
+            "full-weights": self.use_peft is False,
+            "dora": self.use_dora,
+            "rslora": self.use_rslora,
+            "continue-adapter": self.adapter is not None,
+            "packing": self.packing,
+            "tokens-per-batch": self.tokens_per_batch is not None,
+            "device-map": self.device_map not in (None, "cpu"),
+            "zero-offload": self.zero_offload,
+            "compile": self.compile,
+            "checkpoints": self.save_steps is not None,
+            "all-tokens": not self.response_only,
+            "no-chat-template": not self.chat_template,
+            "num-workers": self.num_workers > 0,
+            "preprocess-workers": self.preprocess_workers > 1,
+            "logging": bool(self.report_to),
+            "fsdp": self.fsdp != "none",
         }
         return frozenset(name for name, is_on in asked.items() if is_on)
 
@@ -152,16 +236,43 @@ class TrainingConfig(BaseModel):
         """Look this configuration up in the rule table."""
         return decide(self.method, self.precision, self.features)
 
+    @model_validator(mode="before")
+    @classmethod
+    def read_aliases(cls, values: Any) -> Any:
+        """Read the other spellings of a method: `preference`, `rl`, `reward`, `process-reward`."""
+        if not isinstance(values, dict) or values.get("method") not in METHOD_ALIASES:
+            return values
+        which = values.get("preference") if values["method"] == "preference" else None
+        return {**values, "method": which or METHOD_ALIASES[values["method"]]}
+
     @field_validator("*", mode="before")
     @classmethod
     def refuse_switches_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where a number is meant: pydantic would read them as 1 and 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and kind is not bool:
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
             raise ValueError("a number or a text is expected, not true or false")
         return value
 
-    @field_validator("model", "dataset", "output", mode="before")
+    @field_validator("preference")
+    @classmethod
+    def agree_with_method(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Refuse a preference method that is another than the method."""
+        method = info.data.get("method")
+        if value is not None and method not in (None, value):
+            raise ValueError(f"goes with --method preference, and the method is {method}")
+        return value
+
+    @field_validator("use_peft")
+    @classmethod
+    def refuse_peft_without_adapter(cls, value: bool | None, info: ValidationInfo) -> bool | None:
+        """Refuse an adapter for a method that trains the weights of the model itself."""
+        method = info.data.get("method")
+        if value and method is not None and method not in ADAPTER_BY_DEFAULT:
+            raise ValueError(f"the method {method} has no adapter; use --method lora")
+        return value
+
+    @field_validator("model", "dataset", "output", "adapter", mode="before")
     @classmethod
     def expand_home(cls, value: Any) -> Any:
         """Let `~` stand for the home folder wherever a path comes from; refuse what is no path."""
@@ -190,96 +301,3 @@ def _path_fault(text: str) -> str:
     if max(map(len, parts)) > MAX_NAME_BYTES:
         return f"a name is longer than {MAX_NAME_BYTES} bytes"
     return f"is longer than {MAX_PATH_BYTES} bytes" if len(text) > MAX_PATH_BYTES else ""
-
-
-POSITIONAL = ("model", "dataset")
-"""Settings that are given by position."""
-
-
-def flag_of(field: str) -> str:
-    """Return what a person types for a setting: `--lora-r`, or `MODEL` for a positional one."""
-    return field.upper() if field in POSITIONAL else "--" + field.replace("_", "-")
-
-
-def quote(field: str) -> str:
-    """Return a setting as a key, for messages."""
-    return f"'{field}'"
-
-
-def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote) -> TrainingConfig:
-    """Check the values, all problems at once, and the rule table after them.
-
-    Args:
-        values: settings by field name.
-        name: how a message calls a setting: by its flag, or by its file and key.
-
-    Raises:
-        ConfigError: unknown, missing or wrong values.
-        UnsupportedCombination: values are fine one by one, and rejected together.
-    """
-    config = check_values(values, name=name)
-    decision = config.decide()
-    if not decision.accepted:
-        lines = [f"{rule.code} {rule.name}: {rule.reason}" for rule in decision.rejections]
-        raise UnsupportedCombination(
-            "this combination is rejected\n  " + "\n  ".join(lines),
-            codes=[rule.code for rule in decision.rejections],
-            hint="; ".join(rule.hint for rule in decision.rejections),
-        )
-    return config
-
-
-def check_values(
-    values: Mapping[str, Any], *, name: Callable[[str], str] = quote
-) -> TrainingConfig:
-    """Check each value by itself, as `load_config` does, without the rule table.
-
-    Raises:
-        ConfigError: unknown, missing or wrong values, all of them.
-    """
-    try:
-        config = TrainingConfig.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(_explain(error, name)) from None
-    if config.max_steps is not None:
-        check_warmup(config, config.max_steps, name=name)
-    return config
-
-
-def check_warmup(
-    config: TrainingConfig, num_steps: int, *, name: Callable[[str], str] = quote
-) -> None:
-    """Refuse a warm-up that never ends: the learning rate would stay below what was asked for.
-
-    Raises:
-        ConfigError: it is as long as the run, or longer.
-    """
-    if config.warmup_steps >= num_steps:
-        problem = f"{config.warmup_steps} warm-up steps are not fewer than the {num_steps} steps"
-        raise ConfigError(
-            [f"{name('warmup_steps')}: {problem} of the run"],
-            hint="lower it, or train for more steps",
-        )
-
-
-def _advice(item: ErrorDetails) -> str:
-    """Return what to write instead, where one mistake is likely."""
-    if item["loc"] == ("early_stopping",) and isinstance(item["input"], bool):
-        return "; write the number of evaluations to wait, such as early_stopping: 3"
-    return ""
-
-
-def _explain(error: ValidationError, name: Callable[[str], str]) -> list[str]:
-    """Turn pydantic's errors into sentences that name the setting as the person wrote it."""
-    problems = []
-    for item in error.errors():
-        field = str(item["loc"][0]) if item["loc"] else ""
-        if item["type"] == "extra_forbidden":
-            near = near_names(field, TrainingConfig.field_names())
-            problems.append(f"{name(field).replace(field, clip(field))} is no known setting{near}")
-        elif item["type"] == "missing":
-            problems.append(f"{name(field)} is required")
-        else:
-            reason = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{name(field)}: {reason}, got {shown(item['input'])}{_advice(item)}")
-    return problems

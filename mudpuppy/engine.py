@@ -9,37 +9,41 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import set_seed
 
+from mudpuppy.accounting import (
+    Job,
+    describe_trained,
+    finish,
+    make_provenance,
+    make_record,
+    progress_of,
+)
 from mudpuppy.adapters.attach import adapter_settings, attach_adapter
 from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.config import TrainingConfig
-from mudpuppy.data.render import RenderedSample, Renderer, count_labels, render_all
-from mudpuppy.data.samples import ChatSample
+from mudpuppy.data.render import count_labels
+from mudpuppy.data.samples import Sample
 from mudpuppy.errors import DatasetError, EngineError, clip
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder, require_known_ids
 from mudpuppy.memory.streaming import stream_layers
-from mudpuppy.methods import gptq, sft
+from mudpuppy.methods import gptq
+from mudpuppy.methods.family import Row, find_family
+from mudpuppy.methods.fitting import FitResult, fit
+from mudpuppy.methods.steplog import Report
 from mudpuppy.parameters import count_parameters
 from mudpuppy.preflight import locked, preflight
-from mudpuppy.provenance import (
-    PROVENANCE_FILE,
-    PROVENANCE_SCHEMA_VERSION,
-    fingerprint_model,
-    hash_names,
-    hash_text,
-    package_versions,
-)
+from mudpuppy.provenance import PROVENANCE_FILE, fingerprint_model
 from mudpuppy.quant import int4
-from mudpuppy.records import Choice, LabelShares, RunRecord
-from mudpuppy.runtime import Runtime, choose_runtime, peak_device_bytes, peak_rss_bytes
+from mudpuppy.records import Choice, RunRecord
+from mudpuppy.runtime import DTYPES, Runtime, choose_runtime
 from mudpuppy.saving import (
     save_adapter,
     save_model,
@@ -49,12 +53,14 @@ from mudpuppy.saving import (
 )
 from mudpuppy.tiny import resolve_model
 
+Say = Callable[[str], None]
+
 
 class Watcher(Protocol):
     """Somebody who measures for himself what the engine does (the pressure matrix's worker)."""
 
     def on_prepared(
-        self, model: Any, tokenizer: Any, samples: Sequence[RenderedSample], eos_ids: frozenset[int]
+        self, model: Any, tokenizer: Any, samples: Sequence[Row], eos_ids: frozenset[int]
     ) -> None:
         """Look at the model right before the first step."""
 
@@ -62,34 +68,19 @@ class Watcher(Protocol):
         """Look at the model right after the last step, before anything is merged or saved."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What the stages of one run share."""
-
-    config: TrainingConfig
-    base: str
-    folder: Path | None
-    fingerprint: str | None
-    runtime: Runtime
-    loaded: Loaded
-    samples: list[RenderedSample]
-    dropped: int
-    records_dir: Path
-
-
 def train(
     config: TrainingConfig,
     *,
-    samples: Sequence[ChatSample] | None = None,
+    samples: Sequence[Sample] | None = None,
     watcher: Watcher | None = None,
     records_dir: Path | None = None,
-    report: sft.Report | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    report: Report | None = None,
+    say: Say = lambda _: None,
 ) -> RunRecord:
     """Train as configured and leave a complete artefact in `config.output`.
 
     Args:
-        config: the settings; `mudpuppy.config.load_config` makes and checks them.
+        config: the settings; `mudpuppy.config_check.load_config` makes and checks them.
         samples: the dataset, when `preflight` has read it already.
         watcher: sees the model before the first and after the last step.
         records_dir: where `steps.jsonl` and `run.json` go; by default the output folder.
@@ -102,14 +93,15 @@ def train(
         EngineError: the run diverged, its artefact cannot be believed, or cannot be written.
     """
     started = time.monotonic()
-    chats = preflight(config) if samples is None else samples
+    read = preflight(config) if samples is None else samples
     is_new = not config.output.exists()
     try:
-        job = _prepare(config, chats, records_dir, say)
-        stage = _quantise if config.method == "gptq" else _fine_tune
+        job = _prepare(config, read, records_dir, say, started)
         with telling_of_failed_writes(config.output), locked(config.output):
             job.records_dir.mkdir(parents=True, exist_ok=True)
-            return stage(job, watcher, report, say, started)
+            if config.method == "gptq":
+                return _quantise(job, watcher, say)
+            return _fine_tune(job, watcher, report, say)
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"{config.method} ran out of device memory: {str(error).splitlines()[0]}",
@@ -123,63 +115,66 @@ def train(
 
 def _prepare(
     config: TrainingConfig,
-    chats: Sequence[ChatSample],
+    samples: Sequence[Sample],
     records_dir: Path | None,
-    say: Callable[[str], None],
-) -> _Job:
+    say: Say,
+    started: float,
+) -> Job:
     """Choose device and precision, load the model, render the samples; write nothing."""
     set_seed(config.seed)
     runtime = choose_runtime(config)
+    family = find_family(config.method)
     base = resolve_model(config.model)
     say(f"loading {config.model}")
-    loaded = load(base, config, runtime)
-    template = loaded.tokenizer.chat_template if config.chat_template else None
-    reason = "the tokenizer has one" if template else "the tokenizer has none"
-    runtime.choices["chat_template"] = Choice(
-        value="applied" if template else "not applied",
-        reason=reason if config.chat_template else "--no-chat-template",
-    )
-    renderer = Renderer(
-        tokenizer=loaded.tokenizer,
-        eos_ids=loaded.eos_ids,
-        use_template=template is not None,
-        response_only=config.response_only,
-        max_length=config.max_length,
-    )
-    if config.stream and config.gradient_checkpointing:
-        runtime.choices["gradient_checkpointing"] = Choice(
-            value="by streaming", reason="streaming recomputes every layer already"
-        )
+    loaded = load(base, config, runtime, family.form)
+    _record_choices(config, runtime, loaded)
     for name, choice in runtime.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
-    ignored = Counter(key for chat in chats for key in chat.ignored)
+    ignored = Counter(key for sample in samples for key in sample.ignored)
     if ignored:
         named = ", ".join(f"{clip(key)} ({n})" for key, n in ignored.most_common(5))
-        say(f"not used, since only role and content of a message are: {named}")
-    samples = render_all(renderer, chats, str(config.dataset))
-    require_known_ids(config.model, loaded.model, [sample.input_ids for sample in samples])
-    dropped = len(chats) - len(samples)
-    _require_ends(samples, loaded.eos_ids, config)
+        say(f"not used: {named}")
+    rows = family.render(loaded, samples, config)
+    require_known_ids(config.model, loaded.model, [row.input_ids for row in rows])
+    if family.learns_to_end and config.method != "gptq":
+        _require_ends(rows, loaded.eos_ids, config)
+    dropped = len(samples) - len(rows)
     if dropped:
         say(
-            f"left out {dropped} of {len(chats)} samples: nothing within {config.max_length} "
+            f"left out {dropped} of {len(samples)} samples: nothing within {config.max_length} "
             "tokens would be trained"
         )
     folder = local_folder(base)
-    return _Job(
+    return Job(
         config=config,
+        family=family,
         base=base,
         folder=folder,
         fingerprint=None if folder is None else _fingerprint(folder, say),
         runtime=runtime,
         loaded=loaded,
-        samples=samples,
+        rows=rows,
         dropped=dropped,
         records_dir=config.output if records_dir is None else records_dir,
+        started=started,
     )
 
 
-def _fingerprint(folder: Path, say: Callable[[str], None]) -> str | None:
+def _record_choices(config: TrainingConfig, runtime: Runtime, loaded: Loaded) -> None:
+    """Add to the choices what could only be chosen once the model was there."""
+    is_applied = config.chat_template and bool(loaded.tokenizer.chat_template)
+    reason = f"the tokenizer has {'one' if loaded.tokenizer.chat_template else 'none'}"
+    runtime.choices["chat_template"] = Choice(
+        value="applied" if is_applied else "not applied",
+        reason=reason if config.chat_template else "--no-chat-template",
+    )
+    if config.stream and config.gradient_checkpointing:
+        runtime.choices["gradient_checkpointing"] = Choice(
+            value="by streaming", reason="streaming recomputes every layer already"
+        )
+
+
+def _fingerprint(folder: Path, say: Say) -> str | None:
     """Return the base's fingerprint; one that cannot be made is told and costs nothing else."""
     try:
         return fingerprint_model(folder)
@@ -188,11 +183,9 @@ def _fingerprint(folder: Path, say: Callable[[str], None]) -> str | None:
         return None
 
 
-def _require_ends(
-    samples: Sequence[RenderedSample], eos_ids: frozenset[int], config: TrainingConfig
-) -> None:
+def _require_ends(rows: Sequence[Row], eos_ids: frozenset[int], config: TrainingConfig) -> None:
     """Refuse samples of which none keeps the end of its answer: the model would never stop."""
-    if config.method != "gptq" and not count_labels(samples, eos_ids).samples_ending_in_eos:
+    if not count_labels(rows, eos_ids).samples_ending_in_eos:
         raise DatasetError(
             f"no answer keeps its end within {config.max_length} tokens, so the model would "
             "never learn to stop",
@@ -201,42 +194,50 @@ def _require_ends(
         )
 
 
-def _fine_tune(
-    job: _Job,
-    watcher: Watcher | None,
-    report: sft.Report | None,
-    say: Callable[[str], None],
-    started: float,
-) -> RunRecord:
+def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Say) -> RunRecord:
     """Train all weights or an adapter, save it, and merge it when asked."""
     config, loaded = job.config, job.loaded
-    model = attach_adapter(loaded.model, config) if config.trains_adapter else loaded.model
+    model = loaded.model
+    if config.trains_adapter:
+        model = attach_adapter(model, config, job.family.task_type)
     counted = count_parameters(model)
     say(
         f"training {counted.trainable:,} of {counted.total:,} parameters on "
-        f"{len(job.samples)} sample{'' if len(job.samples) == 1 else 's'}"
+        f"{len(job.rows)} sample{'' if len(job.rows) == 1 else 's'}"
     )
     result = _fit(job, model, watcher, report)
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    trained: dict[str, Any] = {"count": len(names), "names_hash": hash_names(names)}
-    record = _record(
+    trained = describe_trained(model)
+    record = make_record(
         job,
-        started,
-        **_progress(result),
+        **progress_of(result),
         trainable_parameters=counted.trainable,
         total_parameters=counted.total,
-        labels=count_labels(job.samples, loaded.eos_ids, job.dropped),
+        labels=count_labels(job.rows, loaded.eos_ids, job.dropped),
         quantisation=int4.scheme(config.quant_block_size) if loaded.quantised else {},
     )
-    if not config.trains_adapter:
-        with staging(config.output) as folder:
-            save_model(model, loaded.original_tokenizer, folder, job.runtime.dtype)
-        return _finish(job, record, "model", trained, started)
+    if config.trains_adapter:
+        return _save_adapter(job, model, record, trained, say)
+    saved = loaded.processor or loaded.original_tokenizer
+    with staging(config.output) as folder:
+        save_model(model, saved, folder, job.runtime.dtype)
+        if job.family.export is not None:
+            exported = job.family.export(model, loaded, folder, config)
+            record = replace(record, quantisation=exported.quantisation)
+            manifest = make_provenance(job, record, exported.folder, trained)
+            write_json_atomic(folder / exported.folder / PROVENANCE_FILE, manifest)
+    return finish(job, record, "model", trained)
+
+
+def _save_adapter(
+    job: Job, model: Any, record: RunRecord, trained: dict[str, Any], say: Say
+) -> RunRecord:
+    """Save the adapter and, when asked, the model that it makes of its base."""
+    config, loaded = job.config, job.loaded
     trained["adapter"] = adapter_settings(model)
     with staging(config.output) as folder:
-        save_adapter(model, loaded.original_tokenizer, folder, job.base)
-        write_card(folder, config.method, config.model)
-    finished = _finish(job, record, "adapter", trained, started)
+        save_adapter(model, loaded.processor or loaded.original_tokenizer, folder, job.base)
+        write_card(folder, config.method, config.model, job.family.form.auto_class)
+    finished = finish(job, record, "adapter", trained)
     if not config.merge_lora:
         return finished
     # The adapter is complete by now: a merge that runs out of memory does not lose it.
@@ -244,23 +245,25 @@ def _fine_tune(
     merged = replace(record, merged=str(config.output / "merged"))
     with staging(config.output) as folder:
         _save_merged(job, model, folder / "merged", merged, trained)
-    return _finish(job, merged, "adapter", trained, started)
+    return finish(job, merged, "adapter", trained)
 
 
-def _fit(
-    job: _Job, model: Any, watcher: Watcher | None, report: sft.Report | None
-) -> sft.FitResult:
-    """Run the trainer, with the layers streamed when asked, in front of the watcher."""
-    config, loaded = job.config, job.loaded
-    with stream_layers(model, job.runtime.device) if config.stream else nullcontext():
+def _fit(job: Job, model: Any, watcher: Watcher | None, report: Report | None) -> FitResult:
+    """Run the trainer in front of the watcher, inside whatever surrounds it."""
+    config, loaded, runtime = job.config, job.loaded, job.runtime
+    with ExitStack() as around:
+        if config.stream:
+            around.enter_context(stream_layers(model, runtime.device))
+        around.enter_context(job.family.around_fit(model, config, runtime))
         if watcher is not None:
-            watcher.on_prepared(model, loaded.tokenizer, job.samples, loaded.eos_ids)
-        result = sft.fit(
+            watcher.on_prepared(model, loaded.tokenizer, job.rows, loaded.eos_ids)
+        result = fit(
             model,
-            loaded.tokenizer,
-            job.samples,
+            job.family,
+            loaded,
+            job.rows,
             config,
-            job.runtime,
+            runtime,
             steps_file=job.records_dir / "steps.jsonl",
             report=report,
         )
@@ -269,111 +272,39 @@ def _fit(
     return result
 
 
-def _progress(result: sft.FitResult) -> dict[str, Any]:
-    """Return what the run's record says of the steps."""
-    losses = [r.loss for r in result.records if r.loss is not None]
-    evals = [r.eval_loss for r in result.records if r.eval_loss is not None]
-    return {
-        "steps": max((r.step for r in result.records), default=0),
-        "stopped_early": result.stopped_early,
-        "first_loss": losses[0] if losses else None,
-        "final_loss": losses[-1] if losses else None,
-        "eval_loss": evals[-1] if evals else None,
-        "train_s": round(result.seconds, 3),
-    }
-
-
 def _save_merged(
-    job: _Job, model: Any, folder: Path, record: RunRecord, trained: dict[str, Any]
+    job: Job, model: Any, folder: Path, record: RunRecord, trained: dict[str, Any]
 ) -> None:
     """Save the merged model and its own provenance below the adapter's folder."""
+    dtype = job.runtime.dtype
+    if job.config.merge_precision is not None:
+        dtype = DTYPES[job.config.merge_precision]
     try:
-        merged = merge_adapter(model, job.runtime.dtype)
+        merged = merge_adapter(model, dtype)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise EngineError(
             f"the merge ran out of memory; the adapter is complete in {job.config.output}",
             hint="merge on a machine with more memory: load base and adapter with PEFT and call "
             "merge_and_unload()",
         ) from error
-    save_model(merged, job.loaded.original_tokenizer, folder, job.runtime.dtype)
-    provenance = _provenance(job, record, "merged", trained)
+    save_model(merged, job.loaded.processor or job.loaded.original_tokenizer, folder, dtype)
+    provenance = make_provenance(job, record, "merged", trained)
     write_json_atomic(folder / PROVENANCE_FILE, {**provenance, "adapter": ".."})
 
 
-def _quantise(
-    job: _Job,
-    watcher: Watcher | None,
-    report: sft.Report | None,
-    say: Callable[[str], None],
-    started: float,
-) -> RunRecord:
+def _quantise(job: Job, watcher: Watcher | None, say: Say) -> RunRecord:
     """Quantise the model with GPTQ into `OUTPUT/gptq`; nothing is trained."""
-    job.loaded.model.requires_grad_(False)
+    loaded = job.loaded
+    loaded.model.requires_grad_(False)
     if watcher is not None:
-        watcher.on_prepared(job.loaded.model, job.loaded.tokenizer, job.samples, job.loaded.eos_ids)
-    result = gptq.quantise(job.loaded.model, job.samples, job.config, job.runtime, say)
+        watcher.on_prepared(loaded.model, loaded.tokenizer, job.rows, loaded.eos_ids)
+    result = gptq.quantise(loaded.model, job.rows, job.config, job.runtime, say)
     if watcher is not None:
-        watcher.on_fitted(job.loaded.model)
-    total = count_parameters(job.loaded.model).total
-    record = _record(
-        job, started, steps=0, total_parameters=total, quantisation=result.quantisation
-    )
+        watcher.on_fitted(loaded.model)
+    total = count_parameters(loaded.model).total
+    record = make_record(job, steps=0, total_parameters=total, quantisation=result.quantisation)
     with staging(job.config.output) as folder:
-        gptq.save(job.loaded.model, job.loaded.original_tokenizer, folder / "gptq", result)
-        write_json_atomic(
-            folder / "gptq" / PROVENANCE_FILE, _provenance(job, record, "gptq", {"count": 0})
-        )
-    return _finish(job, record, "gptq", {"count": 0}, started)
-
-
-def _record(job: _Job, started: float, **numbers: Any) -> RunRecord:
-    """Make the run's record; what is not given keeps its default."""
-    config = job.config
-    return RunRecord(
-        method=config.method,
-        precision=config.precision,
-        output=str(config.output),
-        choices=job.runtime.choices,
-        total_s=round(time.monotonic() - started, 3),
-        peak_rss_bytes=peak_rss_bytes(),
-        peak_device_bytes=peak_device_bytes(job.runtime.device),
-        **numbers,
-    )
-
-
-def _finish(
-    job: _Job, record: RunRecord, kind: str, trained: dict[str, Any], started: float
-) -> RunRecord:
-    """Write `run.json` and, last of all, the manifest whose presence means complete."""
-    finished = replace(record, total_s=round(time.monotonic() - started, 3))
-    write_json_atomic(job.records_dir / "run.json", finished.to_json())
-    provenance = _provenance(job, finished, kind, trained)
-    write_json_atomic(job.config.output / PROVENANCE_FILE, provenance)
-    return finished
-
-
-def _provenance(job: _Job, record: RunRecord, kind: str, trained: dict[str, Any]) -> dict[str, Any]:
-    """Return what `mudpuppy.json` says (design, rule 7)."""
-    folder = job.folder
-    template = job.loaded.tokenizer.chat_template
-    labels: LabelShares | None = record.labels
-    return {
-        "schema_version": PROVENANCE_SCHEMA_VERSION,
-        "kind": kind,
-        "method": record.method,
-        "precision": record.precision,
-        "base": {
-            "name": job.config.model,
-            "path": job.base if folder is None else str(folder),
-            "revision": folder.name if folder and folder.parent.name == "snapshots" else None,
-            "fingerprint": job.fingerprint,
-        },
-        "trainable": trained,
-        "labels": None if labels is None else asdict(labels),
-        "quantisation": record.quantisation,
-        "chat_template_hash": hash_text(template) if isinstance(template, str) else None,
-        "versions": package_versions(),
-        "torch": {"hip": torch.version.hip, "cuda": torch.version.cuda},
-        "config": job.config.model_dump(mode="json"),
-        "run": record.to_json(),
-    }
+        gptq.save(loaded.model, loaded.original_tokenizer, folder / "gptq", result)
+        manifest = make_provenance(job, record, "gptq", {"count": 0})
+        write_json_atomic(folder / "gptq" / PROVENANCE_FILE, manifest)
+    return finish(job, record, "gptq", {"count": 0})

@@ -9,8 +9,10 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from mudpuppy.config import POSITIONAL, TrainingConfig, flag_of
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import POSITIONAL, flag_of
 from mudpuppy.errors import near_names, printable
+from mudpuppy.features import METHOD_ALIASES
 
 EARLY_STOPPING_DEFAULT = 3
 """Evaluations without improvement that `--early-stopping` without a number allows."""
@@ -71,7 +73,10 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
         parser.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, **options)
     elif get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind)]
-        parser.add_argument(flag_of(name), choices=choices, metavar="|".join(choices), **options)
+        others = METHOD_ALIASES if name == "method" else ()
+        parser.add_argument(
+            flag_of(name), choices=[*choices, *others], metavar="|".join(choices), **options
+        )
     elif get_origin(kind) is tuple:
         parser.add_argument(flag_of(name), nargs="+", metavar="NAME", **options)
     else:

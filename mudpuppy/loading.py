@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
@@ -27,6 +28,20 @@ MAX_REASON = 300
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelForm:
+    """How a base model is opened."""
+
+    auto_class: str = "AutoModelForCausalLM"
+    """transformers' class that opens the base and, later, the artefact."""
+    new_parameters: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that the base need not have, such as a score head."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `from_pretrained`, such as `num_labels`."""
+    has_processor: bool = False
+    """Whether a processor, with the tokenizer inside, stands in the tokenizer's place."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A base model, ready for a method."""
 
@@ -36,13 +51,17 @@ class Loaded:
     """Its tokenizer, with a pad token."""
     original_tokenizer: Any
     """The same as the base has it, to be saved: a pad token set for training must not spread."""
+    processor: Any = None
+    """The processor of text and images, for models that have one; to be saved as it is."""
     eos_ids: frozenset[int]
     """Ids that end a turn: the tokenizer's, the config's and the generation config's."""
     quantised: tuple[str, ...]
     """Names of the modules that were replaced by 4-bit ones."""
 
 
-def load(path: str, config: TrainingConfig, runtime: Runtime) -> Loaded:
+def load(
+    path: str, config: TrainingConfig, runtime: Runtime, form: ModelForm | None = None
+) -> Loaded:
     """Load the base model.
 
     Full fine-tuning holds fp32 master weights and computes under autocast; an adapter's frozen base
@@ -53,9 +72,11 @@ def load(path: str, config: TrainingConfig, runtime: Runtime) -> Loaded:
     """
     # One line a file is noise beside the lines a step.
     disable_progress_bar()
+    form = form or ModelForm()
+    processor = _load_processor(path, config.trust_remote_code) if form.has_processor else None
     original = load_tokenizer(path, config.trust_remote_code)
-    dtype = torch.float32 if config.method == "full" else runtime.dtype
-    model = _load_model(path, dtype, config.trust_remote_code)
+    is_frozen = config.trains_adapter or config.method == "gptq"
+    model = _load_model(path, runtime.dtype if is_frozen else torch.float32, config, form)
     quantised: list[str] = []
     if config.method == "qlora":
         # Wrong 4-bit kernels raise nothing: some GPUs had them (engines.md, section 4).
@@ -75,6 +96,7 @@ def load(path: str, config: TrainingConfig, runtime: Runtime) -> Loaded:
         model=model,
         tokenizer=tokenizer,
         original_tokenizer=original,
+        processor=processor,
         eos_ids=collect_eos_ids(model, tokenizer),
         quantised=tuple(quantised),
     )
@@ -93,6 +115,12 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def _load_processor(path: str, trust_remote_code: bool) -> Any:
+    """Load the processor of text and images."""
+    with _blaming(path, "the processor"):
+        return AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
 def with_pad_token(tokenizer: Any) -> Any:
     """Return the tokenizer, or a copy with a pad token where it has none."""
     if tokenizer.pad_token_id is not None:
@@ -103,13 +131,18 @@ def with_pad_token(tokenizer: Any) -> Any:
     return padded
 
 
-def _load_model(path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: ModelForm) -> Any:
     """Load the weights and refuse a checkpoint that does not fill the model."""
+    auto_class: Any = getattr(transformers, form.auto_class)
     with _blaming(path, "the model"):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        model, report = auto_class.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **form.settings,
         )
-    missing = sorted(report["missing_keys"])
+    missing = sorted(n for n in report["missing_keys"] if not n.startswith(form.new_parameters))
     if missing:
         # transformers fills these at random and only warns (FM34).
         raise ModelError(

@@ -10,61 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
-METHODS = ("full", "lora", "qlora", "gptq")
-"""Training methods, in the order they are listed everywhere."""
-ADAPTER_METHODS = frozenset({"lora", "qlora"})
-"""Methods that train an adapter beside frozen base weights."""
-PRECISIONS = ("fp32", "bf16", "fp16")
-"""Precisions, by the names people use for them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Feature:
-    """Something that can be switched on beside a method and a precision."""
-
-    name: str
-    """Stable name, as used in scenario files and tables."""
-    flag: str
-    """What a person types to switch it on."""
-    what: str
-    """What it does, in a few words."""
-
-
-FEATURES: dict[str, Feature] = {
-    feature.name: feature
-    for feature in (
-        Feature(
-            name="streaming",
-            flag="--stream",
-            what="layers wait on the host, one at a time computes",
-        ),
-        Feature(
-            name="gradient-checkpointing",
-            flag="--gradient-checkpointing",
-            what="activations are recomputed in the backward pass",
-        ),
-        Feature(
-            name="early-stopping",
-            flag="--early-stopping",
-            what="training ends when the evaluation loss stops falling",
-        ),
-        Feature(
-            name="lr-scheduler",
-            flag="--lr-scheduler cosine",
-            what="a schedule for the learning rate other than linear",
-        ),
-        Feature(
-            name="merge-lora",
-            flag="--merge-lora",
-            what="the trained adapter is folded into the base and saved as a model",
-        ),
-        Feature(
-            name="no-evaluation",
-            flag="--eval-fraction 0",
-            what="no sample is held out for evaluation",
-        ),
-    )
-}
+from mudpuppy.features import FEATURES, METHODS, PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,26 +25,74 @@ class Rule:
     """Methods the rule is about."""
     features: frozenset[str]
     """Features that must all be on for the rule to apply."""
+    any_of: frozenset[str] = frozenset()
+    """Features of which one must be on, where the rule names some."""
+    without: frozenset[str] = frozenset()
+    """Features that must all be off for the rule to apply."""
+    precisions: frozenset[str] = frozenset(PRECISIONS)
+    """Precisions the rule is about."""
     reason: str
     """Why it cannot work."""
     hint: str
     """What to type instead."""
 
-    def applies(self, method: str, features: Iterable[str]) -> bool:
+    def applies(self, method: str, precision: str, features: Iterable[str]) -> bool:
         """Return whether the rule rejects this combination."""
-        return method in self.methods and self.features <= set(features)
+        on = frozenset(features)
+        return (
+            method in self.methods
+            and precision in self.precisions
+            and self.features <= on
+            and (not self.any_of or bool(self.any_of & on))
+            and not self.without & on
+        )
 
 
-def _rule(code: str, name: str, methods: str, features: str, reason: str, hint: str) -> Rule:
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Something that a combination needs of the machine: without it, it is not run."""
+
+    feature: str
+    """The feature that needs it."""
+    what: str
+    """What is needed, such as `two processes`."""
+
+
+NEEDS: tuple[Need, ...] = (
+    Need(feature="fsdp", what="two processes, started with torchrun or accelerate launch"),
+)
+"""Every need, in the order of the features."""
+
+
+def _rule(
+    code: str,
+    name: str,
+    methods: str,
+    features: str,
+    *,
+    any_of: str = "",
+    without: str = "",
+    precisions: str = " ".join(PRECISIONS),
+    reason: str,
+    hint: str,
+) -> Rule:
+    """Make a rule from words; `*` stands for every method."""
     return Rule(
         code=code,
         name=name,
-        methods=frozenset(methods.split()),
+        methods=frozenset(METHODS if methods == "*" else methods.split()),
         features=frozenset(features.split()),
+        any_of=frozenset(any_of.split()),
+        without=frozenset(without.split()),
+        precisions=frozenset(precisions.split()),
         reason=reason,
         hint=hint,
     )
 
+
+_WITHOUT_STEPS = "packing tokens-per-batch zero-offload compile checkpoints logging fsdp all-tokens"
+"""Features of a training loop."""
+_OF_AN_ADAPTER = "dora rslora continue-adapter"
 
 RULES: tuple[Rule, ...] = (
     _rule(
@@ -106,57 +100,59 @@ RULES: tuple[Rule, ...] = (
         "gptq-with-streaming",
         "gptq",
         "streaming",
-        "GPTQ already walks the model one block at a time and has no backward pass to stream for",
-        "leave out --stream",
+        reason="GPTQ already walks the model one block at a time and has no backward pass to "
+        "stream for",
+        hint="leave out --stream",
     ),
     _rule(
         "MP-R02",
         "gptq-with-gradient-checkpointing",
         "gptq",
         "gradient-checkpointing",
-        "GPTQ has no backward pass, so there are no activations to recompute",
-        "leave out --gradient-checkpointing",
+        reason="GPTQ has no backward pass, so there are no activations to recompute",
+        hint="leave out --gradient-checkpointing",
     ),
     _rule(
         "MP-R03",
         "gptq-with-early-stopping",
         "gptq",
         "early-stopping",
-        "GPTQ calibrates once and takes no training steps that could stop early",
-        "leave out --early-stopping",
+        reason="GPTQ calibrates once and takes no training steps that could stop early",
+        hint="leave out --early-stopping",
     ),
     _rule(
         "MP-R04",
         "gptq-with-lr-scheduler",
         "gptq",
         "lr-scheduler",
-        "GPTQ has no learning rate to schedule",
-        "leave out --lr-scheduler",
+        reason="GPTQ has no learning rate to schedule",
+        hint="leave out --lr-scheduler",
     ),
     _rule(
         "MP-R05",
         "merge-without-adapter",
-        "full gptq",
+        "full gptq qat",
         "merge-lora",
-        "there is no adapter to merge: this method changes the weights of the model itself",
-        "leave out --merge-lora, or use --method lora",
+        reason="there is no adapter to merge: this method changes the weights of the model itself",
+        hint="leave out --merge-lora, or use --method lora",
     ),
     _rule(
         "MP-R06",
         "early-stopping-without-evaluation",
-        "full lora qlora",
+        " ".join(method for method in METHODS if method != "gptq"),
         "early-stopping no-evaluation",
-        "early stopping watches the evaluation loss, and no samples are held out to compute it",
-        "set --eval-fraction above 0, such as 0.1",
+        reason="early stopping watches the evaluation loss, and no samples are held out to "
+        "compute it",
+        hint="set --eval-fraction above 0, such as 0.1",
     ),
     _rule(
         "MP-R07",
         "lora-with-streaming",
         "lora",
         "streaming",
-        "adapter modules that are added after the streaming hooks stay behind when a layer moves "
-        "between host and device, so this pair is not promised to train what it seems to",
-        "leave out --stream, or use --method full --stream; to save memory with an adapter, "
+        reason="adapter modules that are added after the streaming hooks stay behind when a layer "
+        "moves between host and device, so this pair is not promised to train what it seems to",
+        hint="leave out --stream, or use --method full --stream; to save memory with an adapter, "
         "use --method qlora",
     ),
     _rule(
@@ -164,9 +160,71 @@ RULES: tuple[Rule, ...] = (
         "qlora-with-streaming",
         "qlora",
         "streaming",
-        "adapter modules that are added after the streaming hooks stay behind, and packed 4-bit "
-        "weights are no parameters that the hooks could move",
-        "leave out --stream: qlora already keeps the base at about 4.5 bits a weight",
+        reason="adapter modules that are added after the streaming hooks stay behind, and packed "
+        "4-bit weights are no parameters that the hooks could move",
+        hint="leave out --stream: qlora already keeps the base at about 4.5 bits a weight",
+    ),
+    _rule(
+        "MP-R09",
+        "gptq-with-training-loop",
+        "gptq",
+        "",
+        any_of=_WITHOUT_STEPS,
+        reason="GPTQ takes no training steps and computes no loss",
+        hint="leave the flag out",
+    ),
+    _rule(
+        "MP-R10",
+        "adapter-setting-without-adapter",
+        "full gptq qat",
+        "",
+        any_of=_OF_AN_ADAPTER,
+        reason="this method trains the weights of the model itself and has no adapter",
+        hint="leave the flag out, or use --method lora",
+    ),
+    _rule(
+        "MP-R11",
+        "adapter-method-without-adapter",
+        "lora qlora",
+        "full-weights",
+        reason="the method is named for the adapter that it trains",
+        hint="use --method full",
+    ),
+    _rule(
+        "MP-R12",
+        "merge-precision-without-merge",
+        "*",
+        "merge-precision",
+        without="merge-lora",
+        reason="nothing is merged, so there is nothing to save in another type",
+        hint="add --merge-lora",
+    ),
+    _rule(
+        "MP-R13",
+        "adapter-setting-with-full-weights",
+        "dpo ipo kto orpo grpo rm prm multimodal",
+        "full-weights",
+        any_of=_OF_AN_ADAPTER + " merge-lora",
+        reason="--no-use-peft trains the weights of the model itself, so there is no adapter",
+        hint="leave out --no-use-peft or the other flag",
+    ),
+    _rule(
+        "MP-R14",
+        "streaming-with-adapter",
+        "dpo ipo kto orpo grpo rm prm multimodal",
+        "streaming",
+        reason="layers are streamed for full supervised fine-tuning only: adapters, reference "
+        "models and generation would see weights that are not there",
+        hint="leave out --stream; to save memory, use --gradient-checkpointing",
+    ),
+    _rule(
+        "MP-R15",
+        "new-settings-for-old-adapter",
+        "lora qlora dpo ipo kto orpo grpo rm prm multimodal",
+        "continue-adapter",
+        any_of="dora rslora",
+        reason="an adapter that is trained on keeps the form it was made with",
+        hint="leave out --use-dora and --use-rslora, or leave out --adapter",
     ),
 )
 """Every rejection, in code order."""
@@ -191,10 +249,15 @@ class Decision:
         return not self.rejections
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """What the machine must have for it; the combination is not run where it is not there."""
+        return tuple(need.what for need in NEEDS if need.feature in self.features)
+
+    @property
     def word(self) -> str:
         """`accepted`, or `rejected` with the codes."""
         if self.accepted:
-            return "accepted"
+            return "; ".join(["accepted", *(f"needs {need}" for need in self.needs)])
         return "rejected " + " ".join(rule.code for rule in self.rejections)
 
 
@@ -216,7 +279,7 @@ def decide(method: str, precision: str, features: Iterable[str] = ()) -> Decisio
         method=method,
         precision=precision,
         features=tuple(name for name in FEATURES if name in wanted),
-        rejections=tuple(rule for rule in RULES if rule.applies(method, wanted)),
+        rejections=tuple(rule for rule in RULES if rule.applies(method, precision, wanted)),
     )
 
 
@@ -233,6 +296,7 @@ def describe(decision: Decision) -> str:
     flags = " ".join(FEATURES[name].flag for name in decision.features)
     asked = f"--method {decision.method} --precision {decision.precision} {flags}".rstrip()
     lines = [f"{asked}: {'accepted' if decision.accepted else 'rejected'}"]
+    lines += [f"  needs {need}" for need in decision.needs]
     for rule in decision.rejections:
         lines += [
             f"  {rule.code} {rule.name}",

@@ -12,9 +12,14 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, EngineError
 from mudpuppy.records import Choice
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""torch's type for each precision."""
-PROBE_TOLERANCE = {"bf16": 0.02, "fp16": 0.005}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,
+}
+"""torch's type for each precision; what is not a linear layer computes in bf16 beside fp8."""
+PROBE_TOLERANCE = {"bf16": 0.02, "fp16": 0.005, "fp8": 0.02}
 """Relative error that a 64 x 64 product may have: about 4 units in the last place."""
 
 

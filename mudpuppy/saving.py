@@ -114,20 +114,25 @@ how, is in `mudpuppy.json`; whether it is healthy: `mudpuppy-doctor` on this fol
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import {auto_class}
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "path/to/this/folder")
+model = PeftModel.from_pretrained({auto_class}.from_pretrained(BASE), "path/to/this/folder")
 ```
 """
 
 
-def write_card(folder: Path, method: str, base: str) -> None:
+def write_card(
+    folder: Path, method: str, base: str, auto_class: str = "AutoModelForCausalLM"
+) -> None:
     """Replace PEFT's empty model card, which also names a local path, by a short true one.
 
     Args:
         folder: the adapter's folder.
         method: how it was trained.
         base: the base model as it was asked for; only the last part of a local path is named.
+        auto_class: transformers' class that opens the base.
     """
     shown = Path(base).name if Path(base).is_dir() else base
-    (folder / "README.md").write_text(CARD.format(method=method, base=shown), encoding="utf-8")
+    (folder / "README.md").write_text(
+        CARD.format(method=method, base=shown, auto_class=auto_class), encoding="utf-8"
+    )

@@ -39,7 +39,9 @@ def require_clean(model: nn.Module) -> None:
         )
 
 
-def attach_adapter(model: nn.Module, config: TrainingConfig) -> PeftModel:
+def attach_adapter(
+    model: nn.Module, config: TrainingConfig, task_type: str | None = "CAUSAL_LM"
+) -> PeftModel:
     """Attach a fresh LoRA adapter; the base is frozen, the adapter is fp32.
 
     Raises:
@@ -53,7 +55,9 @@ def attach_adapter(model: nn.Module, config: TrainingConfig) -> PeftModel:
         lora_alpha=config.resolved_lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        task_type=task_type,
     )
     with warnings.catch_warnings():
         # PEFT only warns where an adapter is stacked or a target is tied; both are damage here.
@@ -101,7 +105,9 @@ def verify_adapter(model: nn.Module) -> None:
         EngineError: no adapter parameter, a trainable base parameter, or a share above the bound.
     """
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    foreign = [name for name in trainable if ".lora_" not in name]
+    foreign = [
+        name for name in trainable if ".lora_" not in name and ".modules_to_save." not in name
+    ]
     counted = count_parameters(model)
     share = counted.trainable / max(counted.total, 1)
     if not trainable or len(foreign) == len(trainable):

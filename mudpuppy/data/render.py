@@ -40,6 +40,10 @@ class RenderedSample:
     truncated: bool
     """Whether tokens were cut off at the end."""
 
+    def columns(self) -> dict[str, Any]:
+        """Return what TRL's SFT trainer takes: ids and labels, already masked."""
+        return {"input_ids": self.input_ids, "labels": self.labels}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Renderer:
@@ -169,9 +173,7 @@ def _leading_bos(tokenizer: Any) -> list[int]:
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
-def render_all(
-    renderer: Renderer, samples: Iterable[ChatSample], file: str
-) -> list[RenderedSample]:
+def render_all(renderer: Renderer, samples: Iterable[Any], file: str) -> list[RenderedSample]:
     """Render every sample and leave out those with nothing to train.
 
     Raises:
@@ -238,9 +240,7 @@ def _refuse_control_tokens(control: re.Pattern[str] | None, sample: ChatSample, 
             )
 
 
-def count_labels(
-    samples: Sequence[RenderedSample], eos_ids: frozenset[int], dropped: int = 0
-) -> LabelShares:
+def count_labels(samples: Sequence[Any], eos_ids: frozenset[int], dropped: int = 0) -> LabelShares:
     """Count what is really taught, for the provenance."""
     trained = [[label for label in sample.labels if label != IGNORED] for sample in samples]
     return LabelShares(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.data.render import RenderedSample
 from mudpuppy.errors import EngineError
+from mudpuppy.methods.family import Row
 from mudpuppy.quant.gptq import GptqConfig, quantise_model, save_gptq
 from mudpuppy.runtime import Runtime
 
@@ -28,7 +28,7 @@ class QuantiseResult:
 
 def quantise(
     model: Any,
-    samples: Sequence[RenderedSample],
+    samples: Sequence[Row],
     config: TrainingConfig,
     runtime: Runtime,
     say: Callable[[str], None],

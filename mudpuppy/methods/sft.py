@@ -2,270 +2,62 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from datasets import Dataset
-from peft import PeftModel
-from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from mudpuppy.config import TrainingConfig, check_warmup, flag_of
-from mudpuppy.data.render import RenderedSample
-from mudpuppy.errors import DatasetError, EngineError
-from mudpuppy.records import StepRecord
-from mudpuppy.runtime import Runtime
-
-Report = Callable[[StepRecord, int], None]
-"""Called with every record and the planned number of steps."""
+from mudpuppy.config import TrainingConfig
+from mudpuppy.data.render import RenderedSample, Renderer, render_all
+from mudpuppy.data.samples import Sample
+from mudpuppy.loading import Loaded
+from mudpuppy.methods.family import Family, TrainerParts
+from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 
 
-class MixedPrecisionSFTTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
-    """SFTTrainer whose fp16 is real on a CPU too.
-
-    accelerate gives the CPU neither autocast nor a gradient scaler for fp16, and computes in fp32
-    without a word; here both are switched on, as they are on a GPU.
-    """
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Give the accelerator what it leaves out for fp16 on a CPU."""
-        super().create_accelerator_and_postprocess()
-        if self.args.fp16 and self.accelerator.device.type == "cpu":
-            self.accelerator.native_amp = True
-            self.accelerator.scaler = torch.amp.GradScaler("cpu")
+class MixedPrecisionSFTTrainer(CpuHalfPrecision, SFTTrainer):  # type: ignore[misc]  # TRL ships no types
+    """SFTTrainer whose fp16 is real on a CPU too."""
 
 
-class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformers
-    """Writes `steps.jsonl` while training runs, and stops at the first loss that is not finite."""
-
-    def __init__(self, path: Path, report: Report | None) -> None:
-        self.records: list[StepRecord] = []
-        self._path = path
-        path.unlink(missing_ok=True)  # of a run that was stopped
-        self._report = report
-        self._started = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Record one optimizer step or evaluation.
-
-        Raises:
-            EngineError: the loss is NaN or infinite; going on would save a ruined artefact (FM41).
-        """
-        if not logs or not ({"loss", "eval_loss"} & set(logs)):
-            return
-        record = StepRecord(
-            step=state.global_step,
-            epoch=float(state.epoch or 0.0),
-            loss=_number(logs, "loss"),
-            grad_norm=_number(logs, "grad_norm"),
-            learning_rate=_number(logs, "learning_rate"),
-            eval_loss=_number(logs, "eval_loss"),
-            elapsed_s=round(time.monotonic() - self._started, 3),
-        )
-        for name in ("loss", "eval_loss"):
-            value = logs.get(name)
-            if value is not None and not math.isfinite(float(value)):
-                raise EngineError(
-                    f"{name} is {value} at step {state.global_step}: the run diverged",
-                    hint="lower --learning-rate, or use --precision bf16 or fp32",
-                )
-        self.records.append(record)
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(asdict(record)) + "\n")
-        if self._report is not None:
-            self._report(record, state.max_steps)
-
-
-def _number(logs: dict[str, Any], name: str) -> float | None:
-    """Return a finite number from the trainer's log, or None (fp16 skips steps with inf norms)."""
-    value = logs.get(name)
-    if value is None or not math.isfinite(float(value)):
-        return None
-    return float(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """What the trainer did."""
-
-    records: list[StepRecord]
-    """Every step and evaluation, in order."""
-    stopped_early: bool
-    """Whether the run ended before its last planned step."""
-    seconds: float
-    """Time inside the trainer."""
-
-
-def fit(
-    model: nn.Module,
-    tokenizer: Any,
-    samples: Sequence[RenderedSample],
-    config: TrainingConfig,
-    runtime: Runtime,
-    *,
-    steps_file: Path,
-    report: Report | None = None,
-) -> FitResult:
-    """Train the model in place.
+def render(
+    loaded: Loaded, samples: Sequence[Sample], config: TrainingConfig
+) -> list[RenderedSample]:
+    """Tokenise and label the samples with the model's chat template.
 
     Raises:
-        DatasetError: too few samples to hold some out for evaluation.
-        ConfigError: the warm-up would not end before the run.
-        EngineError: the loss became NaN or infinite.
+        DatasetError: the template refuses a sample, or nothing is left to train.
+        ModelError: the template does not end.
     """
-    train, held_out = split_samples(samples, config)
-    check_warmup(config, count_steps(len(train), config), name=flag_of)
-    writer = StepWriter(steps_file, report)
-    callbacks: list[TrainerCallback] = [writer]
-    if config.early_stopping is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
-    started = time.monotonic()
-    with _unpatched(model):
-        trainer = MixedPrecisionSFTTrainer(
-            model=model,
-            args=trainer_arguments(config, runtime),
-            train_dataset=_as_dataset(train),
-            eval_dataset=_as_dataset(held_out) if held_out else None,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    for checkpoint in config.output.glob("checkpoint-*"):
-        # They served early stopping, which has loaded the best one; they hold pickles.
-        shutil.rmtree(checkpoint)
-    return FitResult(
-        records=writer.records,
-        stopped_early=trainer.state.global_step < trainer.state.max_steps,
-        seconds=time.monotonic() - started,
-    )
+    return render_all(make_renderer(loaded, config), samples, str(config.dataset))
 
 
-def count_steps(num_samples: int, config: TrainingConfig) -> int:
-    """Return the optimizer steps that are planned, counted as the trainer counts them."""
-    if config.max_steps is not None:
-        return config.max_steps
-    num_batches = math.ceil(num_samples / config.batch_size)
-    return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
-
-
-def trainer_arguments(config: TrainingConfig, runtime: Runtime) -> SFTConfig:
-    """Translate the settings into TRL's."""
-    evaluation: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
-    if config.early_stopping is not None:
-        evaluation = {
-            "eval_strategy": "steps",
-            "eval_steps": config.eval_steps,
-            "save_strategy": "steps",
-            "save_steps": config.eval_steps,
-            "save_total_limit": 2,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-        }
-    arguments = SFTConfig(
-        output_dir=str(config.output),
-        max_steps=config.max_steps or -1,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.resolved_learning_rate,
-        lr_scheduler_type=config.lr_scheduler,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        fp16=config.precision == "fp16",
-        bf16=config.precision == "bf16",
-        # Streaming recomputes every layer already; twice would only cost time.
-        activation_checkpointing=config.gradient_checkpointing and not config.stream,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+def make_renderer(loaded: Loaded, config: TrainingConfig) -> Renderer:
+    """Return the renderer for a model and the settings."""
+    return Renderer(
+        tokenizer=loaded.tokenizer,
+        eos_ids=loaded.eos_ids,
+        use_template=config.chat_template and bool(loaded.tokenizer.chat_template),
+        response_only=config.response_only,
         max_length=config.max_length,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        use_cpu=runtime.device.type == "cpu",
-        dataloader_pin_memory=runtime.device.type != "cpu",
-        logging_steps=1,
-        logging_first_step=True,
-        disable_tqdm=True,
-        report_to=[],
-        seed=config.seed,
-        data_seed=config.seed,
-        **evaluation,
-    )
-    # Trainer would wrap the model in nn.DataParallel where it sees several GPUs, and TRL refuses
-    # that. The second may well be an integrated GPU that crashes on use (seed 000).
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def split_samples(
-    samples: Sequence[RenderedSample], config: TrainingConfig
-) -> tuple[list[RenderedSample], list[RenderedSample]]:
-    """Return training and held-out samples; nothing is held out without early stopping.
-
-    Raises:
-        DatasetError: there are fewer than two samples to split.
-    """
-    if config.early_stopping is None:
-        return list(samples), []
-    held_out = max(1, round(len(samples) * config.eval_fraction))
-    if held_out >= len(samples):
-        raise DatasetError(
-            f"{len(samples)} samples cannot be split into training and evaluation",
-            file=str(config.dataset),
-            hint="add samples, or leave out --early-stopping",
-        )
-    order = torch.randperm(
-        len(samples), generator=torch.Generator().manual_seed(config.seed)
-    ).tolist()
-    chosen = set(order[:held_out])
-    train = [sample for i, sample in enumerate(samples) if i not in chosen]
-    return train, [samples[i] for i in sorted(chosen)]
-
-
-def _as_dataset(samples: Sequence[RenderedSample]) -> Dataset:
-    """Hand the samples to TRL as it stores them: ids and labels, already masked."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [sample.input_ids for sample in samples],
-            "labels": [sample.labels for sample in samples],
-        }
     )
 
 
-@contextmanager
-def _unpatched(model: Any) -> Iterator[None]:
-    """Take back what the trainer does to the model beside training it.
+def make_trainer(parts: TrainerParts) -> Any:
+    """Make TRL's trainer for rows that are tokenised and labelled already."""
+    return MixedPrecisionSFTTrainer(
+        model=parts.model,
+        args=configure(
+            SFTConfig,
+            parts.arguments,
+            max_length=parts.config.max_length,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=parts.train,
+        eval_dataset=parts.held_out,
+        processing_class=parts.loaded.tokenizer,
+        callbacks=parts.callbacks,
+    )
 
-    TRL copies the tokenizer's special ids into the model's configs; a pad token that was only set
-    for training must not end up in the artefact.
-    """
-    configs = [model.config, model.generation_config]
-    pads = [config.pad_token_id for config in configs]
-    try:
-        yield
-    finally:
-        for config, pad in zip(configs, pads, strict=True):
-            config.pad_token_id = pad
-        _remove_patches(model)
 
-
-def _remove_patches(model: nn.Module) -> None:
-    """Delete the `forward` that TRL (fused LM head) and accelerate (autocast) set on the instance.
-
-    Left in place they would go on computing in the training precision, and would be stacked by the
-    next trainer.
-    """
-    parts = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
-    for part in parts:
-        for name in ("forward", "_original_forward"):
-            if name in vars(part):
-                delattr(part, name)
+FAMILY = Family(render=render, make_trainer=make_trainer)
+"""Full fine-tuning, LoRA and QLoRA."""

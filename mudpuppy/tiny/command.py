@@ -18,6 +18,7 @@ from mudpuppy.tiny.cache import (
 )
 from mudpuppy.tiny.names import FAMILIES, check_family
 
+DESCRIPTION = "The embedded model: small, trained here, with behaviour that can be lost."
 PROGRESS_EVERY = 50
 """Steps between two progress lines."""
 

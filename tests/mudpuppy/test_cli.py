@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mudpuppy.cli import main
+from mudpuppy.features import FEATURES, METHODS, PRECISIONS
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
 NO_TORCH = """
@@ -191,8 +192,8 @@ def test_what_is_refused_is_refused_before_torch(tmp_path, data, words, code):
 def test_explain_all_lists_every_method_precision_and_feature(capsys):
     assert 0 == run("explain", "--all")
     lines = capsys.readouterr().out.splitlines()
-    assert 4 * 3 * 7 + 1 == len(lines)
-    assert "lora   bf16  streaming                rejected MP-R07" in lines
+    assert len(METHODS) * len(PRECISIONS) * (len(FEATURES) + 1) + 1 == len(lines)
+    assert "lora       bf16  streaming                rejected MP-R07" in lines
 
 
 def test_explain_reads_the_same_flags_as_training(capsys):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mudpuppy.config import POSITIONAL, TrainingConfig, flag_of, load_config
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import POSITIONAL, flag_of, load_config
 from mudpuppy.errors import ConfigError, MudpuppyError, UnsupportedCombination
 from mudpuppy.flags import add_training_flags, typed_settings
 from mudpuppy.yamlfile import read_settings
@@ -38,7 +39,7 @@ def test_all_problems_are_reported_at_once_with_near_names():
     assert text.startswith("3 problems")
     assert "run.yaml: 'lora_rr' is no known setting; did you mean 'lora_r'" in text
     assert "run.yaml: 'max_steps'" in text
-    assert "'fp32', 'bf16' or 'fp16'" in text
+    assert "'fp32', 'bf16', 'fp16' or 'fp8'" in text
     assert caught.value.exit_code == 2
 
 

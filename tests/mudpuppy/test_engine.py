@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mudpuppy.adapters.attach import attach_adapter, verify_adapter
-from mudpuppy.config import load_config
+from mudpuppy.config_check import load_config
 from mudpuppy.engine import train
 from mudpuppy.errors import ConfigError, EngineError
 from mudpuppy.provenance import fingerprint_model, read_provenance
@@ -314,7 +314,7 @@ def held_out_loss(base, dataset, output) -> float:
     from mudpuppy.data.chat import read_chat
     from mudpuppy.data.render import Renderer, render_all
     from mudpuppy.loading import load_tokenizer
-    from mudpuppy.methods.sft import split_samples
+    from mudpuppy.methods.fitting import split_samples
 
     tokenizer = load_tokenizer(base)
     renderer = Renderer(
@@ -423,8 +423,9 @@ def test_a_pad_token_set_for_training_does_not_reach_the_artefact(base, dataset,
 def test_several_gpus_in_sight_are_one_device(base, dataset, tmp_path, method, monkeypatch):
     """TRL refuses nn.DataParallel, which Trainer would choose; transformers counts the GPUs so."""
     from transformers import TrainingArguments
+    from trl import SFTConfig
 
-    from mudpuppy.methods import sft
+    from mudpuppy.methods.fitting import configure, shared_arguments
     from mudpuppy.runtime import choose_runtime
 
     config = load_config(
@@ -439,7 +440,9 @@ def test_several_gpus_in_sight_are_one_device(base, dataset, tmp_path, method, m
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", count_two)
 
-    assert 1 == sft.trainer_arguments(config, choose_runtime(config)).n_gpu
+    arguments = shared_arguments(config, choose_runtime(config))
+
+    assert 1 == configure(SFTConfig, arguments).n_gpu
 
 
 def test_samples_that_teach_nothing_are_counted_and_told(base, dataset, tmp_path):

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from mudpuppy.cli import main
-from mudpuppy.config import load_config
+from mudpuppy.config_check import load_config
 from mudpuppy.engine import train
 from mudpuppy.errors import ConfigError, OutputError
-from mudpuppy.methods.sft import count_steps
+from mudpuppy.methods.fitting import count_steps
 from mudpuppy.preflight import check_output, locked
 from mudpuppy.provenance import fingerprint_model, read_provenance
 from mudpuppy.tiny import resolve_model
@@ -249,7 +249,7 @@ def test_fields_that_are_not_used_are_told_once(data, mud_puppy):
     code, out, _ = mud_puppy("tiny:llama")
 
     assert 0 == code
-    assert 1 == out.count("not used, since only role and content of a message are: name (3), www")
+    assert 1 == out.count("not used: name (3), www")
     assert "w" * 100 not in out
 
 

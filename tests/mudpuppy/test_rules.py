@@ -6,10 +6,8 @@ import sys
 
 import pytest
 
+from mudpuppy.features import FEATURES, METHODS, PRECISIONS
 from mudpuppy.rules import (
-    FEATURES,
-    METHODS,
-    PRECISIONS,
     RULES,
     decide,
     describe,
@@ -47,19 +45,35 @@ def test_codes_are_unique_well_formed_and_in_order():
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 def test_every_rule_can_be_met_and_explains_itself(rule):
     assert rule.methods <= set(METHODS)
-    assert rule.features <= set(FEATURES)
-    decision = decide(sorted(rule.methods)[0], "fp32", rule.features)
+    assert rule.features | rule.any_of | rule.without <= set(FEATURES)
+    assert rule.precisions <= set(PRECISIONS)
+    features = rule.features | set(sorted(rule.any_of)[:1])
+    decision = decide(sorted(rule.methods)[0], sorted(rule.precisions)[0], features)
+    assert rule in decision.rejections
     text = describe(decision)
     assert rule.code in text
     assert rule.reason in text
     assert rule.hint in text
 
 
-def test_a_method_alone_is_always_accepted():
+def test_a_method_alone_is_always_accepted_in_the_common_precisions():
     alone = [d for d in every_single_feature() if not d.features]
 
     assert len(METHODS) * len(PRECISIONS) == len(alone)
-    assert all(decision.accepted for decision in alone)
+    assert all(decision.accepted for decision in alone if decision.precision != "fp8")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_a_rule_is_silent_where_one_of_its_conditions_is_missing(rule):
+    everything = rule.features | set(sorted(rule.any_of)[:1])
+    for left_out in rule.features:
+        assert not rule.applies(sorted(rule.methods)[0], "fp32", everything - {left_out})
+    if rule.any_of:
+        assert not rule.applies(sorted(rule.methods)[0], "fp32", rule.features - rule.any_of)
+    for other in set(METHODS) - rule.methods:
+        assert not rule.applies(other, "fp32", everything)
+    for feature in rule.without:
+        assert not rule.applies(sorted(rule.methods)[0], "fp32", everything | {feature})
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mudpuppy import runtime
-from mudpuppy.config import load_config
+from mudpuppy.config_check import load_config
 from mudpuppy.errors import ConfigError, EngineError
 
 LEAST = {"model": "tiny", "dataset": "d.jsonl", "output": "out"}

@@ -9,7 +9,8 @@ import pytest
 
 import harness.probes
 from mudpuppy.cli import main
-from mudpuppy.config import TrainingConfig, flag_of
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import flag_of
 
 FILES = sorted(Path(harness.probes.__path__[0]).glob("[a-z]*.py"))
 DOCTOR = {"--base", "--adapter", "--generate", "--quiz", "--voice"}

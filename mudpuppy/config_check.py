@@ -1,0 +1,104 @@
+"""Check settings: every problem at once, each named as the person wrote it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mudpuppy.config import TrainingConfig
+from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
+
+POSITIONAL = ("model", "dataset")
+"""Settings that are given by position."""
+
+
+def flag_of(field: str) -> str:
+    """Return what a person types for a setting: `--lora-r`, or `MODEL` for a positional one."""
+    return field.upper() if field in POSITIONAL else "--" + field.replace("_", "-")
+
+
+def quote(field: str) -> str:
+    """Return a setting as a key, for messages."""
+    return f"'{field}'"
+
+
+def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote) -> TrainingConfig:
+    """Check the values, all problems at once, and the rule table after them.
+
+    Args:
+        values: settings by field name.
+        name: how a message calls a setting: by its flag, or by its file and key.
+
+    Raises:
+        ConfigError: unknown, missing or wrong values.
+        UnsupportedCombination: values are fine one by one, and rejected together.
+    """
+    config = check_values(values, name=name)
+    decision = config.decide()
+    if not decision.accepted:
+        lines = [f"{rule.code} {rule.name}: {rule.reason}" for rule in decision.rejections]
+        raise UnsupportedCombination(
+            "this combination is rejected\n  " + "\n  ".join(lines),
+            codes=[rule.code for rule in decision.rejections],
+            hint="; ".join(rule.hint for rule in decision.rejections),
+        )
+    return config
+
+
+def check_values(
+    values: Mapping[str, Any], *, name: Callable[[str], str] = quote
+) -> TrainingConfig:
+    """Check each value by itself, as `load_config` does, without the rule table.
+
+    Raises:
+        ConfigError: unknown, missing or wrong values, all of them.
+    """
+    try:
+        config = TrainingConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, name)) from None
+    if config.max_steps is not None:
+        check_warmup(config, config.max_steps, name=name)
+    return config
+
+
+def check_warmup(
+    config: TrainingConfig, num_steps: int, *, name: Callable[[str], str] = quote
+) -> None:
+    """Refuse a warm-up that never ends: the learning rate would stay below what was asked for.
+
+    Raises:
+        ConfigError: it is as long as the run, or longer.
+    """
+    if config.warmup_steps >= num_steps:
+        problem = f"{config.warmup_steps} warm-up steps are not fewer than the {num_steps} steps"
+        raise ConfigError(
+            [f"{name('warmup_steps')}: {problem} of the run"],
+            hint="lower it, or train for more steps",
+        )
+
+
+def _advice(item: ErrorDetails) -> str:
+    """Return what to write instead, where one mistake is likely."""
+    if item["loc"] == ("early_stopping",) and isinstance(item["input"], bool):
+        return "; write the number of evaluations to wait, such as early_stopping: 3"
+    return ""
+
+
+def _explain(error: ValidationError, name: Callable[[str], str]) -> list[str]:
+    """Turn pydantic's errors into sentences that name the setting as the person wrote it."""
+    problems = []
+    for item in error.errors():
+        field = str(item["loc"][0]) if item["loc"] else ""
+        if item["type"] == "extra_forbidden":
+            near = near_names(field, TrainingConfig.field_names())
+            problems.append(f"{name(field).replace(field, clip(field))} is no known setting{near}")
+        elif item["type"] == "missing":
+            problems.append(f"{name(field)} is required")
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{name(field)}: {reason}, got {shown(item['input'])}{_advice(item)}")
+    return problems

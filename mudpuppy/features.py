@@ -1,0 +1,93 @@
+"""The axes of the rule table: methods, precisions, and what can be switched on beside them.
+
+Standard library only: a rejection is spoken before torch is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SFT_METHODS = ("full", "lora", "qlora")
+"""Methods that learn to say what the dataset says."""
+PREFERENCE_METHODS = ("dpo", "ipo", "kto", "orpo")
+"""Methods that learn which of two answers is better."""
+METHODS = (*SFT_METHODS, "gptq", "qat", *PREFERENCE_METHODS, "grpo", "rm", "prm", "multimodal")
+"""Training methods, in the order they are listed everywhere."""
+ADAPTER_METHODS = frozenset({"lora", "qlora"})
+"""Methods that are named for the adapter they train."""
+ADAPTER_BY_DEFAULT = ADAPTER_METHODS | {*PREFERENCE_METHODS, "grpo", "rm", "prm", "multimodal"}
+"""Methods that train an adapter unless `--no-use-peft` says otherwise."""
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
+"""Precisions, by the names people use for them."""
+
+METHOD_ALIASES = {
+    "preference": "dpo",
+    "rl": "grpo",
+    "reward": "rm",
+    "process-reward": "prm",
+    "process_reward": "prm",
+}
+"""Other spellings of the methods (seed 001); `--preference` says which `preference` it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """Something that can be switched on beside a method and a precision."""
+
+    name: str
+    """Stable name, as used in scenario files and tables."""
+    flag: str
+    """What a person types to switch it on."""
+    what: str
+    """What it does, in a few words."""
+
+
+_TABLE = (
+    ("streaming", "--stream", "layers wait on the host, one at a time computes"),
+    (
+        "gradient-checkpointing",
+        "--gradient-checkpointing",
+        "activations are recomputed in the backward pass",
+    ),
+    (
+        "early-stopping",
+        "--early-stopping",
+        "training ends when the evaluation loss stops falling",
+    ),
+    (
+        "lr-scheduler",
+        "--lr-scheduler cosine",
+        "a schedule for the learning rate other than linear",
+    ),
+    (
+        "merge-lora",
+        "--merge-lora",
+        "the trained adapter is folded into the base and saved as a model",
+    ),
+    ("merge-precision", "--merge-precision bf16", "the merged model is saved in another type"),
+    ("no-evaluation", "--eval-fraction 0", "no sample is held out for evaluation"),
+    ("full-weights", "--no-use-peft", "all weights are trained instead of an adapter"),
+    ("dora", "--use-dora", "the adapter learns direction and magnitude apart (DoRA)"),
+    ("rslora", "--use-rslora", "the adapter is scaled by alpha over the root of its rank (rsLoRA)"),
+    ("continue-adapter", "--adapter DIR", "an adapter that exists is trained on"),
+    ("packing", "--packing", "several samples share a row, each blind to the others"),
+    (
+        "tokens-per-batch",
+        "--tokens-per-batch 2048",
+        "batches are filled to a number of tokens, padding included",
+    ),
+    ("device-map", "--device-map auto", "the layers are spread over the devices"),
+    ("zero-offload", "--zero-offload", "optimizer states live and step on the host"),
+    ("compile", "--compile", "the model is compiled with torch.compile"),
+    ("checkpoints", "--save-steps 10", "checkpoints that --resume continues from"),
+    ("all-tokens", "--no-response-only", "the loss covers the prompt, too"),
+    ("no-chat-template", "--no-chat-template", "samples are joined as plain text"),
+    ("num-workers", "--num-workers 2", "batches are prepared by processes of their own"),
+    ("preprocess-workers", "--preprocess-workers 2", "samples are tokenised by several processes"),
+    ("logging", "--report-to tensorboard", "numbers are also written for TensorBoard or W&B"),
+    ("fsdp", "--fsdp full_shard", "weights and optimizer are sharded over several processes"),
+)
+FEATURES: dict[str, Feature] = {
+    name: Feature(name=name, flag=flag, what=what) for name, flag, what in _TABLE
+}
+"""Every feature by its name, in the order they are listed everywhere."""

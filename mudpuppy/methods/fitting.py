@@ -1,0 +1,227 @@
+"""What all trainers share: arguments, the step log, early stopping, and a model left unpatched."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import check_warmup, flag_of
+from mudpuppy.errors import DatasetError
+from mudpuppy.loading import Loaded
+from mudpuppy.methods.family import Family, Row, TrainerParts
+from mudpuppy.methods.steplog import Report, StepWriter
+from mudpuppy.records import StepRecord
+from mudpuppy.runtime import Runtime
+
+T = TypeVar("T")
+
+
+class CpuHalfPrecision:
+    """Mixed into a trainer: makes fp16 real on a CPU too.
+
+    accelerate gives the CPU neither autocast nor a gradient scaler for fp16, and computes in fp32
+    without a word; here both are switched on, as they are on a GPU.
+    """
+
+    args: Any
+    accelerator: Any
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Give the accelerator what it leaves out for fp16 on a CPU."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]  # the trainer's own
+        if self.args.fp16 and self.accelerator.device.type == "cpu":
+            self.accelerator.native_amp = True
+            self.accelerator.scaler = torch.amp.GradScaler("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """What the trainer did."""
+
+    records: list[StepRecord]
+    """Every step and evaluation, in order."""
+    stopped_early: bool
+    """Whether the run ended before its last planned step."""
+    seconds: float
+    """Time inside the trainer."""
+
+
+def fit(
+    model: nn.Module,
+    family: Family,
+    loaded: Loaded,
+    rows: Sequence[Row],
+    config: TrainingConfig,
+    runtime: Runtime,
+    *,
+    steps_file: Path,
+    report: Report | None = None,
+) -> FitResult:
+    """Train the model in place.
+
+    Raises:
+        DatasetError: too few samples to hold some out for evaluation.
+        ConfigError: the warm-up would not end before the run.
+        EngineError: the loss became NaN or infinite.
+    """
+    train, held_out = split_samples(rows, config)
+    check_warmup(config, count_steps(len(train), config), name=flag_of)
+    writer = StepWriter(steps_file, report)
+    callbacks: list[TrainerCallback] = [writer]
+    if config.early_stopping is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
+    started = time.monotonic()
+    with _unpatched(model):
+        trainer = family.make_trainer(
+            TrainerParts(
+                model=model,
+                loaded=loaded,
+                train=as_dataset(train),
+                held_out=as_dataset(held_out) if held_out else None,
+                arguments=shared_arguments(config, runtime),
+                callbacks=callbacks,
+                config=config,
+                runtime=runtime,
+            )
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    for checkpoint in config.output.glob("checkpoint-*"):
+        # They served early stopping, which has loaded the best one; they hold pickles.
+        shutil.rmtree(checkpoint)
+    return FitResult(
+        records=writer.records,
+        stopped_early=trainer.state.global_step < trainer.state.max_steps,
+        seconds=time.monotonic() - started,
+    )
+
+
+def count_steps(num_samples: int, config: TrainingConfig) -> int:
+    """Return the optimizer steps that are planned, counted as the trainer counts them."""
+    if config.max_steps is not None:
+        return config.max_steps
+    num_batches = math.ceil(num_samples / config.batch_size)
+    return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
+
+
+def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]:
+    """Translate the settings into what `TrainingArguments` and its descendants take."""
+    evaluation: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
+    if config.early_stopping is not None:
+        evaluation = {
+            "eval_strategy": "steps",
+            "eval_steps": config.eval_steps,
+            "save_strategy": "steps",
+            "save_steps": config.eval_steps,
+            "save_total_limit": 2,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+        }
+    return {
+        "output_dir": str(config.output),
+        "max_steps": config.max_steps or -1,
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "learning_rate": config.resolved_learning_rate,
+        "lr_scheduler_type": config.lr_scheduler,
+        "warmup_steps": config.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "fp16": config.precision == "fp16",
+        "bf16": runtime.dtype == torch.bfloat16,
+        # Streaming recomputes every layer already; twice would only cost time.
+        "activation_checkpointing": config.gradient_checkpointing and not config.stream,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        "use_cpu": runtime.device.type == "cpu",
+        "dataloader_pin_memory": runtime.device.type != "cpu",
+        "dataloader_num_workers": config.num_workers,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "disable_tqdm": True,
+        "report_to": [],
+        "seed": config.seed,
+        "data_seed": config.seed,
+        **evaluation,
+    }
+
+
+def configure(kind: Callable[..., Any], arguments: dict[str, Any], **more: Any) -> Any:
+    """Make a trainer's own configuration of the shared arguments and its own."""
+    made = kind(**{**arguments, **more})
+    # Trainer would wrap the model in nn.DataParallel where it sees several GPUs, and TRL refuses
+    # that. The second may well be an integrated GPU that crashes on use (seed 000).
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
+
+
+def split_samples(samples: Sequence[T], config: TrainingConfig) -> tuple[list[T], list[T]]:
+    """Return training and held-out samples; nothing is held out without early stopping.
+
+    Raises:
+        DatasetError: there are fewer than two samples to split.
+    """
+    if config.early_stopping is None:
+        return list(samples), []
+    held_out = max(1, round(len(samples) * config.eval_fraction))
+    if held_out >= len(samples):
+        raise DatasetError(
+            f"{len(samples)} samples cannot be split into training and evaluation",
+            file=str(config.dataset),
+            hint="add samples, or leave out --early-stopping",
+        )
+    order = torch.randperm(
+        len(samples), generator=torch.Generator().manual_seed(config.seed)
+    ).tolist()
+    chosen = set(order[:held_out])
+    train = [sample for i, sample in enumerate(samples) if i not in chosen]
+    return train, [samples[i] for i in sorted(chosen)]
+
+
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    """Hand the rows over as the trainer stores them."""
+    return Dataset.from_list([dict(row.columns()) for row in rows])
+
+
+@contextmanager
+def _unpatched(model: Any) -> Iterator[None]:
+    """Take back what the trainer does to the model beside training it.
+
+    TRL copies the tokenizer's special ids into the model's configs; a pad token that was only set
+    for training must not end up in the artefact.
+    """
+    configs = [config for config in (model.config, model.generation_config) if config is not None]
+    pads = [config.pad_token_id for config in configs]
+    try:
+        yield
+    finally:
+        for config, pad in zip(configs, pads, strict=True):
+            config.pad_token_id = pad
+        _remove_patches(model)
+
+
+def _remove_patches(model: nn.Module) -> None:
+    """Delete the `forward` that TRL (fused LM head) and accelerate (autocast) set on the instance.
+
+    Left in place they would go on computing in the training precision, and would be stacked by the
+    next trainer.
+    """
+    parts = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    for part in parts:
+        for name in ("forward", "_original_forward"):
+            if name in vars(part):
+                delattr(part, name)

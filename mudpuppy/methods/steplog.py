@@ -1,0 +1,68 @@
+"""The step log: `steps.jsonl`, written while training runs, and the stop at the first bad loss."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from mudpuppy.errors import EngineError
+from mudpuppy.records import StepRecord
+
+Report = Callable[[StepRecord, int], None]
+"""Called with every record and the planned number of steps."""
+
+
+class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformers
+    """Writes `steps.jsonl` while training runs, and stops at the first loss that is not finite."""
+
+    def __init__(self, path: Path, report: Report | None) -> None:
+        self.records: list[StepRecord] = []
+        self._path = path
+        path.unlink(missing_ok=True)  # of a run that was stopped
+        self._report = report
+        self._started = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Record one optimizer step or evaluation.
+
+        Raises:
+            EngineError: the loss is NaN or infinite; going on would save a ruined artefact (FM41).
+        """
+        if not logs or not ({"loss", "eval_loss"} & set(logs)):
+            return
+        record = StepRecord(
+            step=state.global_step,
+            epoch=float(state.epoch or 0.0),
+            loss=_number(logs, "loss"),
+            grad_norm=_number(logs, "grad_norm"),
+            learning_rate=_number(logs, "learning_rate"),
+            eval_loss=_number(logs, "eval_loss"),
+            elapsed_s=round(time.monotonic() - self._started, 3),
+        )
+        for name in ("loss", "eval_loss"):
+            value = logs.get(name)
+            if value is not None and not math.isfinite(float(value)):
+                raise EngineError(
+                    f"{name} is {value} at step {state.global_step}: the run diverged",
+                    hint="lower --learning-rate, or use --precision bf16 or fp32",
+                )
+        self.records.append(record)
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(asdict(record)) + "\n")
+        if self._report is not None:
+            self._report(record, state.max_steps)
+
+
+def _number(logs: dict[str, Any], name: str) -> float | None:
+    """Return a finite number from the trainer's log, or None (fp16 skips steps with inf norms)."""
+    value = logs.get(name)
+    if value is None or not math.isfinite(float(value)):
+        return None
+    return float(value)
