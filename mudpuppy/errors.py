@@ -89,7 +89,17 @@ class OutputError(UsageError):
 
 
 class EngineError(MudpuppyError):
-    """Training started, and its result cannot be finished or cannot be believed."""
+    """Training started, and its result cannot be finished or cannot be believed.
+
+    Args:
+        message: what happened and where.
+        code: a stable code such as `MP-E01`, put before the message; empty where there is none.
+        hint: what to type or change next.
+    """
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
+        self.code = code
+        super().__init__(f"{code}: {message}" if code else message, hint=hint)
 
 
 def near_names(wrong: str, known: Iterable[str]) -> str:

@@ -6,37 +6,18 @@ import warnings
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from mudpuppy.adapters.clean import require_clean
+from mudpuppy.adapters.codes import BASE_TRAINS, NOTHING_TRAINS, TOO_LARGE
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, EngineError, near_names
 from mudpuppy.parameters import count_parameters
 
 MAX_TRAINABLE_SHARE = 0.9
 """An adapter that trains more of the model than this is no adapter (seed 004: the stub)."""
-
-
-def require_clean(model: nn.Module) -> None:
-    """Refuse a model that an earlier adapter left traces in.
-
-    Raises:
-        EngineError: it is a PEFT model, holds adapter layers, or carries a `peft_config`. Attaching
-            to it would stack adapters (FM17).
-    """
-    traces = [name for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)]
-    if isinstance(model, PeftModel) or traces:
-        raise EngineError(
-            f"the model already has adapter layers ({len(traces)}, such as {traces[:1]}); a second "
-            "adapter on top would be stacked",
-            hint="merge and unload the first adapter before attaching another",
-        )
-    if hasattr(model, "peft_config"):
-        raise EngineError(
-            "Already found a `peft_config` attribute in the model: an adapter was unloaded and its "
-            "configuration stayed behind",
-            hint="delete the attribute: del model.peft_config",
-        )
+ADAPTER_MARKS = (".lora_", ".modules_to_save.", ".trainable_tokens_")
+"""What the name of a parameter of an adapter holds."""
 
 
 def attach_adapter(
@@ -102,27 +83,30 @@ def verify_adapter(model: nn.Module) -> None:
     """Check that adapter parameters exist and that nothing else trains.
 
     Raises:
-        EngineError: no adapter parameter, a trainable base parameter, or a share above the bound.
+        EngineError: MP-E03, no adapter parameter; MP-E04, a trainable base parameter; MP-E05, a
+            share above the bound.
     """
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    foreign = [
-        name for name in trainable if ".lora_" not in name and ".modules_to_save." not in name
-    ]
+    foreign = [name for name in trainable if not any(mark in name for mark in ADAPTER_MARKS)]
     counted = count_parameters(model)
     share = counted.trainable / max(counted.total, 1)
     if not trainable or len(foreign) == len(trainable):
         raise EngineError(
             f"no adapter parameter is trainable ({len(trainable)} trainable tensors, none of them "
-            "LoRA): this run would train nothing or the base itself"
+            "LoRA): this run would train nothing or the base itself",
+            code=NOTHING_TRAINS,
         )
     if foreign:
         raise EngineError(
-            f"{len(foreign)} base tensors would be trained beside the adapter, such as {foreign[0]}"
+            f"{len(foreign)} base tensors would be trained beside the adapter, such as "
+            f"{foreign[0]}",
+            code=BASE_TRAINS,
         )
     if share > MAX_TRAINABLE_SHARE:
         raise EngineError(
             f"the adapter is {share:.0%} of the model's parameters, more than "
             f"{MAX_TRAINABLE_SHARE:.0%}",
+            code=TOO_LARGE,
             hint="lower --lora-r",
         )
 

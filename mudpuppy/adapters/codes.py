@@ -1,0 +1,22 @@
+"""The stable codes of what can go wrong with an adapter on a live model."""
+
+from __future__ import annotations
+
+STACKED = "MP-E01"
+"""The model already has an adapter; a second one would be stacked on it (FM17)."""
+LEFT_BEHIND = "MP-E02"
+"""An adapter is gone and its settings stayed on the model (FM21)."""
+NOTHING_TRAINS = "MP-E03"
+"""No adapter parameter would be trained (the stub adapter of seed 004)."""
+BASE_TRAINS = "MP-E04"
+"""Base tensors would be trained beside the adapter (FM52)."""
+TOO_LARGE = "MP-E05"
+"""The adapter is nearly as large as the model."""
+DOES_NOT_FIT = "MP-E06"
+"""A saved adapter and the model, or the settings, do not belong together (FM06, FM35)."""
+NOT_CLEAN = "MP-E07"
+"""Parts of an adapter survived its removal."""
+BASE_CHANGED = "MP-E08"
+"""A base tensor is not what it should be after the adapter went."""
+NOT_FINITE = "MP-E09"
+"""A merged tensor holds a NaN or an infinity (FM12, FM41)."""

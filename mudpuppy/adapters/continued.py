@@ -1,0 +1,164 @@
+"""Load a saved adapter onto a clean model, to go on training it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from mudpuppy.adapters.attach import verify_adapter
+from mudpuppy.adapters.clean import require_clean
+from mudpuppy.adapters.codes import DOES_NOT_FIT
+from mudpuppy.config import TrainingConfig, flag_of
+from mudpuppy.errors import ConfigError, EngineError, ModelError, shown
+from mudpuppy.loading import local_folder
+from mudpuppy.provenance import fingerprint_model, read_provenance
+
+SETTINGS_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+SAME_SETTINGS = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+}
+"""Settings of a run, and what an adapter's own settings call them."""
+
+
+def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> PeftModel:
+    """Load the adapter in `folder` onto a clean `model`, trainable and in fp32.
+
+    Rank, targets and kind are the adapter's own. A setting of the run that says otherwise is
+    refused, and one that was not typed says nothing.
+
+    Args:
+        model: the base the adapter was trained on.
+        folder: as PEFT saves it; never unpickled.
+        config: the run's settings.
+
+    Raises:
+        ModelError: the folder holds no LoRA adapter that can be read.
+        ConfigError: the run asks for another rank, scale, kind or other targets.
+        EngineError: MP-E01 or MP-E02, the model is not clean. MP-E06, base and adapter do not
+            belong together. MP-E03 to MP-E05, the adapter would not be what trains.
+    """
+    require_clean(model)
+    settings = read_settings(folder)
+    _require_same_settings(folder, settings, config)
+    _require_same_base(model, folder)
+    names = _tensor_names(folder)
+    with warnings.catch_warnings():
+        # PEFT only warns where keys are missing or do not match: a dead adapter (FM06).
+        warnings.simplefilter("error", UserWarning)
+        # PEFT asks transformers by the old name; it is not our call.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        except (UserWarning, RuntimeError, ValueError, KeyError) as error:
+            raise EngineError(
+                f"the adapter {folder} does not fit the model: {_first_lines(error)}",
+                code=DOES_NOT_FIT,
+                hint="continue it on the base model that its adapter_config.json names",
+            ) from error
+    _require_all_used(adapted, folder, names)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    verify_adapter(adapted)
+    return adapted
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what `adapter_config.json` says.
+
+    Raises:
+        ModelError: there is none, it is damaged, or it is not of a LoRA adapter.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{folder} is no adapter: {SETTINGS_FILE} cannot be read ({_first_lines(error)})",
+            hint="name the folder that holds adapter_config.json",
+        ) from error
+    kind = settings.get("peft_type") if isinstance(settings, dict) else None
+    if kind != "LORA":
+        raise ModelError(f"{folder} holds an adapter of the type {shown(kind)}, and not of LORA")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ModelError(
+            f"{folder} holds no {WEIGHTS_FILE}",
+            hint="pickled weights (adapter_model.bin) are never loaded: save it with safetensors",
+        )
+    return dict(settings)
+
+
+def _require_same_settings(folder: Path, settings: dict[str, Any], config: TrainingConfig) -> None:
+    """Refuse settings that were asked for and are not the adapter's."""
+    asked = config.model_dump(include=config.model_fields_set & {*SAME_SETTINGS})
+    problems = [
+        f"{flag_of(name)} is {value}, and the adapter in {folder} has {settings.get(own)}"
+        for name, value in asked.items()
+        if value is not None and settings.get(own := SAME_SETTINGS[name]) != value
+    ]
+    targets = settings.get("target_modules")
+    if "lora_target_modules" in config.model_fields_set and isinstance(targets, list):
+        wanted = sorted(config.lora_target_modules)
+        if wanted not in (sorted(targets), ["all-linear"]):
+            problems.append(
+                f"--lora-target-modules is {' '.join(wanted)}, and the adapter in {folder} has "
+                f"{' '.join(sorted(targets))}"
+            )
+    if problems:
+        raise ConfigError(problems, hint="leave the setting out: the adapter's own is used")
+
+
+def _require_same_base(model: Any, folder: Path) -> None:
+    """Refuse a base whose fingerprint is not the one that the adapter was trained on (FM35)."""
+    try:
+        provenance = read_provenance(folder) or {}
+        expected = (provenance.get("base") or {}).get("fingerprint")
+        base = local_folder(str(model.config._name_or_path))
+        found = fingerprint_model(base) if expected and base is not None else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"the base of {folder} cannot be compared: {error}") from error
+    if expected and found and expected != found:
+        raise EngineError(
+            f"the adapter {folder} was trained on another base: fingerprint {shown(expected)[:14]}"
+            f"..., and {base} has {found[:12]}...",
+            code=DOES_NOT_FIT,
+            hint="continue it on the base and revision that it was trained on",
+        )
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            return set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+
+
+def _require_all_used(adapted: PeftModel, folder: Path, names: set[str]) -> None:
+    """Refuse an adapter of which a tensor found no place, or of which one is missing."""
+    held = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    wrong = sorted(names ^ held)
+    if wrong:
+        where = "in the file and not in the model" if wrong[0] in names else "not in the file"
+        raise EngineError(
+            f"the adapter {folder} does not fit the model: {len(wrong)} tensors have no "
+            f"counterpart, such as {wrong[0]} ({where})",
+            code=DOES_NOT_FIT,
+            hint="continue it on the base model that its adapter_config.json names",
+        )
+
+
+def _first_lines(error: BaseException) -> str:
+    """Return the start of a library's message, which may list a thousand names."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
