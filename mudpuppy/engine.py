@@ -26,6 +26,7 @@ from mudpuppy.accounting import (
     progress_of,
 )
 from mudpuppy.adapters.attach import adapter_settings, attach_adapter
+from mudpuppy.adapters.continued import continue_adapter
 from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import count_labels
@@ -198,7 +199,10 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
     """Train all weights or an adapter, save it, and merge it when asked."""
     config, loaded = job.config, job.loaded
     model = loaded.model
-    if config.trains_adapter:
+    if config.trains_adapter and config.adapter is not None:
+        say(f"continuing the adapter {config.adapter}")
+        model = continue_adapter(model, config.adapter, config)
+    elif config.trains_adapter:
         model = attach_adapter(model, config, job.family.task_type)
     counted = count_parameters(model)
     say(
@@ -213,7 +217,7 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         trainable_parameters=counted.trainable,
         total_parameters=counted.total,
         labels=count_labels(job.rows, loaded.eos_ids, job.dropped),
-        quantisation=int4.scheme(config.quant_block_size) if loaded.quantised else {},
+        quantisation=_quantisation(loaded, config),
     )
     if config.trains_adapter:
         return _save_adapter(job, model, record, trained, say)
@@ -226,6 +230,13 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
             manifest = make_provenance(job, record, exported.folder, trained)
             write_json_atomic(folder / exported.folder / PROVENANCE_FILE, manifest)
     return finish(job, record, "model", trained)
+
+
+def _quantisation(loaded: Loaded, config: TrainingConfig) -> dict[str, Any]:
+    """Return what a merge must know to fold the adapter on the weights that it saw (FM13)."""
+    if not loaded.quantised:
+        return {}
+    return {**int4.scheme(config.quant_block_size), "modules": list(loaded.quantised)}
 
 
 def _save_adapter(

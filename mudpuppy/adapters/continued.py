@@ -15,7 +15,8 @@ from torch import nn
 from mudpuppy.adapters.attach import verify_adapter
 from mudpuppy.adapters.clean import require_clean
 from mudpuppy.adapters.codes import DOES_NOT_FIT
-from mudpuppy.config import TrainingConfig, flag_of
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import flag_of
 from mudpuppy.errors import ConfigError, EngineError, ModelError, shown
 from mudpuppy.loading import local_folder
 from mudpuppy.provenance import fingerprint_model, read_provenance

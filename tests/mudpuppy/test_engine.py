@@ -382,6 +382,19 @@ def test_an_adapter_that_trains_nothing_or_the_base_is_refused(base, dataset, tm
         verify_adapter(adapted)
 
 
+def test_an_adapter_is_trained_on_where_it_ended(run, tmp_path):
+    first, _ = run("first", method="lora", learning_rate=5e-3)
+    settings = json.loads((tmp_path / "first" / "adapter_config.json").read_text())
+    second, _ = run("second", method="lora", learning_rate=5e-3, adapter=tmp_path / "first")
+
+    assert second[0] < first[0]
+    again = json.loads((tmp_path / "second" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["target_modules"]) == (again["r"], again["target_modules"])
+    with pytest.raises(ConfigError, match=r"--lora-r is 8, and the adapter in .* has 4"):
+        run("third", method="lora", lora_r=8, adapter=tmp_path / "first")
+    assert not (tmp_path / "third").exists()
+
+
 def test_a_merge_that_fails_does_not_lose_the_adapter(run, tmp_path, monkeypatch):
     def break_down(*_):
         raise MemoryError

@@ -15,7 +15,8 @@ from mudpuppy.adapters.attach import attach_adapter, verify_adapter
 from mudpuppy.adapters.clean import adapter_parts, digests, require_clean, verify_clean
 from mudpuppy.adapters.continued import continue_adapter
 from mudpuppy.adapters.merge import merge_adapter, unload_adapter
-from mudpuppy.config import TrainingConfig, load_config
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import load_config
 from mudpuppy.errors import ConfigError, EngineError, ModelError
 from mudpuppy.provenance import fingerprint_model
 from mudpuppy.quant.int4 import Linear4bit, replace_linears
