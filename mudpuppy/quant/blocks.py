@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -83,3 +85,25 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     parent = model.get_submodule(parent_name)
     module.train(parent.get_submodule(child).training)
     setattr(parent, child, module)
+
+
+@contextmanager
+def computing_as(
+    layers: Iterable[nn.Linear], kind: type[nn.Linear], **settings: Any
+) -> Iterator[None]:
+    """Let plain linear layers compute as `kind`, a subclass, inside the block; `settings` too.
+
+    Their class changes and nothing else: parameters, hooks, optimizers and adapters that hold them
+    go on as if nothing had happened, and there is nothing to undo in what is saved.
+    """
+    changed = list(layers)
+    for layer in changed:
+        layer.__class__ = kind
+        vars(layer).update(settings)
+    try:
+        yield
+    finally:
+        for layer in changed:
+            layer.__class__ = nn.Linear
+            for name in settings:
+                del vars(layer)[name]

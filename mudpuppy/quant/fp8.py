@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.blocks import find_decoder_layers, find_linears
+from mudpuppy.quant.blocks import computing_as, find_decoder_layers, find_linears
 
 MULTIPLE = 16
 """Sizes of a matrix that fp8 hardware multiplies are multiples of this."""
@@ -273,15 +273,8 @@ def fp8_linears(model: nn.Module, path: Fp8Path) -> Iterator[list[str]]:
             "no linear layer of the decoder blocks can multiply in fp8",
             hint="use --precision bf16",
         )
-    for layer in layers.values():
-        layer.__class__ = Fp8Linear
-        cast(Fp8Linear, layer).fp8_path = path
-    try:
+    with computing_as(layers.values(), Fp8Linear, fp8_path=path):
         yield list(layers)
-    finally:
-        for layer in layers.values():
-            layer.__class__ = nn.Linear
-            del cast(Fp8Linear, layer).fp8_path
 
 
 def _fits_hardware(layer: nn.Linear) -> bool:

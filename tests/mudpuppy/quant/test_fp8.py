@@ -190,7 +190,7 @@ def losses(path: Fp8Path | None, steps: int = 30) -> list[float]:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            seen.append(float(loss))
+            seen.append(float(loss.detach()))
     return seen
 
 

@@ -1,0 +1,257 @@
+"""The int8 model: real int8 layers, and the folder they are saved to and loaded from.
+
+The folder is that of compressed-tensors' format `int-quantized` (W8A8, weights by channel,
+activations by token), which vLLM and, with the package `compressed-tensors`, transformers read: the
+weight of a layer is int8, `weight_scale` beside it float32. Without that package transformers
+refuses the folder instead of filling the layers at random, as it would for a method it does not
+know. `load_int8` needs no other package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from mudpuppy.errors import EngineError, ModelError, shown
+from mudpuppy.files import write_json_atomic
+from mudpuppy.quant.blocks import replace_module
+from mudpuppy.quant.fake_quant import find_quantised
+from mudpuppy.quant.int8_matrix import (
+    BITS,
+    Int8Rows,
+    multiply,
+    quantise_weight,
+    relative_error,
+    round_rows,
+    scheme,
+)
+
+QUANT_METHOD = "compressed-tensors"
+"""`quant_method` of the folder's `quantization_config`."""
+FORMAT = "int-quantized"
+"""Layout of the tensors, as compressed-tensors calls it."""
+OWN_METHOD = "mudpuppy-int8"
+"""The name under which transformers knows our loader while `load_int8` runs."""
+_SCALE = ".weight_scale"
+
+
+class Int8Linear(nn.Module):
+    """A frozen linear layer with an int8 weight; tokens are rounded to int8 as they come.
+
+    Args:
+        in_features: columns of the weight.
+        out_features: rows of the weight.
+        bias: whether there is one.
+    """
+
+    weight: Tensor
+    """int8, (out, in)."""
+    weight_scale: Tensor
+    """float32, (out, 1)."""
+    bias: nn.Parameter | None
+    """(out), or None."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=torch.float32))
+        values = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
+        self.register_parameter("bias", values)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, rows: Int8Rows | None = None) -> Int8Linear:
+        """Return the int8 form of `linear`; `rows` are its rounded weight where they are known."""
+        rows = quantise_weight(linear.weight) if rows is None else rows
+        layer = cls(linear.in_features, linear.out_features, bias=False)
+        layer.weight, layer.weight_scale = rows.levels, rows.scales
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input @ weight.T + bias` (..., out) in the dtype of `input`."""
+        rows = round_rows(input.reshape(-1, self.in_features))
+        result = multiply(rows, Int8Rows(self.weight, self.weight_scale), input.dtype)
+        result = result.view(*input.shape[:-1], self.out_features)
+        return result if self.bias is None else result + self.bias.to(input.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        """Move the layer, but never round its scales."""
+        self._buffers["weight_scale"] = self.weight_scale.view(torch.int32)  # integers stay
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            moved = cast(Tensor, self._buffers["weight_scale"])
+            self._buffers["weight_scale"] = moved.view(torch.float32)
+        return self
+
+    def extra_repr(self) -> str:
+        """Name the sizes."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, int8"
+
+
+@torch.no_grad()
+def quantise_weights(model: nn.Module) -> dict[str, Int8Rows]:
+    """Round the weights of the layers that become int8; the model is not changed.
+
+    Raises:
+        EngineError: a weight holds a NaN or an infinity (its layer is named).
+    """
+    found: dict[str, Int8Rows] = {}
+    for name, linear in find_quantised(model).items():
+        try:
+            found[name] = quantise_weight(linear.weight)
+        except EngineError as error:
+            raise EngineError(f"{name}: {error.message}") from error
+    return found
+
+
+def describe_weights(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[str, Any]:
+    """Return scheme and error of every layer, for the run's record; the model still is unrounded.
+
+    The error is that of the weights: the norm of what rounding changed over the norm of the weight.
+    """
+    errors = [
+        {
+            "name": name,
+            "error": relative_error(cast(Tensor, model.get_submodule(name).weight), rows),
+        }
+        for name, rows in weights.items()
+    ]
+    return {**scheme(), "layers": errors}
+
+
+def save_int8(
+    model: Any, tokenizer: Any | None, folder: Path, weights: Mapping[str, Int8Rows]
+) -> None:
+    """Save `model` with the layers of `weights` in int8, everything else as it is.
+
+    Args:
+        model: the model with plain layers; it is not changed.
+        tokenizer: saved beside it where given.
+        folder: made by this call, inside a staging folder (`mudpuppy.saving.staging`).
+        weights: what `quantise_weights` returned.
+    """
+    state: dict[str, Tensor] = dict(model.state_dict())
+    for name, rows in weights.items():
+        state[f"{name}.weight"] = rows.levels.contiguous()
+        state[f"{name}{_SCALE}"] = rows.scales
+    model.save_pretrained(folder, state_dict=state)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["quantization_config"] = describe(model, weights)
+    write_json_atomic(path, settings)
+
+
+def describe(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[str, Any]:
+    """Return the `quantization_config` of a model whose layers of `weights` are int8."""
+    common = {"num_bits": BITS, "type": "int", "symmetric": True}
+    linears = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    return {
+        "quant_method": QUANT_METHOD,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**common, "strategy": "channel", "dynamic": False},
+                "input_activations": {**common, "strategy": "token", "dynamic": True},
+            }
+        },
+        "ignore": [name for name in linears if name not in weights],
+        "producer": f"mudpuppy {version('mudpuppy')}",
+    }
+
+
+class _OwnConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers ships no types
+    """Names the layers that are int8; lives only while `load_int8` runs."""
+
+    def __init__(self, layers: list[str], **_: Any) -> None:
+        self.quant_method = OWN_METHOD
+        self.layers = layers
+
+
+class _OwnQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts empty int8 layers into the model, which transformers then fills from the file."""
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        for name in self.quantization_config.layers:
+            linear = cast(nn.Linear, model.get_submodule(name))
+            has_bias = linear.bias is not None
+            with torch.device("meta"):
+                layer = Int8Linear(linear.in_features, linear.out_features, bias=has_bias)
+            if has_bias:
+                layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+            replace_module(model, name, layer)
+
+    def is_serializable(self) -> bool:
+        """Return False: the model is saved by `save_int8` alone."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """False: rounded weights cannot move."""
+        return False
+
+
+if OWN_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(OWN_METHOD)(_OwnConfig)
+    register_quantizer(OWN_METHOD)(_OwnQuantizer)
+
+
+def load_int8(folder: Path) -> Any:
+    """Load an int8 model on the CPU; its int8 layers are `Int8Linear`.
+
+    Raises:
+        ModelError: the folder holds something else, or tensors are missing.
+    """
+    layers = _read_layers(folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config = {"quant_method": OWN_METHOD, "layers": layers}
+    kind = getattr(transformers, config.architectures[0])
+    model, report = kind.from_pretrained(folder, config=config, output_loading_info=True)
+    wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if wrong:
+        raise ModelError(f"{folder}: the tensors do not fit the model, such as {wrong[0]}")
+    return model.eval()
+
+
+def _read_layers(folder: Path) -> list[str]:
+    """Check the description of the folder, and return the names of its int8 layers."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no config.json")
+    found = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {}
+    if (found.get("quant_method"), found.get("format")) != (QUANT_METHOD, FORMAT):
+        raise ModelError(
+            f"{path}: expected quant_method {QUANT_METHOD} and format {FORMAT}, found "
+            f"{shown(found.get('quant_method'))} and {shown(found.get('format'))}",
+            hint="a model that --method qat wrote lies in OUTPUT/int8",
+        )
+    names: list[str] = []
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            # not a dict, whatever it looks like
+            names += [key for key in tensors.keys() if key.endswith(_SCALE)]  # noqa: SIM118
+    if not names:
+        raise ModelError(f"{folder}: no int8 layer in its *.safetensors")
+    return [name.removesuffix(_SCALE) for name in names]
