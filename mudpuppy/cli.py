@@ -106,13 +106,16 @@ def _pick_command(words: list[str]) -> Callable[[list[str]], int]:
 def _training_parser() -> FriendlyParser:
     parser = FriendlyParser(
         prog="mud-puppy",
+        usage="%(prog)s MODEL DATASET --output DIR [--method METHOD] [setting ...]",
         description="Fine-tune a language model and leave a checkpoint that says how it was made.",
         epilog=EPILOG,
         allow_abbrev=False,
         formatter_class=_formatter(),
     )
     parser.add_argument("model", nargs="?", help="folder, hub id, or tiny (the embedded model)")
-    parser.add_argument("dataset", nargs="?", help="chat data as JSONL")
+    parser.add_argument(
+        "dataset", nargs="?", help="JSONL, JSON or Parquet file, or a hub id (docs/data.md)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     add_training_flags(parser)

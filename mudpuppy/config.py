@@ -66,7 +66,7 @@ class TrainingConfig(BaseModel):
     """What is done: all weights, an adapter, an adapter on a 4-bit base, quantising after
     calibration or with training, preferences, reinforcement, reward models, images."""
     preference: Literal["dpo", "ipo", "kto", "orpo"] | None = None
-    """Which one `--method preference` is (seed 001's spelling)."""
+    """Which one `--method preference` is; the same as naming it with --method."""
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = "bf16"
     """Precision of the computation; master weights and adapters stay fp32."""
     use_peft: bool | None = None

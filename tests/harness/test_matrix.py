@@ -88,7 +88,7 @@ def test_a_scenario_with_axes_is_the_base_of_a_product(tmp_path: Path) -> None:
 def test_wrong_values_are_named_with_line_and_cell(tmp_path: Path) -> None:
     text = (
         "scenarios:\n"
-        "  - {name: one, config: {precision: fp8}}\n"
+        "  - {name: one, config: {precision: fp4}}\n"
         "  - {name: two, config: {max_steps: 0, lora_r: many}}\n"
     )
 
