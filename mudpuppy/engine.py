@@ -43,6 +43,7 @@ from mudpuppy.parameters import count_parameters
 from mudpuppy.preflight import locked, preflight
 from mudpuppy.provenance import PROVENANCE_FILE, fingerprint_model
 from mudpuppy.quant import int4
+from mudpuppy.quant.fp8 import choose_fp8_path, fp8_linears
 from mudpuppy.records import Choice, RunRecord
 from mudpuppy.runtime import DTYPES, Runtime, choose_runtime
 from mudpuppy.saving import (
@@ -169,6 +170,10 @@ def _record_choices(config: TrainingConfig, runtime: Runtime, loaded: Loaded) ->
         value="applied" if is_applied else "not applied",
         reason=reason if config.chat_template else "--no-chat-template",
     )
+    if config.precision == "fp8":
+        path = choose_fp8_path(runtime.device)
+        value = "hardware" if path.hardware else "emulated"
+        runtime.choices["fp8"] = Choice(value=value, reason=path.reason)
     if config.stream and config.gradient_checkpointing:
         runtime.choices["gradient_checkpointing"] = Choice(
             value="by streaming", reason="streaming recomputes every layer already"
@@ -223,12 +228,12 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         return _save_adapter(job, model, record, trained, say)
     saved = loaded.processor or loaded.original_tokenizer
     with staging(config.output) as folder:
-        save_model(model, saved, folder, job.runtime.dtype)
-        if job.family.export is not None:
-            exported = job.family.export(model, loaded, folder, config)
+        if job.family.export is not None:  # before the weights are rounded to be saved
+            exported = job.family.export(model, loaded, folder, config, job.runtime)
             record = replace(record, quantisation=exported.quantisation)
             manifest = make_provenance(job, record, exported.folder, trained)
             write_json_atomic(folder / exported.folder / PROVENANCE_FILE, manifest)
+        save_model(model, saved, folder, job.runtime.dtype)
     return finish(job, record, "model", trained)
 
 
@@ -265,6 +270,8 @@ def _fit(job: Job, model: Any, watcher: Watcher | None, report: Report | None) -
     with ExitStack() as around:
         if config.stream:
             around.enter_context(stream_layers(model, runtime.device))
+        if config.precision == "fp8":
+            around.enter_context(fp8_linears(model, choose_fp8_path(runtime.device)))
         around.enter_context(job.family.around_fit(model, config, runtime))
         if watcher is not None:
             watcher.on_prepared(model, loaded.tokenizer, job.rows, loaded.eos_ids)

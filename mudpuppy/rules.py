@@ -226,6 +226,16 @@ RULES: tuple[Rule, ...] = (
         reason="an adapter that is trained on keeps the form it was made with",
         hint="leave out --use-dora and --use-rslora, or leave out --adapter",
     ),
+    _rule(
+        "MP-R30",
+        "fp8-with-quantised-weights",
+        "qlora gptq qat",
+        "",
+        precisions="fp8",
+        reason="the linear layers of this method have a grid of their own (4-bit levels, GPTQ's, "
+        "int8), and fp8 would round them a second time",
+        hint="use --precision bf16, or --method full or lora with --precision fp8",
+    ),
 )
 """Every rejection, in code order."""
 

@@ -92,8 +92,8 @@ class Family:
         lambda model, config, runtime: nullcontext()
     )
     """What surrounds the training of a model, such as fake quantisation."""
-    export: Callable[[Any, Loaded, Path, TrainingConfig], Exported] | None = None
-    """Write a further artefact into a staging folder, once the trained model is there."""
+    export: Callable[[Any, Loaded, Path, TrainingConfig, Runtime], Exported] | None = None
+    """Write a further artefact into a staging folder, from the weights as training left them."""
 
 
 _MODULES = {

@@ -59,16 +59,16 @@ def choose_fp8_path(device: torch.device) -> Fp8Path:
         )
     name, supported, formats = _device_support(device)
     if not supported:
-        return Fp8Path(hardware=False, reason=f"fp8: emulated on {name}, which has no fp8 units")
-    path = Fp8Path(hardware=True, reason=f"fp8: in hardware on {name}", **formats)
+        return Fp8Path(hardware=False, reason=f"emulated on {name}, which has no fp8 units")
+    path = Fp8Path(hardware=True, reason=f"in hardware on {name}", **formats)
     try:
         error = measure_path_error(path, device)
     except RuntimeError as problem:
         line = str(problem).partition("\n")[0]
-        return Fp8Path(hardware=False, reason=f"fp8: emulated on {name}, since {line}")
+        return Fp8Path(hardware=False, reason=f"emulated on {name}, since {line}")
     if not error <= PROBE_TOLERANCE:
         wrong = f"whose fp8 product is off by {error:.2g}"
-        return Fp8Path(hardware=False, reason=f"fp8: emulated on {name}, {wrong}")
+        return Fp8Path(hardware=False, reason=f"emulated on {name}, {wrong}")
     return path
 
 

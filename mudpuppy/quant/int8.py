@@ -139,17 +139,25 @@ def describe_weights(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[
 
 
 def save_int8(
-    model: Any, tokenizer: Any | None, folder: Path, weights: Mapping[str, Int8Rows]
+    model: Any,
+    tokenizer: Any | None,
+    folder: Path,
+    weights: Mapping[str, Int8Rows],
+    dtype: torch.dtype,
 ) -> None:
-    """Save `model` with the layers of `weights` in int8, everything else as it is.
+    """Save `model` with the layers of `weights` in int8, everything else in `dtype`.
 
     Args:
         model: the model with plain layers; it is not changed.
         tokenizer: saved beside it where given.
         folder: made by this call, inside a staging folder (`mudpuppy.saving.staging`).
         weights: what `quantise_weights` returned.
+        dtype: of embeddings, norms, biases and the head.
     """
-    state: dict[str, Tensor] = dict(model.state_dict())
+    state: dict[str, Tensor] = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
     for name, rows in weights.items():
         state[f"{name}.weight"] = rows.levels.contiguous()
         state[f"{name}{_SCALE}"] = rows.scales
@@ -159,6 +167,8 @@ def save_int8(
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["quantization_config"] = describe(model, weights)
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings["use_cache"] = True  # off while training only
     write_json_atomic(path, settings)
 
 

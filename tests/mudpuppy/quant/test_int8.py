@@ -22,7 +22,7 @@ from tests.mudpuppy.quant.tiny_llama import make_ids, make_llama
 
 
 def saved(model: nn.Module, folder: Path) -> Path:
-    save_int8(model, None, folder, quantise_weights(model))
+    save_int8(model, None, folder, quantise_weights(model), torch.float32)
     return folder
 
 
@@ -51,10 +51,10 @@ def test_a_bf16_model_keeps_the_levels_of_its_masters_and_fp32_scales(tmp_path):
     """Its twin is the bf16 model with the dequantised masters in place: equal bit for bit."""
     model = make_llama()
     weights = quantise_weights(model)
+    save_int8(model, None, tmp_path / "int8", weights, torch.bfloat16)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data = parameter.data.bfloat16()
-    save_int8(model, None, tmp_path / "int8", weights)
     found = load_int8(tmp_path / "int8")
     layer = found.model.layers[1].mlp.down_proj
     rows = weights["model.layers.1.mlp.down_proj"]
