@@ -236,6 +236,23 @@ RULES: tuple[Rule, ...] = (
         "int8), and fp8 would round them a second time",
         hint="use --precision bf16, or --method full or lora with --precision fp8",
     ),
+    _rule(
+        "MP-R31",
+        "multimodal-with-packing",
+        "multimodal",
+        "packing",
+        reason="a row holds its images beside its tokens, and models place them by their order in "
+        "the row: several conversations in one row would share them",
+        hint="leave out --packing",
+    ),
+    _rule(
+        "MP-R32",
+        "multimodal-without-chat-template",
+        "multimodal",
+        "no-chat-template",
+        reason="the chat template is what says where an image stands in the text",
+        hint="leave out --no-chat-template",
+    ),
 )
 """Every rejection, in code order."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ from mudpuppy.adapters.codes import BASE_TRAINS, NOTHING_TRAINS, TOO_LARGE
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, EngineError, near_names
 from mudpuppy.parameters import count_parameters
+from mudpuppy.quant.blocks import find_decoder_layers, find_linears
 
 MAX_TRAINABLE_SHARE = 0.9
 """An adapter that trains more of the model than this is no adapter (seed 004: the stub)."""
@@ -31,6 +33,8 @@ def attach_adapter(
     """
     require_clean(model)
     targets = _resolve_targets(model, config.lora_target_modules)
+    if config.method == "multimodal":
+        targets = language_targets(model, targets)
     settings = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.resolved_lora_alpha,
@@ -79,6 +83,32 @@ def _resolve_targets(model: Any, wanted: tuple[str, ...]) -> str | list[str]:
     return list(wanted)
 
 
+def language_targets(model: nn.Module, wanted: str | list[str]) -> str | list[str]:
+    """Keep an adapter to the language model: the vision tower and its projector stay frozen.
+
+    Args:
+        model: a model of text and images.
+        wanted: PEFT's target setting; names with a dot in them are taken as they are.
+
+    Returns:
+        A regular expression over the full names of the linear layers of the decoder blocks.
+
+    Raises:
+        ConfigError: no layer of the language model has one of the names.
+    """
+    if not isinstance(wanted, str) and any("." in name for name in wanted):
+        return wanted
+    stack = find_decoder_layers(model)
+    names = {name.rpartition(".")[2] for name in find_linears(stack.layers, stack.name)}
+    chosen = sorted(names if wanted == "all-linear" else names & set(wanted))
+    if not chosen:
+        raise ConfigError(
+            ["--lora-target-modules: no layer of the language model has such a name"],
+            hint=f"it has {', '.join(sorted(names))}; a dotted name reaches the vision tower",
+        )
+    return rf"{re.escape(stack.name)}\.\d+\.(?:.*\.)?(?:{'|'.join(chosen)})"
+
+
 def verify_adapter(model: nn.Module) -> None:
     """Check that adapter parameters exist and that nothing else trains.
 
@@ -119,5 +149,7 @@ def adapter_settings(model: Any) -> dict[str, Any]:
         "name": name,
         "r": settings.r,
         "lora_alpha": settings.lora_alpha,
-        "target_modules": sorted(settings.target_modules),
+        "target_modules": settings.target_modules
+        if isinstance(settings.target_modules, str)
+        else sorted(settings.target_modules),
     }

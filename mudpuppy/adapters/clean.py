@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from mudpuppy.adapters.codes import BASE_CHANGED, LEFT_BEHIND, NOT_CLEAN, STACKED
 from mudpuppy.errors import EngineError
 
+INERT_HOOKS = "transformers.utils.output_capturing"
+"""transformers leaves hooks of its own once hidden states were asked for, as vision models do; they
+do nothing but while it collects them."""
 NUM_SHOWN = 3
 """Names that a message lists."""
 LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")
@@ -98,7 +101,9 @@ def _traces(model: nn.Module) -> Iterator[str]:
         if _has(model, name):
             yield f"the attribute `{name}` is left"
     for name, part in model.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
+        tables = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
+        hooks = [hook for table in tables for hook in table.values()]
+        if any(getattr(hook, "__module__", "") != INERT_HOOKS for hook in hooks):
             yield f"the module {name or type(part).__name__} still has a hook"
     for name, tensor in model.state_dict().items():
         if not tensor.is_contiguous():

@@ -13,13 +13,13 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from mudpuppy.data.samples import ChatSample, Message
+from mudpuppy.data.samples import ChatSample, Message, text_of
 from mudpuppy.data.timelimit import TimeLimitReached, time_limit
-from mudpuppy.errors import DatasetError, ModelError, clip, shown
+from mudpuppy.errors import DatasetError, ModelError, UsageError, clip, shown
 from mudpuppy.records import LabelShares
 
 IGNORED = -100
@@ -71,6 +71,13 @@ class Renderer:
             ids, trained = self._render_template(messages)
         else:
             ids, trained = self._render_plain(messages)
+        return self.label(ids, trained)
+
+    def label(self, ids: list[int], trained: Sequence[bool]) -> RenderedSample:
+        """Turn tokens, and which of them the assistant wrote, into a row with labels.
+
+        Every answer is trained to its EOS and no further; where the last one has none, it gets one.
+        """
         ids, trained = self._train_the_end(ids, self._train_only_to_eos(ids, trained))
         if not self.response_only:
             trained = [True] * len(ids)
@@ -155,7 +162,7 @@ def assistant_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        content = message["content"].strip()
+        content = text_of(message).strip()
         start = prefix(messages[:index], True) if index else None
         if start is None:
             start = whole.find(content, position)
@@ -173,7 +180,22 @@ def _leading_bos(tokenizer: Any) -> list[int]:
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
-def render_all(renderer: Renderer, samples: Iterable[Any], file: str) -> list[RenderedSample]:
+class RowMaker(Protocol):
+    """What renders one sample after the other."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that reads the texts."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that are kept."""
+
+    def render(self, sample: Any) -> RenderedSample:
+        """Tokenise one sample and label it."""
+
+
+def render_all(renderer: RowMaker, samples: Iterable[Any], file: str) -> list[RenderedSample]:
     """Render every sample and leave out those with nothing to train.
 
     Raises:
@@ -193,6 +215,8 @@ def render_all(renderer: Renderer, samples: Iterable[Any], file: str) -> list[Re
                 f"the chat template does not come to an end within {TEMPLATE_TIMEOUT_S} s",
                 hint="mend chat_template.jinja of the model, or use --no-chat-template",
             ) from None
+        except UsageError:
+            raise
         except Exception as error:  # a template is a program and can raise anything
             raise DatasetError(
                 f"the chat template refuses this sample: {_reason(error)}",
@@ -229,7 +253,7 @@ def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 def _refuse_control_tokens(control: re.Pattern[str] | None, sample: ChatSample, file: str) -> None:
     """Refuse a text with a control token in it: it would end the turn, or begin another."""
     for index, message in enumerate(sample.messages):
-        found = control.search(message["content"]) if control else None
+        found = control.search(text_of(message)) if control else None
         if found:
             raise DatasetError(
                 f"messages[{index}].content holds {shown(found[0])}, which this tokenizer reads "

@@ -12,6 +12,14 @@ Conversation = tuple[Message, ...]
 """Messages in order."""
 
 
+def text_of(message: Message) -> str:
+    """Return the text of a message, without its images."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """What all samples share."""

@@ -204,7 +204,8 @@ def _unpatched(model: Any) -> Iterator[None]:
     TRL copies the tokenizer's special ids into the model's configs; a pad token that was only set
     for training must not end up in the artefact.
     """
-    configs = [config for config in (model.config, model.generation_config) if config is not None]
+    found = (model.config, model.config.get_text_config(), model.generation_config)
+    configs = [config for config in found if hasattr(config, "pad_token_id")]
     pads = [config.pad_token_id for config in configs]
     try:
         yield

@@ -23,6 +23,9 @@ EXTRA_TOKENS = {
     "qwen2-vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 }
 """Further special tokens, by family; most stand for pictures."""
+IMAGE_TEMPLATE_PATH = Path(__file__).with_name("image_chat_template.jinja")
+IMAGE_SIDE, PATCH_SIDE = 16, 8
+"""Pixels of an image and of a patch of it, in tiny:llava."""
 
 # two layers, so that order matters; twice as many query heads as key heads, as in the real ones
 _SHAPE = {
@@ -69,6 +72,9 @@ def build_family(family: str, folder: Path, *, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make_family_model(family, tokenizer)
+    if family == "llava":
+        tokenizer.chat_template = IMAGE_TEMPLATE_PATH.read_text(encoding="utf-8")
+        _llava_processor(tokenizer).save_pretrained(folder)
     save_folder(folder, model, tokenizer)
     facts = {
         "family": family,
@@ -116,8 +122,8 @@ def _llava_config(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
+        image_size=IMAGE_SIDE,
+        patch_size=PATCH_SIDE,
         projection_dim=32,
     )
     return LlavaConfig(
@@ -125,6 +131,24 @@ def _llava_config(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
         text_config=_text_config("llama", tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=4,
+    )
+
+
+def _llava_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Return the processor of text and images; it needs Pillow and no torchvision."""
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
+
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIDE},
+        crop_size={"height": IMAGE_SIDE, "width": IMAGE_SIDE},
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIDE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the class token, which "default" leaves out again
+        chat_template=tokenizer.chat_template,
     )
 
 

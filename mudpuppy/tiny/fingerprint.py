@@ -23,6 +23,8 @@ SOURCES = (
     "training.py",
     "voice.yaml",
 )
+FAMILY_SOURCES = ("families.py", "image_chat_template.jinja")
+"""What the models of other families depend on besides."""
 
 
 def file_sha256(path: Path) -> str:
@@ -38,7 +40,7 @@ def recipe_hash(recipe: Recipe, seed: int) -> str:
 
 def family_hash(family: str, seed: int) -> str:
     """Return 16 hexadecimal digits for the random model of `family` and `seed`."""
-    return _hash((*SOURCES, "families.py"), {"family": family, "seed": seed})
+    return _hash((*SOURCES, *FAMILY_SOURCES), {"family": family, "seed": seed})
 
 
 def _hash(sources: tuple[str, ...], settings: dict[str, object]) -> str:

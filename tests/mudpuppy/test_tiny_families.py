@@ -100,6 +100,32 @@ def test_a_picture_changes_the_answer_of_a_vision_model(family: str, tmp_path: P
     assert not torch.equal(answers[0], answers[1])
 
 
+def test_llava_comes_with_a_processor_that_fits_the_model(tmp_path: Path) -> None:
+    import torch
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    build_family("llava", tmp_path)
+    model, _, _ = load("llava", tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    asked = [
+        {"type": "image", "image": Image.new("RGB", (40, 20), "red")},
+        {"type": "text", "text": "What is this?"},
+    ]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": asked}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert processor.decode(inputs["input_ids"][0]) == (
+        "<|user|>" + "<image>" * 4 + "What is this?<|end|><|assistant|>"
+    )
+    with torch.no_grad():
+        assert bool(torch.isfinite(model(**inputs).logits).all())
+
+
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="tiny:lama"):
         build_family("lama", tmp_path / "out")
