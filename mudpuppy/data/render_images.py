@@ -21,6 +21,8 @@ from mudpuppy.errors import DatasetError, ModelError, clip
 
 Span = tuple[int, int]
 """Characters from the first up to, and without, the second."""
+OTHER_FAMILY = "use a model of another family, such as LLaVA, LLaVA-NeXT, Idefics 3 or Gemma 3"
+"""Advice where a processor hides what it does."""
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -84,12 +86,11 @@ class ImageRenderer:
             text=[text],
             images=[images] if images else None,
             add_special_tokens=adds_special_tokens(self.processor, text),
-            return_offsets_mapping=True,
             return_text_replacement_offsets=True,
         )
-        ids = list(encoded["input_ids"][0])
         replaced = self._replacements(encoded, len(images))
-        offsets: list[Span] = encoded["offset_mapping"][0]
+        ids = list(encoded["input_ids"][0])
+        offsets = self._offsets(_expand(text, replaced), ids, text)
         trained = _overlapping(offsets, [_shift(span, replaced) for span in spans])
         of_images = _overlapping(offsets, [tuple(one["new_span"]) for one in replaced])
         row = self.plain.label(ids, trained)
@@ -140,9 +141,29 @@ class ImageRenderer:
             raise ModelError(
                 f"{type(self.processor).__name__} does not say where it puts the images "
                 f"({count} images, {len(found)} places), so the answer cannot be found",
-                hint="use a model of a family such as LLaVA, Qwen2-VL, Gemma 3 or Idefics 3",
+                hint=OTHER_FAMILY,
             )
         return found
+
+    def _offsets(self, expanded: str, ids: list[int], text: str) -> list[Span]:
+        """Return the characters of every token, after proving that the text is what was tokenised.
+
+        Some processors write more into the text than images; a mask from characters would then lie
+        beside the answer, and nothing would tell.
+        """
+        again = self.tokenizer(
+            expanded,
+            add_special_tokens=adds_special_tokens(self.processor, text),
+            return_offsets_mapping=True,
+        )
+        if list(again["input_ids"]) != ids:
+            raise ModelError(
+                f"{type(self.processor).__name__} rewrites the text of the chat template, so the "
+                "answer cannot be found in its tokens",
+                hint=OTHER_FAMILY,
+            )
+        offsets: list[Span] = list(again["offset_mapping"])
+        return offsets
 
 
 def template_of(processor: Any) -> str:
@@ -184,6 +205,17 @@ def _in_parts(message: Message) -> Message:
     content = message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     return {"role": message["role"], "content": parts}
+
+
+def _expand(text: str, replaced: Sequence[Mapping[str, Any]]) -> str:
+    """Return the template's text with every placeholder replaced as the processor says."""
+    pieces: list[str] = []
+    last = 0
+    for one in replaced:
+        start, stop = one["span"]
+        pieces += [text[last:start], one["replacement"]]
+        last = stop
+    return "".join([*pieces, text[last:]])
 
 
 def _shift(span: Span, replaced: Sequence[Mapping[str, Any]]) -> Span:

@@ -55,7 +55,8 @@ def choose_fp8_path(device: torch.device) -> Fp8Path:
     """Choose how `device` multiplies in fp8; hardware is believed after a product was checked."""
     if device.type != "cuda":
         return Fp8Path(
-            hardware=False, reason=f"fp8: emulated on {device.type}, no faster than bf16"
+            hardware=False,
+            reason=f"emulated on {device.type}: the rounding is real, the speed is not",
         )
     name, supported, formats = _device_support(device)
     if not supported:
