@@ -28,6 +28,7 @@ from mudpuppy.accounting import (
 from mudpuppy.adapters.attach import adapter_settings, attach_adapter
 from mudpuppy.adapters.continued import continue_adapter
 from mudpuppy.adapters.merge import merge_adapter
+from mudpuppy.attention.documents import attending_by_document
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import count_labels
 from mudpuppy.data.samples import Sample
@@ -278,6 +279,8 @@ def _fit(job: Job, model: Any, watcher: Watcher | None, report: Report | None) -
     with ExitStack() as around:
         if config.stream:
             around.enter_context(stream_layers(model, runtime.device))
+        if config.packing:  # before anything whose rounding depends on the whole batch
+            around.enter_context(attending_by_document(model))
         if config.precision == "fp8":
             around.enter_context(fp8_linears(model, choose_fp8_path(runtime.device)))
         around.enter_context(job.family.around_fit(model, config, runtime))

@@ -92,6 +92,8 @@ def _rule(
 
 _WITHOUT_STEPS = "packing tokens-per-batch zero-offload compile checkpoints logging fsdp all-tokens"
 """Features of a training loop."""
+_NOT_SUPERVISED = "dpo ipo kto orpo grpo rm prm multimodal"
+"""Methods whose rows are more than one text to continue."""
 _OF_AN_ADAPTER = "dora rslora continue-adapter"
 
 RULES: tuple[Rule, ...] = (
@@ -225,6 +227,38 @@ RULES: tuple[Rule, ...] = (
         any_of="dora rslora",
         reason="an adapter that is trained on keeps the form it was made with",
         hint="leave out --use-dora and --use-rslora, or leave out --adapter",
+    ),
+    _rule(
+        "MP-R20",
+        "packing-outside-supervised",
+        _NOT_SUPERVISED,
+        "packing",
+        reason="rows of this method are pairs, prompts or images, which cannot share a row",
+        hint="leave out --packing",
+    ),
+    _rule(
+        "MP-R21",
+        "tokens-per-batch-outside-supervised",
+        _NOT_SUPERVISED,
+        "tokens-per-batch",
+        reason="rows of this method are pairs, prompts or images, whose tokens are not one count",
+        hint="leave out --tokens-per-batch, and use --batch-size",
+    ),
+    _rule(
+        "MP-R22",
+        "packing-with-tokens-per-batch",
+        "full lora qlora qat",
+        "packing tokens-per-batch",
+        reason="a packed batch is filled to batch_size x max_length tokens already",
+        hint="leave out --tokens-per-batch, and set --max-length and --batch-size",
+    ),
+    _rule(
+        "MP-R23",
+        "packing-with-compile",
+        "full lora qlora qat",
+        "packing compile",
+        reason="the documents of every batch have other lengths, and each would be compiled again",
+        hint="leave out --compile",
     ),
     _rule(
         "MP-R30",

@@ -29,6 +29,10 @@ class Labelled(Protocol):
     def labels(self) -> list[int]:
         """The same ids where something is learnt, -100 elsewhere."""
 
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens were cut off."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedRow:
@@ -40,6 +44,8 @@ class PackedRow:
     """Their labels; -100 at the first token of each."""
     lengths: list[int]
     """Tokens of each."""
+    truncated: bool
+    """Whether tokens of one of them were cut off."""
 
     def columns(self) -> Mapping[str, Any]:
         """Return the columns that `collate_packed` takes, named as TRL names them."""
@@ -105,6 +111,7 @@ def _join(samples: Sequence[Labelled]) -> PackedRow:
             for place, label in enumerate(sample.labels)
         ],
         lengths=[len(sample.input_ids) for sample in samples],
+        truncated=any(sample.truncated for sample in samples),
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
@@ -39,6 +39,8 @@ class RenderedSample:
     """The same ids where the loss is computed, -100 elsewhere; not shifted."""
     truncated: bool
     """Whether tokens were cut off at the end."""
+    line: int | None = None
+    """1-based line, or row, of the file it came from."""
 
     def columns(self) -> dict[str, Any]:
         """Return what TRL's SFT trainer takes: ids and labels, already masked."""
@@ -225,7 +227,7 @@ def render_all(renderer: RowMaker, samples: Iterable[Any], file: str) -> list[Re
                 hint="check the order of roles, or use --no-chat-template",
             ) from error
         if any(label != IGNORED for label in one.labels):
-            rendered.append(one)
+            rendered.append(replace(one, line=sample.line))
     if not rendered:
         raise DatasetError(
             f"no sample has a trained token within {renderer.max_length} tokens",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from mudpuppy.config import TrainingConfig
+from mudpuppy.data.batches import TokenBudgetSampler
 from mudpuppy.data.samples import Sample
 from mudpuppy.loading import Loaded, ModelForm
 from mudpuppy.runtime import Runtime
@@ -60,6 +61,8 @@ class TrainerParts:
     """The settings."""
     runtime: Runtime
     """Device and precision."""
+    batches: TokenBudgetSampler | None = None
+    """Which rows make a batch, where batches are filled to a number of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

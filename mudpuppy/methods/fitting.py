@@ -19,8 +19,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import check_warmup, flag_of
+from mudpuppy.data.batches import TokenBudgetSampler
 from mudpuppy.errors import DatasetError
 from mudpuppy.loading import Loaded
+from mudpuppy.methods.batching import arrange, num_processes, token_batches
 from mudpuppy.methods.family import Family, Row, TrainerParts
 from mudpuppy.methods.steplog import Report, StepWriter
 from mudpuppy.records import StepRecord
@@ -77,8 +79,9 @@ def fit(
         ConfigError: the warm-up would not end before the run.
         EngineError: the loss became NaN or infinite.
     """
-    train, held_out = split_samples(rows, config)
-    check_warmup(config, count_steps(len(train), config), name=flag_of)
+    train, held_out = (arrange(part, config) for part in split_samples(rows, config))
+    batches = token_batches(train, config)
+    check_warmup(config, count_steps(len(train), config, batches), name=flag_of)
     writer = StepWriter(steps_file, report)
     callbacks: list[TrainerCallback] = [writer]
     if config.early_stopping is not None:
@@ -95,6 +98,7 @@ def fit(
                 callbacks=callbacks,
                 config=config,
                 runtime=runtime,
+                batches=batches,
             )
         )
         trainer.remove_callback(PrinterCallback)
@@ -109,11 +113,16 @@ def fit(
     )
 
 
-def count_steps(num_samples: int, config: TrainingConfig) -> int:
+def count_steps(
+    num_rows: int, config: TrainingConfig, batches: TokenBudgetSampler | None = None
+) -> int:
     """Return the optimizer steps that are planned, counted as the trainer counts them."""
     if config.max_steps is not None:
         return config.max_steps
-    num_batches = math.ceil(num_samples / config.batch_size)
+    if batches is not None:
+        num_batches = len(batches) // num_processes()
+    else:
+        num_batches = math.ceil(num_rows / config.batch_size)
     return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
 
 
