@@ -113,8 +113,8 @@ def _stream_nothing() -> None:
 
 def _compute_in_fp32() -> None:
     """Accept fp16 and compute in fp32, as accelerate does on a CPU."""
-    sft: Any = importlib.import_module("mudpuppy.methods.sft")
-    sft.MixedPrecisionSFTTrainer = sft.SFTTrainer
+    fitting: Any = importlib.import_module("mudpuppy.methods.fitting")
+    del fitting.CpuHalfPrecision.create_accelerator_and_postprocess
 
 
 def _ignore_scheduler() -> None:

@@ -17,7 +17,9 @@ from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 
 
-class Trainer(CpuHalfPrecision, TokenBatches, ChunkedLoss, SFTTrainer):  # type: ignore[misc]  # TRL ships no types
+class MixedPrecisionSFTTrainer(  # type: ignore[misc]  # TRL ships no types
+    CpuHalfPrecision, TokenBatches, ChunkedLoss, SFTTrainer
+):
     """SFTTrainer with batches by tokens, a fast loss without Triton, and fp16 on a CPU."""
 
 
@@ -46,7 +48,7 @@ def make_renderer(loaded: Loaded, config: TrainingConfig) -> Renderer:
 
 def make_trainer(parts: TrainerParts) -> Any:
     """Make TRL's trainer for rows that are tokenised and labelled already."""
-    trainer = Trainer(
+    trainer = MixedPrecisionSFTTrainer(
         model=parts.model,
         args=configure(
             SFTConfig,

@@ -196,9 +196,11 @@ def test_the_loss_in_chunks_is_trls(train, tmp_path, monkeypatch, method, family
 
 def test_it_is_the_chunked_loss_that_trains(train, monkeypatch):
     seen = []
-    real = sft.Trainer.chunk_loss
+    real = sft.MixedPrecisionSFTTrainer.chunk_loss
     monkeypatch.setattr(
-        sft.Trainer, "chunk_loss", lambda self: (real(self), seen.append(self.is_chunked))
+        sft.MixedPrecisionSFTTrainer,
+        "chunk_loss",
+        lambda self: (real(self), seen.append(self.is_chunked)),
     )
     train("ours", max_steps=1)
 
