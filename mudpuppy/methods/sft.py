@@ -17,8 +17,11 @@ from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 
 
-class MixedPrecisionSFTTrainer(  # type: ignore[misc]  # TRL ships no types
-    CpuHalfPrecision, TokenBatches, ChunkedLoss, SFTTrainer
+class MixedPrecisionSFTTrainer(
+    CpuHalfPrecision,
+    TokenBatches,
+    ChunkedLoss,
+    SFTTrainer,  # type: ignore[misc]  # TRL ships no types
 ):
     """SFTTrainer with batches by tokens, a fast loss without Triton, and fp16 on a CPU."""
 
