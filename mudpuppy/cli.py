@@ -27,6 +27,7 @@ from mudpuppy.tiny.names import is_tiny_name
 from mudpuppy.yamlfile import read_settings
 
 MODULES: dict[str, str] = {
+    "merge": "mudpuppy.adapters.command",
     "tiny": "mudpuppy.tiny.command",
 }
 """Commands that live beside what they are about; each module has a `DESCRIPTION`,
@@ -42,6 +43,7 @@ EPILOG = """\
 commands:
   mud-puppy MODEL DATASET ...   train (this help)
   mud-puppy explain ...         say whether method, precision and features work together
+  mud-puppy merge ...           fold an adapter into its base on disk
   mud-puppy tiny build|show     the embedded model that `tiny` names
 
 examples:

@@ -11,14 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mudpuppy.safefile import read_header, weight_files
+
 PROVENANCE_FILE = "mudpuppy.json"
 PROVENANCE_SCHEMA_VERSION = 1
 PACKAGES = ("mudpuppy", "torch", "transformers", "peft", "trl", "datasets", "safetensors")
 """Packages whose versions are recorded."""
 SAMPLE_BYTES = 4096
 """Bytes of each tensor that the fingerprint reads."""
-MAX_HEADER_BYTES = 100_000_000
-"""The safetensors format's own limit for a header."""
 VOLATILE_KEYS = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 """Keys of config.json that change without the model changing."""
 
@@ -47,7 +47,7 @@ def fingerprint_model(folder: Path) -> str | None:
     """
     config = folder / "config.json"
     try:
-        files = _loaded_files(folder)
+        files = weight_files(folder)
         if not files or not config.is_file():
             return None
         settings = json.loads(config.read_text(encoding="utf-8"))
@@ -64,32 +64,15 @@ def fingerprint_model(folder: Path) -> str | None:
     return digest.hexdigest()
 
 
-def _loaded_files(folder: Path) -> list[Path]:
-    """Return the weights files that transformers would load, in its order of preference."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        return []
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return [folder / name for name in sorted(names)]
-
-
 def _sample_tensors(file: Path) -> dict[str, bytes]:
     """Return type, shape and first bytes of every tensor of one safetensors file."""
+    samples = {}
+    entries = read_header(file)
     with file.open("rb") as handle:
-        size = int.from_bytes(handle.read(8), "little")
-        if not 0 < size <= min(MAX_HEADER_BYTES, file.stat().st_size - 8):
-            raise ValueError(f"{file}: not a safetensors file (header of {size} bytes)")
-        header = json.loads(handle.read(size))
-        samples = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, stop = entry["data_offsets"]
-            handle.seek(8 + size + start)
-            head = handle.read(min(SAMPLE_BYTES, stop - start))
-            samples[name] = f"{entry['dtype']}{entry['shape']}".encode() + head
+        for name, entry in entries.items():
+            handle.seek(entry.start)
+            head = handle.read(min(SAMPLE_BYTES, entry.size))
+            samples[name] = f"{entry.dtype}{list(entry.shape)}".encode() + head
     return samples
 
 

@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 from mudpuppy.errors import EngineError
 from mudpuppy.files import fsync_folder, normal_file_mode
 
+SETTINGS = ("config.json", "adapter_config.json")
+"""Files that a loader looks for first."""
+
 
 @contextmanager
 def staging(output: Path) -> Iterator[Path]:
@@ -36,7 +39,8 @@ def staging(output: Path) -> Iterator[Path]:
                 _fsync_file(path)
             else:
                 fsync_folder(path)
-        for path in sorted(folder.iterdir()):
+        # what makes a folder a model comes last: without it no loader takes half a set for a whole
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name in SETTINGS, path.name)):
             path.rename(output / path.name)
         fsync_folder(output)
     finally:

@@ -1,0 +1,132 @@
+"""The command `mud-puppy merge`: fold an adapter into its base on disk, block by block."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mudpuppy.errors import ModelError, UsageError, printable
+from mudpuppy.tiny import resolve_model
+from mudpuppy.tiny.names import is_tiny_name
+
+if TYPE_CHECKING:
+    from mudpuppy.adapters.merge_inputs import Inputs
+
+DESCRIPTION = "Fold a LoRA adapter into its base on disk; the model is never held in memory."
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", re.IGNORECASE)
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the arguments of the command."""
+    parser.add_argument("base", help="the model the adapter was trained on: a folder or a hub id")
+    parser.add_argument("adapter", type=Path, help="folder with adapter_config.json")
+    parser.add_argument("output", type=Path, help="folder that is empty or does not exist")
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="type of the weights; by default the base's own",
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="longest weights file, such as 2GB; by default as the base is divided",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="load both, compare logits and answers, and keep the result only if they agree",
+    )
+    parser.add_argument(
+        "--other-base",
+        action="store_true",
+        help="merge although the base is not the one that the adapter was trained on",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the parsed command and return its exit code.
+
+    Raises:
+        UsageError: base, adapter or output cannot be used.
+        EngineError: a merged value is not finite, or `--verify` found a difference.
+    """
+    started = time.monotonic()
+    max_bytes = None if args.max_shard_size is None else parse_size(args.max_shard_size)
+    base = find_folder(args.base)
+
+    def say(line: str) -> None:
+        print(printable(line), flush=True)
+
+    # after the arguments are known to be good: torch takes a second to import
+    from mudpuppy.adapters.shard_merge import merge_shards
+
+    def verify(folder: Path, inputs: Inputs) -> None:
+        from mudpuppy.adapters.merge_verify import verify_merge
+
+        for line in verify_merge(folder, inputs):
+            say(line)
+
+    report = merge_shards(
+        base,
+        args.adapter,
+        args.output,
+        precision=args.precision,
+        max_shard_bytes=max_bytes,
+        other_base=args.other_base,
+        inspect=verify if args.verify else None,
+        say=say,
+    )
+    seconds = time.monotonic() - started
+    say(
+        f"merged {report.changed} of {report.tensors} tensors in {seconds:.1f} s: {report.output} "
+        f"({report.bytes / 1e9:.2f} GB {report.precision}, {report.shards} weights files)"
+    )
+    say(f"check it: mudpuppy-doctor {report.output}")
+    return 0
+
+
+def parse_size(text: str) -> int:
+    """Return a size such as 2GB in bytes.
+
+    Raises:
+        UsageError: it is none, or nothing would fit.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise UsageError(
+            f"--max-shard-size {text} is no size", hint="write it as 500MB or 2GB, for example"
+        )
+    return size
+
+
+def find_folder(model: str) -> Path:
+    """Return the folder of a model on this machine.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if is_tiny_name(model):
+        return Path(resolve_model(model))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ModelError(
+            f"the model folder {model} does not exist",
+            hint="name the folder that holds config.json",
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"{model} is neither a folder nor in the hub's cache on this machine",
+            hint=f"download it first: hf download {model}",
+        ) from error

@@ -1,0 +1,253 @@
+"""Make one merged tensor, row block by row block: read, add scale * BA in fp32, round once.
+
+The sums are PEFT's, bit for bit on the same machine: `(B @ A) * scale` in fp32, added to the weight
+in fp32, and rounded to the weight's type. A matrix product of some of the rows has the bits of the
+whole product where the block starts at a multiple of 8 rows (16 where the product is turned) and is
+not nearly empty; measured with MKL, whose kernels change with the number of rows. So blocks are
+multiples of `ALIGN` rows, and what is left over goes with the last one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mudpuppy.adapters.codes import NOT_FINITE
+from mudpuppy.adapters.merge_plan import LowRank, Output
+from mudpuppy.errors import EngineError
+from mudpuppy.quant.int4_pack import dequantize_int4, quantize_int4
+from mudpuppy.safefile import TensorEntry
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""The float types of the format."""
+BLOCK_BYTES = 1 << 22
+"""Bytes of fp32 that are worked on at once: they stay in the processor's cache."""
+ALIGN = 64
+"""Rows that a block is a multiple of."""
+
+
+class Reader:
+    """Reads parts of tensors; keeps the files open."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Close every file."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    def read_into(self, entry: TensorEntry, start: int, raw: Tensor) -> None:
+        """Fill the bytes `raw` from byte `start` of a tensor.
+
+        Raises:
+            OSError: the file cannot be read, or became shorter.
+        """
+        path = str(entry.file)
+        if path not in self._files:
+            self._files[path] = os.open(path, os.O_RDONLY)
+        view = raw.numpy().data
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._files[path], [view[done:]], entry.start + start + done)
+            if count == 0:
+                raise OSError(f"{path} became shorter while it was read")
+            done += count
+
+    def read(self, entry: TensorEntry, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a whole tensor in `dtype`."""
+        raw = torch.empty(entry.size, dtype=torch.uint8)
+        self.read_into(entry, 0, raw)
+        return raw.view(DTYPES[entry.dtype]).view(entry.shape).to(dtype)
+
+
+@dataclass
+class Workspace:
+    """Buffers that every tensor reuses, so that memory does not grow with the model."""
+
+    reader: Reader
+    """Where tensors are read from."""
+    seen_dtype: torch.dtype | None = None
+    """Type in which a 4-bit base was held before it was quantised."""
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def buffer(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        """Return a flat buffer of `count` elements with any content."""
+        size = count * dtype.itemsize
+        held = self._buffers.get(name)
+        if held is None or held.numel() < size:
+            held = self._buffers[name] = torch.empty(size, dtype=torch.uint8)
+        return held[:size].view(dtype)
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last row + 1 of every block; the last is up to `ALIGN` rows longer."""
+    step = max(ALIGN, BLOCK_BYTES // (4 * max(columns, 1)) // ALIGN * ALIGN)
+    start = 0
+    while start < rows:
+        stop = start + step if rows - start >= step + ALIGN else rows
+        yield start, stop
+        start = stop
+
+
+def fold(output: Output, dtype: str, work: Workspace) -> Iterator[memoryview]:
+    """Yield the bytes of one merged tensor in the type `dtype`, block by block.
+
+    A block is valid until the next one is asked for.
+
+    Raises:
+        EngineError: MP-E09, a value is not finite.
+        OSError: a file cannot be read.
+    """
+    if output.source.dtype not in DTYPES:
+        yield from _copy(output.source, work)
+        return
+    if output.is_copied or output.bias is not None:
+        yield from _fold_flat(output, dtype, work)
+        return
+    yield from _fold_rows(output, dtype, work)
+
+
+def _copy(entry: TensorEntry, work: Workspace) -> Iterator[memoryview]:
+    for start in range(0, entry.size, BLOCK_BYTES):
+        raw = work.buffer("raw", min(BLOCK_BYTES, entry.size - start), torch.uint8)
+        work.reader.read_into(entry, start, raw)
+        yield raw.numpy().data
+
+
+def _fold_flat(output: Output, dtype: str, work: Workspace) -> Iterator[memoryview]:
+    """Copy, convert or add a bias; the shape does not matter."""
+    source = output.source
+    item = DTYPES[source.dtype].itemsize
+    added = None
+    if output.bias is not None:
+        added = work.reader.read(output.bias[0]) * output.bias[1]
+    step = BLOCK_BYTES // 4
+    for start in range(0, source.size // item, step):
+        count = min(step, source.size // item - start)
+        kept = source.dtype if added is None else output.home.dtype
+        block = _load(source, start, count, kept, work)
+        if added is not None:
+            block = block.float() + added[start : start + count]
+        yield _round(block, dtype, output.name, work)
+
+
+def _fold_rows(output: Output, dtype: str, work: Workspace) -> Iterator[memoryview]:
+    rows, columns = output.source.shape
+    change = None if output.change is None else _Change(output, dtype, work)
+    if change is not None and change.needs_lengths:
+        for start, stop in row_blocks(rows, columns):
+            change.measure(_base_block(output, start, stop, work), start, stop)
+    new = None if output.rows is None else work.reader.read(output.rows[1])
+    for start, stop in row_blocks(rows, columns):
+        block = _base_block(output, start, stop, work)
+        if change is not None:
+            block = change.add_to(block, start, stop)
+        if new is not None and output.rows is not None:
+            block = block.float()
+            for row, value in zip(output.rows[0], new, strict=True):
+                if start <= row < stop:
+                    block[row - start] = value
+        yield _round(block, dtype, output.name, work)
+
+
+def _load(entry: TensorEntry, start: int, count: int, kept: str, work: Workspace) -> Tensor:
+    """Return `count` elements in the base's own type `kept`, as loading the base would."""
+    kind = DTYPES[entry.dtype]
+    raw = work.buffer("raw", count * kind.itemsize, torch.uint8)
+    work.reader.read_into(entry, start * kind.itemsize, raw)
+    block = raw.view(kind)
+    return block if entry.dtype == kept else block.to(DTYPES[kept])
+
+
+def _base_block(output: Output, start: int, stop: int, work: Workspace) -> Tensor:
+    """Return rows of the weight that the adapter saw, (stop - start, columns)."""
+    columns = output.source.shape[1]
+    count = (stop - start) * columns
+    block = _load(output.source, start * columns, count, output.home.dtype, work)
+    block = block.view(stop - start, columns)
+    if output.int4_block is None:
+        return block
+    held = block if work.seen_dtype is None else block.to(work.seen_dtype)
+    return dequantize_int4(quantize_int4(held, output.int4_block))
+
+
+class _Change:
+    """scale * BA of one weight, some rows at a time."""
+
+    def __init__(self, output: Output, dtype: str, work: Workspace) -> None:
+        assert output.change is not None
+        self.low_rank: LowRank = output.change
+        self.work = work
+        self.a = work.reader.read(self.low_rank.a)
+        self.b = work.reader.read(self.low_rank.b)
+        # where another type is asked for, there is nothing of PEFT's to be equal to
+        is_rounded = self.low_rank.is_rounded and dtype == output.home.dtype
+        self.first = DTYPES[dtype] if is_rounded else torch.float32
+        self.magnitude = None
+        if self.low_rank.magnitude is not None:
+            self.magnitude = work.reader.read(self.low_rank.magnitude)
+        self._squares = torch.zeros(output.source.shape[1], dtype=torch.float64)
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether DoRA's lengths run down the columns, so that all rows must be seen first."""
+        return self.magnitude is not None and self.low_rank.is_transposed
+
+    def _delta(self, start: int, stop: int) -> Tensor:
+        """Return the rows of scale * BA in fp32."""
+        if self.low_rank.is_transposed:
+            delta = torch.mm(self.b, self.a[:, start:stop]).T
+        else:
+            count = (stop - start) * self.a.shape[1]
+            delta = self.work.buffer("delta", count, torch.float32).view(stop - start, -1)
+            torch.mm(self.b[start:stop], self.a, out=delta)
+        delta.mul_(self.low_rank.scale)
+        return delta if self.first == torch.float32 else delta.to(self.first).float()
+
+    def measure(self, block: Tensor, start: int, stop: int) -> None:
+        """Add the squares of the merged rows to the lengths of the columns."""
+        self._squares += (self._delta(start, stop) + block).double().square_().sum(0)
+
+    def add_to(self, block: Tensor, start: int, stop: int) -> Tensor:
+        """Return the merged rows in fp32."""
+        total: Tensor = self._delta(start, stop).add_(block)
+        if self.magnitude is None:
+            return total
+        if self.low_rank.is_transposed:
+            return total.mul_((self.magnitude / self._squares.sqrt().float()).view(1, -1))
+        lengths = torch.linalg.norm(total, dim=1)
+        return total.mul_((self.magnitude[start:stop] / lengths).view(-1, 1))
+
+
+def _round(block: Tensor, dtype: str, name: str, work: Workspace) -> memoryview:
+    """Return the bytes of a block in its final type, after a look for what is not finite.
+
+    Raises:
+        EngineError: MP-E09, something is not finite.
+    """
+    kind = DTYPES[dtype]
+    if block.dtype != kind or not block.is_contiguous():
+        rounded = work.buffer("rounded", block.numel(), kind).view(block.shape)
+        rounded.copy_(block)
+    else:
+        rounded = block
+    flat = rounded.reshape(-1)
+    # one infinite or NaN value makes the sum so; a sum may overflow too, and then all are looked at
+    if not bool(torch.isfinite(flat.sum())) and not bool(torch.isfinite(flat).all()):
+        raise EngineError(
+            f"the merged tensor {name} is not finite in {dtype}",
+            code=NOT_FINITE,
+            hint="merge in a wider type (--precision fp32), or ask mudpuppy-doctor",
+        )
+    return flat.view(torch.uint8).numpy().data

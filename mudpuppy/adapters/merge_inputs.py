@@ -1,0 +1,195 @@
+"""Read base and adapter for a merge from their files, and refuse a pair that is none. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mudpuppy.adapters.adapter_files import AdapterFiles, read_adapter
+from mudpuppy.adapters.merge_plan import FLOATS, Int4Base
+from mudpuppy.adapters.tensor_names import HEADS
+from mudpuppy.errors import ModelError, shown
+from mudpuppy.provenance import fingerprint_model, read_provenance
+from mudpuppy.safefile import TensorEntry, checkpoint_tensors
+
+INT4_SCHEME = "int4-symmetric-blockwise"
+"""The one way of packing that a merge can repeat (mudpuppy.quant.int4_pack)."""
+TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Types as config.json calls them."""
+SEEN = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": "BF16"}
+"""Type in which a base is held while an adapter trains, by the run's precision."""
+_LOOKS_QUANTISED = re.compile(r"bnb|4bit|8bit|gptq|awq|nf4|mxfp4", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """A base and an adapter that belong together."""
+
+    base: Path
+    """The base's folder."""
+    config: dict[str, Any]
+    """Its config.json."""
+    tensors: Mapping[str, TensorEntry]
+    """Its tensors; without an output layer that the config ties."""
+    is_tied: bool
+    """Whether the output layer has the embedding's weights."""
+    fingerprint: str | None
+    """Its fingerprint."""
+    adapter: AdapterFiles
+    """The adapter."""
+    provenance: dict[str, Any]
+    """The adapter's mudpuppy.json, or nothing."""
+    int4: Int4Base | None
+    """How the base was quantised while the adapter was trained."""
+    seen: str | None
+    """Type in which a quantised base was held before that."""
+
+
+def read_inputs(
+    base: Path, adapter: Path, *, other_base: bool = False, say: Callable[[str], None]
+) -> Inputs:
+    """Read headers and settings of both.
+
+    Args:
+        base: model folder with safetensors.
+        adapter: folder of a LoRA adapter.
+        other_base: accept a base whose fingerprint is another one than the adapter's.
+        say: told what cannot be checked.
+
+    Raises:
+        ModelError: one of them cannot be used, or the base is not the adapter's.
+    """
+    files = read_adapter(adapter)
+    config = read_config(base)
+    try:
+        tensors = checkpoint_tensors(base)
+        fingerprint = fingerprint_model(base)
+        provenance = read_provenance(adapter) or {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the checkpoint cannot be read: {error}") from error
+    if not tensors:
+        raise ModelError(
+            f"{base} holds no safetensors weights",
+            hint="save the base with safetensors first; pickled weights are never loaded",
+        )
+    _refuse_quantised(base, config, tensors)
+    _require_same_base(base, fingerprint, files, provenance, other_base, say)
+    is_tied = _ties(config) is not False
+    if _ties(config):
+        # a loader that ties never reads the file's own output layer
+        heads = tuple(f".{head}.weight" for head in HEADS)
+        tensors = {n: e for n, e in tensors.items() if not f".{n}".endswith(heads)}
+    int4 = _int4(files, provenance)
+    return Inputs(
+        base=base,
+        config=config,
+        tensors=tensors,
+        is_tied=is_tied,
+        fingerprint=fingerprint,
+        adapter=files,
+        provenance=provenance,
+        int4=int4,
+        seen=SEEN.get(str(provenance.get("precision"))) if int4 else None,
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of a model folder.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ModelError(f"{folder}: config.json cannot be read: {reason}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder}: config.json is no object")
+    return config
+
+
+def _ties(config: Mapping[str, Any]) -> bool | None:
+    """Return what the config says of tied embeddings; None where it says nothing."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and isinstance(part.get("tie_word_embeddings"), bool):
+            return bool(part["tie_word_embeddings"])
+    return None
+
+
+def _refuse_quantised(
+    base: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
+) -> None:
+    """Refuse a base whose weights are packed: nothing can be added to those."""
+    declared = config.get("quantization_config")
+    packed = [entry for entry in tensors.values() if entry.dtype not in FLOATS]
+    if declared and packed:
+        method = declared.get("quant_method") if isinstance(declared, dict) else declared
+        raise ModelError(
+            f"{base} is quantised ({shown(method)}): {packed[0].name} is {packed[0].dtype}",
+            hint="merge into the 16-bit model that it was made from, or dequantise it first",
+        )
+
+
+def _require_same_base(
+    base: Path,
+    fingerprint: str | None,
+    adapter: AdapterFiles,
+    provenance: Mapping[str, Any],
+    other_base: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Refuse a base that is not the one the adapter was trained on, as far as that is known."""
+    trained_on = provenance.get("base")
+    trained_on = trained_on if isinstance(trained_on, dict) else {}
+    expected = trained_on.get("fingerprint")
+    named = adapter.settings.get("base_model_name_or_path")
+    if not expected:
+        say(f"whether {base} is the adapter's base is not recorded; it names {shown(named)}")
+        if _LOOKS_QUANTISED.search(str(named)):
+            say(
+                "warning: the adapter was trained on quantised weights, and how they were rounded "
+                "is not recorded: merged into others it is a slightly different model (FM13)"
+            )
+    elif fingerprint != expected and not other_base:
+        raise ModelError(
+            f"the adapter {adapter.folder} was trained on another base than {base}: fingerprint "
+            f"{shown(expected)[:14]}... ({shown(trained_on.get('name'))}), not {fingerprint}",
+            hint="name the base it was trained on, or add --other-base if you know it is the same",
+        )
+    elif fingerprint != expected:
+        say("warning: the adapter was trained on another base; merging as asked")
+
+
+def _int4(adapter: AdapterFiles, provenance: Mapping[str, Any]) -> Int4Base | None:
+    """Return how the base was quantised in training.
+
+    Raises:
+        ModelError: it was, in a way that cannot be repeated here.
+    """
+    said = provenance.get("quantisation")
+    if not isinstance(said, dict) or not said:
+        return None
+    block, modules = said.get("block_size"), said.get("modules")
+    if said.get("scheme") != INT4_SCHEME or type(block) is not int or not 1 <= block <= 1 << 20:
+        raise ModelError(
+            f"{adapter.folder} was trained on {shown(said)}, which cannot be repeated here",
+            hint="merge it where it was trained: --merge-lora",
+        )
+    if modules is None:
+        config = provenance.get("config")
+        targets = config.get("lora_target_modules") if isinstance(config, dict) else None
+        if targets != ["all-linear"]:
+            raise ModelError(
+                f"{adapter.folder} was trained on 4-bit weights, and its mudpuppy.json does not "
+                "say which",
+                hint="merge it where it was trained: --merge-lora",
+            )
+        modules = list(adapter.modules)
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise ModelError(f"{adapter.folder}: mudpuppy.json lists no modules: {shown(modules)}")
+    return Int4Base(block_size=block, modules=tuple(modules))

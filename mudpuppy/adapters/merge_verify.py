@@ -1,0 +1,137 @@
+"""Compare a merged model with its base and adapter in PEFT: logits, and what they generate."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from mudpuppy.adapters.merge_inputs import TORCH_NAMES, Inputs
+from mudpuppy.errors import EngineError
+from mudpuppy.quant.blocks import replace_module
+from mudpuppy.quant.int4 import Linear4bit
+
+PROMPTS = (
+    "Who lives in the pond?",
+    "The quick brown fox jumps over the lazy dog, and then",
+    "def add(a, b):\n    return",
+)
+"""What both models read."""
+NUM_TOKENS = 16
+"""Tokens that both generate."""
+MAX_DIFFERENCE = {"F32": 1e-3, "F16": 1e-2, "BF16": 5e-2}
+"""Largest distance of the logits, as a share of their size: what rounding each weight once to that
+type leaves, with a margin of about five; a merge that went wrong differs by the whole adapter."""
+
+
+def verify_merge(folder: Path, inputs: Inputs) -> Iterator[str]:
+    """Yield the figures of a comparison, one line each; both models compute in fp32.
+
+    Raises:
+        EngineError: logits are not finite, or differ by more than rounding explains.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in PROMPTS]
+    expected, base_logits, texts = _with_adapter(folder, inputs, rows)
+    merged = _load(folder)
+    logits = [_logits(merged, row) for row in rows]
+    own_texts = [_generate(merged, row) for row in rows]
+    difference = max(_distance(a, b) for a, b in zip(logits, expected, strict=True))
+    moved = max(_distance(a, b) for a, b in zip(base_logits, expected, strict=True))
+    kinds = {entry.dtype for entry in _floats(folder)}
+    allowed = max((MAX_DIFFERENCE.get(kind, 1e-3) for kind in kinds), default=1e-3)
+    pairs = list(zip(logits, expected, strict=True))
+    agreeing = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in pairs)
+    places = sum(a.shape[0] for a in logits)
+    yield (
+        f"verify: logits differ by {difference:.2e} of their size (allowed {allowed:.0e}); the "
+        f"adapter moves them by {moved:.2e}"
+    )
+    yield f"verify: the most likely token agrees in {agreeing} of {places} places"
+    same = sum(a == b for a, b in zip(texts, own_texts, strict=True))
+    yield f"verify: {same} of {len(texts)} answers of {NUM_TOKENS} tokens are the same"
+    if not difference <= allowed:
+        raise EngineError(
+            f"the merged model differs from base and adapter by {difference:.2e} of its logits, "
+            f"more than {allowed:.0e}; nothing was published",
+            hint="merge in a wider type (--precision fp32), or report this with both folders",
+        )
+
+
+def _floats(folder: Path) -> list[Any]:
+    from mudpuppy.safefile import checkpoint_tensors
+
+    return [e for e in checkpoint_tensors(folder).values() if e.dtype in TORCH_NAMES]
+
+
+def _load(folder: Path) -> Any:
+    config = AutoConfig.from_pretrained(folder)
+    (name,) = config.architectures
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _with_adapter(
+    folder: Path, inputs: Inputs, rows: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[list[int]]]:
+    """Return logits with the adapter, without it, and generated ids with it."""
+    base = _load_base(folder, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own calls
+        adapted = PeftModel.from_pretrained(base, str(inputs.adapter.folder)).eval()
+    with torch.no_grad(), adapted.disable_adapter():
+        without = [_logits(adapted, row) for row in rows]
+    logits = [_logits(adapted, row) for row in rows]
+    return logits, without, [_generate(adapted, row) for row in rows]
+
+
+def _load_base(folder: Path, inputs: Inputs) -> Any:
+    """Return the base as the adapter saw it: with the merged model's head and vocabulary size."""
+    (name,) = AutoConfig.from_pretrained(folder).architectures
+    base: Any = getattr(transformers, name).from_pretrained(inputs.base, dtype=torch.float32)
+    rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    if rows != base.get_input_embeddings().weight.shape[0]:
+        base.resize_token_embeddings(rows, mean_resizing=False)
+    if inputs.int4 is not None:
+        for module in inputs.int4.modules:
+            linear = base.get_submodule(module)
+            if inputs.seen is not None:
+                linear.to(getattr(torch, TORCH_NAMES[inputs.seen]))
+            packed = Linear4bit.from_linear(
+                linear, block_size=inputs.int4.block_size, compute_dtype=torch.float32
+            )
+            replace_module(base, module, packed)
+    return base
+
+
+@torch.no_grad()
+def _logits(model: Any, row: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=row).logits.flatten(0, -2).float()
+    if not bool(torch.isfinite(logits).all()):
+        raise EngineError("the logits of a model that is compared are not finite")
+    return logits
+
+
+@torch.no_grad()
+def _generate(model: Any, row: Tensor) -> list[int]:
+    """Return greedily generated ids, or nothing where the model generates none."""
+    if not getattr(model, "can_generate", lambda: False)():
+        return []
+    made = model.generate(
+        input_ids=row,
+        attention_mask=torch.ones_like(row),
+        max_new_tokens=NUM_TOKENS,
+        do_sample=False,
+    )
+    ids: list[int] = made[0].tolist()
+    return ids
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm().clamp_min(1e-30))

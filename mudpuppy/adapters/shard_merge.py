@@ -1,0 +1,299 @@
+"""Merge an adapter into a checkpoint on disk, block by block; the model is never held in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mudpuppy.adapters.fold import DTYPES, Reader, Workspace, fold
+from mudpuppy.adapters.merge_inputs import TORCH_NAMES, Inputs, read_inputs
+from mudpuppy.adapters.merge_plan import FLOATS, Output, Plan, plan_merge
+from mudpuppy.errors import OutputError
+from mudpuppy.files import write_json_atomic
+from mudpuppy.preflight import locked
+from mudpuppy.provenance import (
+    PROVENANCE_FILE,
+    PROVENANCE_SCHEMA_VERSION,
+    package_versions,
+)
+from mudpuppy.safefile import INDEX_FILE, ITEM_BYTES, SINGLE_FILE
+from mudpuppy.saving import staging, telling_of_failed_writes
+
+TYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+"""Types by the names that the flags use."""
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+"""Files of a tokenizer: they are taken together, from the adapter where it has a tokenizer."""
+OTHER_FILES = (
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("video_preprocessor_config.json", "image_processor_config.json"),
+)
+"""Files of the base that are copied as they are."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeReport:
+    """What a merge wrote."""
+
+    output: str
+    """The folder."""
+    precision: str
+    """Type of the weights as the format calls it; several where the base has several."""
+    tensors: int
+    """Tensors of the model."""
+    changed: int
+    """Tensors that the adapter changed."""
+    shards: int
+    """Weights files."""
+    bytes: int
+    """Bytes of all tensors."""
+
+
+def merge_shards(
+    base: Path,
+    adapter: Path,
+    output: Path,
+    *,
+    precision: str | None = None,
+    max_shard_bytes: int | None = None,
+    other_base: bool = False,
+    inspect: Callable[[Path, Inputs], None] | None = None,
+    say: Say = lambda _: None,
+) -> MergeReport:
+    """Write the model that an adapter makes of its base to `output`.
+
+    Every weight is `W + scale * BA`, summed in fp32 and rounded once: bit for bit what PEFT's
+    `merge_and_unload` and saving make of a float base on the same machine. At most the factors of
+    one module and a few blocks of 4 MB are held.
+
+    Args:
+        base: model folder with safetensors.
+        adapter: folder of a LoRA adapter.
+        output: folder that is empty or does not exist; complete afterwards, or not there.
+        precision: fp32, bf16 or fp16; by default every tensor keeps its own type.
+        max_shard_bytes: longest weights file; by default the base's division is kept.
+        other_base: merge although the adapter was trained on another base.
+        inspect: called with the finished folder before it is published; what it raises stops that.
+        say: called with what is about to happen, one line each.
+
+    Raises:
+        ModelError: base or adapter cannot be used, or they do not belong together.
+        OutputError: the output folder may not be written.
+        EngineError: MP-E09, a merged value is not finite; or the disk is full.
+    """
+    inputs = read_inputs(base, adapter, other_base=other_base, say=say)
+    plan = plan_merge(inputs.adapter, inputs.tensors, is_tied=inputs.is_tied, int4=inputs.int4)
+    shards = _divide(plan.outputs, precision, max_shard_bytes)
+    size = sum(_size(one, precision) for one in plan.outputs)
+    say(f"merging {plan.num_changed} of {len(plan.outputs)} tensors, {size / 1e9:.2f} GB")
+    with _empty_again(output), telling_of_failed_writes(output), locked(output):
+        _require_space(output, size)
+        with staging(output) as folder:
+            _write_shards(folder, shards, precision, inputs, plan)
+            _copy_files(folder, inputs)
+            config = make_config(inputs.config, plan, precision)
+            write_json_atomic(folder / "config.json", config)
+            if inspect is not None:
+                inspect(folder, inputs)
+        report = MergeReport(
+            output=str(output),
+            precision=" ".join(sorted({_dtype(o, precision) for o in plan.outputs})),
+            tensors=len(plan.outputs),
+            changed=plan.num_changed,
+            shards=len(shards),
+            bytes=size,
+        )
+        write_json_atomic(output / PROVENANCE_FILE, _provenance(inputs, report))
+    return report
+
+
+@contextmanager
+def _empty_again(output: Path) -> Iterator[None]:
+    """Take a folder away again that was made and stayed empty."""
+    is_new = not output.exists()
+    try:
+        yield
+    finally:
+        if is_new and output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
+
+
+def _require_space(output: Path, size: int) -> None:
+    free = shutil.disk_usage(output).free
+    if free < size:
+        raise OutputError(
+            f"{output} needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there",
+            hint="name a folder on another disk",
+        )
+
+
+def _dtype(output: Output, precision: str | None) -> str:
+    is_float = output.home.dtype in FLOATS
+    return TYPES[precision] if precision is not None and is_float else output.home.dtype
+
+
+def _size(output: Output, precision: str | None) -> int:
+    source = output.source
+    if source.dtype not in FLOATS:
+        return source.size
+    return source.size // ITEM_BYTES[source.dtype] * ITEM_BYTES[_dtype(output, precision)]
+
+
+def _divide(
+    outputs: Sequence[Output], precision: str | None, max_bytes: int | None
+) -> dict[str, list[Output]]:
+    """Return the tensors of every weights file by its name; by default divided as the base is."""
+    groups: list[list[Output]] = []
+    if max_bytes is None:
+        by_file: dict[str, list[Output]] = {}
+        for output in outputs:
+            by_file.setdefault(output.home.file.name, []).append(output)
+        if len(by_file) > 1:
+            return by_file
+        groups = list(by_file.values())
+    else:
+        filled = 0
+        for output in outputs:
+            size = _size(output, precision)
+            if not groups or filled + size > max_bytes:
+                groups.append([])
+                filled = 0
+            groups[-1].append(output)
+            filled += size
+    if len(groups) == 1:
+        return {SINGLE_FILE: groups[0]}
+    names = (f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1))
+    return dict(zip(names, groups, strict=True))
+
+
+def _write_shards(
+    folder: Path,
+    shards: Mapping[str, Sequence[Output]],
+    precision: str | None,
+    inputs: Inputs,
+    plan: Plan,
+) -> None:
+    """Write every weights file, and the index where there are several."""
+    reader = Reader()
+    work = Workspace(reader, seen_dtype=DTYPES.get(inputs.seen or ""))
+    try:
+        for name, outputs in shards.items():
+            _write_shard(folder / name, outputs, precision, work)
+    finally:
+        reader.close()
+    if len(shards) > 1:
+        placed = {output.name: name for name, outputs in shards.items() for output in outputs}
+        total = sum(_size(output, precision) for output in plan.outputs)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+        write_json_atomic(folder / INDEX_FILE, index)
+
+
+def _write_shard(
+    path: Path, outputs: Sequence[Output], precision: str | None, work: Workspace
+) -> None:
+    """Write one weights file: the header, which follows from the plan, then block after block."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for output in outputs:
+        stop = offset + _size(output, precision)
+        shape = list(output.source.shape)
+        header[output.name] = {
+            "dtype": _dtype(output, precision),
+            "shape": shape,
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb", buffering=0) as handle:
+        _write(handle, memoryview(len(raw).to_bytes(8, "little") + raw))
+        for output in outputs:
+            for block in fold(output, _dtype(output, precision), work):
+                _write(handle, block)
+        if handle.tell() != 8 + len(raw) + offset:
+            raise OSError(f"{path.name} has {handle.tell()} bytes, not {8 + len(raw) + offset}")
+
+
+def _write(handle: Any, block: memoryview) -> None:
+    while len(block):
+        block = block[handle.write(block) :]
+
+
+def make_config(
+    config: Mapping[str, Any], plan: Plan, precision: str | None = None
+) -> dict[str, Any]:
+    """Return config.json of the merged model."""
+    made = json.loads(json.dumps(config))
+    made.pop("quantization_config", None)
+    parts = [made, *(part for part in made.values() if isinstance(part, dict))]
+    text = next((p for p in parts[1:] if "vocab_size" in p and "hidden_size" in p), made)
+    for part in parts:
+        for key in ("dtype", "torch_dtype"):
+            if precision is not None and part.get(key) is not None:
+                part[key] = TORCH_NAMES[TYPES[precision]]
+        if plan.unties and ("tie_word_embeddings" in part or part is made):
+            part["tie_word_embeddings"] = False
+    if plan.vocabulary is not None:
+        for part in (made, text):
+            if part is text or "vocab_size" in part:
+                part["vocab_size"] = plan.vocabulary
+    if plan.labels is not None:
+        names = made.get("architectures") or []
+        made["architectures"] = [name.replace("ForCausalLM", plan.classifier) for name in names]
+        made["id2label"] = {str(i): f"LABEL_{i}" for i in range(plan.labels)}
+        made["label2id"] = {f"LABEL_{i}": i for i in range(plan.labels)}
+    return dict(made)
+
+
+def _copy_files(folder: Path, inputs: Inputs) -> None:
+    """Copy tokenizer, chat template and generation settings."""
+    adapter = inputs.adapter.folder
+    has_own = any((adapter / n).is_file() for n in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer = adapter if has_own else inputs.base
+    wanted = [tokenizer / name for name in TOKENIZER_FILES]
+    wanted += [inputs.base / name for name in OTHER_FILES]
+    for path in wanted:
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    for path in inputs.base.glob("*.py"):  # code that the config names
+        if path.is_file() and "auto_map" in inputs.config:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _provenance(inputs: Inputs, report: MergeReport) -> dict[str, Any]:
+    """Return what mudpuppy.json says: the adapter's own story, and the merge after it."""
+    own = inputs.provenance
+    base = {
+        "name": str(inputs.base),
+        "path": str(inputs.base),
+        "revision": inputs.base.name if inputs.base.parent.name == "snapshots" else None,
+        "fingerprint": inputs.fingerprint,
+    }
+    return {
+        "method": None,
+        "trainable": {},
+        "labels": None,
+        "quantisation": {},
+        "chat_template_hash": None,
+        **own,
+        "schema_version": PROVENANCE_SCHEMA_VERSION,
+        "kind": "merged",
+        "precision": own.get("precision"),
+        "base": base,
+        "adapter": str(inputs.adapter.folder),
+        "merge": asdict(report),
+        "versions": package_versions(),
+        "torch": {"hip": torch.version.hip, "cuda": torch.version.cuda},
+    }
