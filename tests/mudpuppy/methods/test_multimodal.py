@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from mudpuppy.config_check import load_config
 from mudpuppy.data.samples import ChatSample, ImageSample
@@ -170,6 +171,22 @@ def test_a_batch_is_padded_and_its_padding_never_trained(opened, samples, pictur
     assert "pixel_values" not in only_text
 
 
+def test_a_batch_equals_that_of_trl(opened, samples, pictures):
+    """TRL's collator, which relies on the generation tags that this template has."""
+    loaded, config = opened
+    processor = padding_processor(loaded)
+    rows = render(loaded, samples, config)
+    ours = ImageCollator(processor=processor)([row.columns() for row in rows])
+    examples = []
+    for sample in samples:
+        images = [Image.open(path).convert("RGB") for path in getattr(sample, "images", ())]
+        messages = [{"role": m["role"], "content": m["content"]} for m in sample.messages]
+        examples.append({"messages": messages, "images": images})
+    theirs = DataCollatorForVisionLanguageModeling(processor, assistant_only_loss=True)(examples)
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_a_cut_may_shorten_an_answer_but_never_an_image(base, opened, samples, tmp_path):
     loaded, _ = opened
     whole = render(loaded, samples[:1], settings(base, tmp_path / "a"))[0]
@@ -277,6 +294,53 @@ def test_every_precision_trains_and_reloads(base, samples, tmp_path, precision, 
     error = (logits_of(model, seen.batch) - seen.logits).norm() / seen.logits.norm()
     assert len(losses) == 3
     assert float(error) < (0.1 if precision == "fp8" else 0.03)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "use_peft": False},
+        {"num_workers": 1},
+        {"batch_size": 1, "gradient_accumulation": 5},
+    ],
+)
+def test_what_saves_memory_or_time_changes_no_loss(base, samples, tmp_path, more):
+    """1e-5: the order of sums over a batch."""
+    same = {"use_peft": more.get("use_peft"), "batch_size": 5}
+    losses, _, _ = fit(base, tmp_path / "plain", samples, **same)
+    others, _, _ = fit(base, tmp_path / "other", samples, **{**same, **more})
+    assert others == pytest.approx(losses, rel=1e-5)
+
+
+def test_early_stopping_keeps_the_best_and_dora_merges(base, samples, tmp_path):
+    _, record, seen = fit(
+        base,
+        tmp_path / "out",
+        samples,
+        early_stopping=1,
+        eval_fraction=0.4,
+        eval_steps=1,
+        learning_rate=1e-2,
+        max_steps=6,
+        use_dora=True,
+        merge_lora=True,
+        merge_precision="bf16",
+    )
+    assert record.eval_loss is not None
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / "merged")
+    assert merged.dtype == torch.bfloat16
+    seen.batch["pixel_values"] = seen.batch["pixel_values"].bfloat16()
+    error = (logits_of(merged, seen.batch) - seen.logits).norm() / seen.logits.norm()
+    assert float(error) < 0.02
+
+
+def test_an_adapter_is_continued(base, samples, tmp_path):
+    fit(base, tmp_path / "one", samples, learning_rate=1e-2)
+    losses, _, seen = fit(base, tmp_path / "two", samples, adapter=tmp_path / "one")
+    fresh, _, _ = fit(base, tmp_path / "three", samples)
+    assert losses[0] < fresh[0]
+    assert all("lora_" in name and "language_model" in name for name in seen.moved)
 
 
 def test_named_targets_stay_in_the_language_model(base, samples, tmp_path):

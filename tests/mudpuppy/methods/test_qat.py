@@ -86,6 +86,24 @@ def test_memory_savers_change_nothing(base, tmp_path, settings):
     assert again == losses
 
 
+def test_early_stopping_keeps_the_best_weights(base, tmp_path):
+    """The int8 model is made of what was kept, not of what came last."""
+    seen = Recorder()
+    _, record = run(
+        base,
+        tmp_path / "out",
+        method="qat",
+        early_stopping=1,
+        eval_fraction=0.25,
+        eval_steps=1,
+        learning_rate=0.2,
+        max_steps=6,
+        watcher=seen,
+    )
+    assert record.stopped_early
+    assert torch.equal(logits_of(load_int8(tmp_path / "out" / "int8"), seen.row), seen.logits)
+
+
 def test_fp8_is_refused(base, tmp_path):
     with pytest.raises(UnsupportedCombination, match="MP-R30"):
         run(base, tmp_path / "out", method="qat", precision="fp8")
