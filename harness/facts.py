@@ -164,6 +164,11 @@ class Adapter:
         """PEFT's type, such as `LORA`; empty when the settings do not say."""
         return str(self.settings.get("peft_type") or "")
 
+    @property
+    def is_lora(self) -> bool:
+        """Whether its keys have LoRA's form; settings that say nothing are taken for LoRA's."""
+        return self.kind in ("LORA", "ADALORA", "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pickled:

@@ -1,4 +1,4 @@
-"""Which folders of a path are checkpoints: the top, `checkpoint-*`, `merged/` and `gptq/`."""
+"""Which folders of a path are checkpoints: the top, `checkpoint-*`, and further artefacts in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.evidence.files import list_files
 from harness.registry import Missing
 
-SUBFOLDERS = ("merged", "gptq")
+SUBFOLDERS = ("merged", "gptq", "int8")
 """Folders in which this project's engine leaves further artefacts."""
 WEIGHT_NAMES = re.compile(
     r"^(adapter_config\.json|adapter_model\.(safetensors|bin)|.*\.safetensors(\.index\.json)?|"

@@ -16,6 +16,8 @@ with `model.save_pretrained(DIR)` of the PEFT model.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from harness.facts import Adapter, find_wrapper
 from harness.findings import Evidence, Finding, Severity
@@ -23,6 +25,12 @@ from harness.registry import Missing, probe
 
 _NESTED = re.compile(r"^(?:base_model\.model\.){2,}|\.base_layer\.lora_|^base_model\.model\.lora_")
 _UNCLEAR = r"experts|\.base_layer|lora_[AB]|router|\.gate$|^base_model\.model\."
+_LAYER = re.compile(r"^(.*?(?:layers|h|blocks|block)\.)(\d+)(\..+)$")
+_SEEING = re.compile(r"(?:^|\.)(?:language_model|visual|vision_tower|multi_modal_projector)\.")
+"""Parts of models that see, whose files keep the names that older classes had."""
+_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
+"""Heads that a base may lack: tied to its embedding, or made for a task that it was not made
+for."""
 FILE = "adapter_model.safetensors"
 
 
@@ -31,17 +39,66 @@ def check(adapter: Adapter, base_names: frozenset[str] | None, why_no_base: str)
     """Look at the form of every key, then match every adapted module with the base."""
     # Wrappers and stacking have probes of their own, with a better remedy.
     odd = [key for key in adapter.unknown if not find_wrapper(key) and not _NESTED.search(key)]
-    if odd or len(adapter.names) == 1:
+    if adapter.is_lora and (odd or len(adapter.names) == 1):
         return _malformed(adapter, odd)
     if base_names is None:
         raise Missing(why_no_base)
     modules = _modules(adapter)
     if not modules:
         raise Missing("the adapter holds no module that can be matched by name")
-    dead = [module for module in modules if module not in base_names]
+    dead = [name for name in modules if not _is_alive(name, adapter, base_names)]
     if not dead:
         return f"all {len(modules)} adapted modules exist in the base"
     return _unmatched(dead, len(modules), base_names)
+
+
+def _is_alive(module: str, adapter: Adapter, names: frozenset[str]) -> bool:
+    """Whether loaders find a module in the base, by the names that they try themselves."""
+    settings = adapter.settings
+    name = _origin_of_layer(module, settings.get("layer_replication"))
+    last = name.rpartition(".")[2]
+    saved = settings.get("modules_to_save")
+    if isinstance(saved, list) and last in saved:
+        return True  # stored whole, so it needs nothing of the base
+    if last in _HEADS and not any(one.rpartition(".")[2] in _HEADS for one in names):
+        return True
+    parts = name.split(".")
+    # Other methods put a word of their own behind the module (`q_proj.oft_R`).
+    shortest = len(parts) if adapter.is_lora else 1
+    own = [".".join(parts[:length]) for length in range(shortest, len(parts) + 1)]
+    # A base without its head is saved without the first word: `layers.0`, not `model.layers.0`.
+    own += [one.partition(".")[2] for one in own]
+    if any(one in names for one in own if one):
+        return True
+    if _SEEING.search(name) and any(_SEEING.search(one) for one in names):
+        return _without_nesting(name) in {_without_nesting(one) for one in names}
+    return _is_bare(settings) and any(one.partition(".")[2] == name for one in names)
+
+
+def _without_nesting(name: str) -> str:
+    return re.sub(r"(?:^|(?<=\.))(?:model|language_model)\.", "", name)
+
+
+def _is_bare(settings: Mapping[str, Any]) -> bool:
+    """Whether an adapter was trained on a model without head, whose names lack the first word."""
+    auto = settings.get("auto_mapping")
+    trained_on = str(auto.get("base_model_class")) if isinstance(auto, dict) else ""
+    return settings.get("task_type") == "FEATURE_EXTRACTION" or trained_on.endswith("Model")
+
+
+def _origin_of_layer(module: str, replication: Any) -> str:
+    """Return the module of the base that PEFT copies when it repeats layers."""
+    match = _LAYER.match(module)
+    if match is None or not isinstance(replication, list):
+        return module
+    left = int(match[2]) if len(match[2]) < 9 else 0
+    for span in replication:
+        if not (isinstance(span, list) and len(span) == 2 and all(type(n) is int for n in span)):
+            return module
+        if left < span[1] - span[0]:
+            return f"{match[1]}{span[0] + left}{match[3]}"
+        left -= span[1] - span[0]
+    return module
 
 
 def _malformed(adapter: Adapter, odd: list[str]) -> Finding:

@@ -28,6 +28,7 @@ from harness.registry import NotApplicable, probe
 
 _TWICE = re.compile(r"^(?:base_model\.model\.){2,}")
 _INSIDE = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB])(?:\.|$)")
+_TIED = ("lm_head", "embed_tokens", "embed_out", "wte")
 FILE = "adapter_model.safetensors"
 
 
@@ -85,6 +86,8 @@ def _untargeted(adapter: Adapter) -> list[str]:
     parameters = adapter.settings.get("target_parameters")
     if isinstance(parameters, list) and parameters:
         return []  # factors of parameters carry the name of the module around them
+    if adapter.settings.get("ensure_weight_tying"):
+        targets = [*targets, *_TIED]  # PEFT adapts the partner of a tied module too
     return [
         pair.module
         for pair in adapter.pairs

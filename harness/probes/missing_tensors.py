@@ -15,6 +15,7 @@ is what is wrong (copied from a larger model), correct num_hidden_layers or tie_
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -45,8 +46,9 @@ FAMILIES = {
     ),
 }
 """Modules of every layer, for families whose layers are all alike."""
-_BY_LAYER = ("relative_attention_bias", "experts")
+_BY_LAYER = ("relative_attention_bias", "experts", "shared_transf")
 """Parts that some layers of a healthy model have and others lack."""
+_KEYS_VALUES = re.compile(r"\.[kv]_(proj|norm)$")
 
 
 @probe("MPD302", modes=["FM34", "FM46"])
@@ -117,8 +119,18 @@ def _lost_in_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
             absent = {m for m in required if not _has(modules, m)}
         else:
             absent = _absent_beside(stack, number)
+        if number >= _first_sharing(config):
+            absent = {m for m in absent if not _KEYS_VALUES.search(m)}
         lost += [f"{prefix}.{number}.{module}" for module in sorted(absent)]
     return lost
+
+
+def _first_sharing(config: Mapping[str, Any]) -> float:
+    """Return the first layer that uses the keys and values of an earlier one (Gemma 3n)."""
+    nested = config.get("text_config")
+    settings = nested if isinstance(nested, dict) else config
+    count, shared = settings.get("num_hidden_layers"), settings.get("num_kv_shared_layers")
+    return count - shared if type(count) is int and type(shared) is int else math.inf
 
 
 def _has(modules: set[str], wanted: str) -> bool:

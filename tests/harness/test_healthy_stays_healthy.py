@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from harness.doctor import diagnose, summarise
 from harness.findings import Status, Verdict
+from mudpuppy.quant.int8 import quantise_weights, save_int8
 from tests.harness.checkpoints import (
     ADAPTERS,
+    DTYPES,
     FAMILIES,
     SIZES,
     SPECIAL,
     edit_json,
+    edit_tensors,
+    round_int4,
     save_adapter,
     save_base,
     save_merged,
@@ -106,8 +110,6 @@ def test_default_special_ids_of_a_class_are_not_judged_without_a_tokenizer(tmp_p
 
 def test_a_full_fine_tune_is_healthy_against_its_base(tmp_path, bases):
     folder = save_base(tmp_path / "m")
-    from tests.harness.checkpoints import edit_tensors
-
     torch.manual_seed(3)
     edit_tensors(folder, lambda t: {k: v + 1e-3 * torch.randn_like(v) for k, v in t.items()})
     assert_clean(folder, base=bases["llama"])
@@ -151,8 +153,6 @@ def test_a_trainer_output_with_checkpoints_is_healthy(tmp_path, bases):
 
 
 def test_a_qlora_merge_on_the_dequantised_base_is_healthy_by_its_provenance(tmp_path, bases):
-    from tests.harness.checkpoints import edit_tensors, round_int4
-
     quantised = save_base(tmp_path / "q")
     edit_tensors(
         quantised,
@@ -166,3 +166,17 @@ def test_a_qlora_merge_on_the_dequantised_base_is_healthy_by_its_provenance(tmp_
             json.dumps({"kind": "merged", "quantisation": scheme, "precision": "fp32"})
         )
     assert_clean(tmp_path / "out", base=bases["llama"])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_an_int8_model_of_this_project_is_healthy(tmp_path, bases, dtype):
+    model = AutoModelForCausalLM.from_pretrained(bases["llama"])
+    folder = tmp_path / "out" / "int8"
+    save_int8(model, None, folder, quantise_weights(model), DTYPES[dtype])
+    assert_clean(folder)
+    assert_clean(folder, base=bases["llama"])
+    save_base(tmp_path / "out")
+    found = assert_clean(tmp_path / "out")
+    assert [facts["subject"] for facts in found.facts["subjects"]] == [".", "int8"]
+    edit_tensors(folder, lambda t: {k: v for k, v in t.items() if "1.mlp.up_proj" not in k})
+    assert "missing-tensors" in {r.name for r in diagnose(folder).findings}
