@@ -131,6 +131,7 @@ def _prepare(
     say(f"loading {config.model}")
     loaded = load(base, config, runtime, family.form)
     _record_choices(config, runtime, loaded)
+    runtime.choices.update(family.choose(loaded, config))
     for name, choice in runtime.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
     ignored = Counter(key for sample in samples for key in sample.ignored)
@@ -141,7 +142,7 @@ def _prepare(
     require_known_ids(config.model, loaded.model, [row.input_ids for row in rows])
     if family.learns_to_end and config.method != "gptq":
         _require_ends(rows, loaded.eos_ids, config)
-    dropped = len(samples) - len(rows)
+    dropped = max(0, len(samples) - len(rows))  # a pair may become two rows
     if dropped:
         say(
             f"left out {dropped} of {len(samples)} samples: nothing within {config.max_length} "

@@ -34,6 +34,12 @@ class StepRecord:
     """Learning rate of the first parameter group."""
     eval_loss: float | None = None
     """Mean negative log-likelihood per token on the evaluation set, in nats."""
+    reward: float | None = None
+    """Mean reward of the generated answers (grpo)."""
+    kl: float | None = None
+    """Estimated distance to the reference model, in nats (kto; grpo with a beta)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further numbers of the method, such as `rewards/margins`, by the trainer's names."""
     elapsed_s: float = 0.0
     """Seconds since training started."""
 

@@ -10,8 +10,8 @@ collator that masks every pad id, after which the model never stops (FM01, FM02)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -111,7 +111,7 @@ class Renderer:
 
     def _render_plain(self, messages: list[Message]) -> tuple[list[int], list[bool]]:
         """Join the contents line by line, each assistant message closed by EOS."""
-        ids: list[int] = _leading_bos(self.tokenizer)
+        ids: list[int] = leading_bos(self.tokenizer)
         trained = [False] * len(ids)
         for message in messages:
             is_answer = message["role"] == "assistant"
@@ -176,7 +176,7 @@ def assistant_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[
     return whole, spans
 
 
-def _leading_bos(tokenizer: Any) -> list[int]:
+def leading_bos(tokenizer: Any) -> list[int]:
     """Return the BOS that the tokenizer itself would put in front, if any."""
     ids = list(tokenizer("")["input_ids"])
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
@@ -206,26 +206,11 @@ def render_all(renderer: RowMaker, samples: Iterable[Any], file: str) -> list[Re
         ModelError: the template does not end.
     """
     rendered: list[RenderedSample] = []
-    control = _control_tokens(renderer.tokenizer)
+    control = control_tokens(renderer.tokenizer)
     for sample in samples:
         _refuse_control_tokens(control, sample, file)
-        try:
-            with time_limit(TEMPLATE_TIMEOUT_S) if not rendered else nullcontext():
-                one = renderer.render(sample)
-        except TimeLimitReached:
-            raise ModelError(
-                f"the chat template does not come to an end within {TEMPLATE_TIMEOUT_S} s",
-                hint="mend chat_template.jinja of the model, or use --no-chat-template",
-            ) from None
-        except UsageError:
-            raise
-        except Exception as error:  # a template is a program and can raise anything
-            raise DatasetError(
-                f"the chat template refuses this sample: {_reason(error)}",
-                file=file,
-                line=sample.line,
-                hint="check the order of roles, or use --no-chat-template",
-            ) from error
+        with blaming_template(file, sample.line, is_first=not rendered):
+            one = renderer.render(sample)
         if any(label != IGNORED for label in one.labels):
             rendered.append(replace(one, line=sample.line))
     if not rendered:
@@ -237,6 +222,33 @@ def render_all(renderer: RowMaker, samples: Iterable[Any], file: str) -> list[Re
     return rendered
 
 
+@contextmanager
+def blaming_template(file: str, line: int, *, is_first: bool) -> Iterator[None]:
+    """Turn what a chat template raises into an error that names the sample.
+
+    Raises:
+        DatasetError: the template refuses the sample.
+        ModelError: the template does not end; only watched where `is_first`.
+    """
+    try:
+        with time_limit(TEMPLATE_TIMEOUT_S) if is_first else nullcontext():
+            yield
+    except TimeLimitReached:
+        raise ModelError(
+            f"the chat template does not come to an end within {TEMPLATE_TIMEOUT_S} s",
+            hint="mend chat_template.jinja of the model, or use --no-chat-template",
+        ) from None
+    except UsageError:
+        raise
+    except Exception as error:  # a template is a program and can raise anything
+        raise DatasetError(
+            f"the chat template refuses this sample: {_reason(error)}",
+            file=file,
+            line=line,
+            hint="check the order of roles, or use --no-chat-template",
+        ) from error
+
+
 def _reason(error: Exception) -> str:
     """Return an error on one line, with its kind where its text alone does not say enough."""
     if isinstance(error, TemplateError | ValueError) and str(error):
@@ -244,7 +256,7 @@ def _reason(error: Exception) -> str:
     return clip(f"{type(error).__name__}: {error}".rstrip(": "))
 
 
-def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     """Return a pattern of the tokens that the tokenizer reads as control, wherever they stand."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     names = {name for name in (*tokenizer.all_special_tokens, *added) if name.strip()}
@@ -255,15 +267,28 @@ def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 def _refuse_control_tokens(control: re.Pattern[str] | None, sample: ChatSample, file: str) -> None:
     """Refuse a text with a control token in it: it would end the turn, or begin another."""
     for index, message in enumerate(sample.messages):
-        found = control.search(text_of(message)) if control else None
-        if found:
-            raise DatasetError(
-                f"messages[{index}].content holds {shown(found[0])}, which this tokenizer reads "
-                "as a control token and not as text",
-                file=file,
-                line=sample.line,
-                hint="take it out of the text, or put a space into it",
-            )
+        refuse_control_token(
+            control, text_of(message), f"messages[{index}].content", file, sample.line
+        )
+
+
+def refuse_control_token(
+    control: re.Pattern[str] | None, text: str, where: str, file: str, line: int
+) -> None:
+    """Refuse one text with a control token in it.
+
+    Raises:
+        DatasetError: it holds one; `where` says which field it is.
+    """
+    found = control.search(text) if control else None
+    if found:
+        raise DatasetError(
+            f"{where} holds {shown(found[0])}, which this tokenizer reads as a control token and "
+            "not as text",
+            file=file,
+            line=line,
+            hint="take it out of the text, or put a space into it",
+        )
 
 
 def count_labels(samples: Sequence[Any], eos_ids: frozenset[int], dropped: int = 0) -> LabelShares:
@@ -274,7 +299,7 @@ def count_labels(samples: Sequence[Any], eos_ids: frozenset[int], dropped: int =
         tokens=sum(len(sample.input_ids) for sample in samples),
         trained_tokens=sum(len(labels) for labels in trained),
         eos_tokens=sum(label in eos_ids for labels in trained for label in labels),
-        samples_ending_in_eos=sum(labels[-1] in eos_ids for labels in trained),
+        samples_ending_in_eos=sum(bool(labels) and labels[-1] in eos_ids for labels in trained),
         truncated=sum(sample.truncated for sample in samples),
         dropped=dropped,
     )

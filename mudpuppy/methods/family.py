@@ -19,6 +19,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.data.batches import TokenBudgetSampler
 from mudpuppy.data.samples import Sample
 from mudpuppy.loading import Loaded, ModelForm
+from mudpuppy.records import Choice
 from mudpuppy.runtime import Runtime
 
 
@@ -89,6 +90,8 @@ class Family:
     """How the base is opened."""
     task_type: str | None = "CAUSAL_LM"
     """PEFT's name of the task."""
+    choose: Callable[[Loaded, TrainingConfig], Mapping[str, Choice]] = lambda loaded, config: {}
+    """What the method chooses for the model by itself, to be told and recorded."""
     learns_to_end: bool = True
     """Whether rows teach the model to end its answers: a set in which none does is refused."""
     around_fit: Callable[[Any, TrainingConfig, Runtime], AbstractContextManager[Any]] = (

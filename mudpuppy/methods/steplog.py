@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
             grad_norm=_number(logs, "grad_norm"),
             learning_rate=_number(logs, "learning_rate"),
             eval_loss=_number(logs, "eval_loss"),
+            reward=_number(logs, "reward"),
+            kl=_number(logs, "kl"),
+            metrics=_metrics(logs),
             elapsed_s=round(time.monotonic() - self._started, 3),
         )
         for name in ("loss", "eval_loss"):
@@ -58,6 +61,22 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
             handle.write(json.dumps(asdict(record)) + "\n")
         if self._report is not None:
             self._report(record, state.max_steps)
+
+
+_NO_METRICS = frozenset(field.name for field in fields(StepRecord)) | {"total_flos"}
+_OF_THE_CLOCK = ("_runtime", "_per_second")
+
+
+def _metrics(logs: dict[str, Any]) -> dict[str, float]:
+    """Return the finite numbers of the trainer's log that have no field of their own."""
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if name not in _NO_METRICS
+        and not name.endswith(_OF_THE_CLOCK)
+        and isinstance(value, int | float)
+        and math.isfinite(value)
+    }
 
 
 def _number(logs: dict[str, Any], name: str) -> float | None:
