@@ -21,6 +21,7 @@ from harness.mutants import plant_mutant
 from harness.observations import Observations
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
+from mudpuppy.data.samples import answers_of
 from mudpuppy.errors import MudpuppyError, UnsupportedCombination, UsageError
 from mudpuppy.preflight import preflight
 
@@ -79,7 +80,7 @@ def _refused(folder: Path, ending: Any, error: UsageError, codes: tuple[str, ...
 def _observe(folder: Path, settings: dict[str, Any], watch: _Watch) -> Observations:
     """Train under watch and compare the artefacts in a fresh process."""
     config = load_config({**settings, "output": folder / CHECKPOINT})
-    chats = preflight(config)
+    samples = preflight(config)
     started = time.monotonic()
 
     from harness.artefact import describe_artefact
@@ -88,11 +89,11 @@ def _observe(folder: Path, settings: dict[str, Any], watch: _Watch) -> Observati
     from mudpuppy.tiny import resolve_model
 
     imported = time.monotonic()
-    answers = [m["content"] for chat in chats for m in chat.messages if m["role"] == "assistant"]
+    answers = [text for sample in samples for text in answers_of(sample)]
     watch.watcher = TrainingWatcher(folder, answers, trains_adapter=config.trains_adapter)
     record = train(
         config,
-        samples=chats,
+        samples=samples,
         watcher=watch.watcher,
         records_dir=folder,
         report=lambda step, total: print(f"step {step.step}/{total} loss {step.loss}", flush=True),

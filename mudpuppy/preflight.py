@@ -14,27 +14,27 @@ from pathlib import Path
 from typing import IO
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.data.chat import read_chat
-from mudpuppy.data.samples import ChatSample
+from mudpuppy.data.read import read_dataset
+from mudpuppy.data.samples import Sample
 from mudpuppy.errors import ModelError, OutputError, UsageError, near_names
 from mudpuppy.tiny import is_tiny_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def preflight(config: TrainingConfig) -> tuple[ChatSample, ...]:
+def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
     """Check output folder, model path and dataset, in the order of their cost; return the samples.
 
     Raises:
         OutputError: the output folder is not empty or cannot be made.
         ModelError: the model path does not exist or is no model.
-        DatasetError: the dataset has unusable lines.
+        DatasetError: the dataset has unusable lines, or the method cannot learn from its kind.
     """
     with _telling(OutputError, f"the output folder {config.output}"):
         check_output(config.output)
     with _telling(ModelError, f"the model path {config.model}"):
         check_model(config.model)
-    samples = read_chat(config.dataset)
+    samples = read_dataset(config.dataset, config.method).samples
     prove_writable(config.output)
     return samples
 

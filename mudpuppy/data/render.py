@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
-from mudpuppy.data.samples import ChatSample, Message, text_of
+from mudpuppy.data.samples import ChatSample, CompletionSample, Message, TextSample, text_of
 from mudpuppy.data.timelimit import TimeLimitReached, time_limit
 from mudpuppy.errors import DatasetError, ModelError, UsageError, clip, shown
 from mudpuppy.records import LabelShares
@@ -62,18 +63,42 @@ class Renderer:
     max_length: int
     """Tokens that are kept."""
 
-    def render(self, sample: ChatSample) -> RenderedSample:
+    def render(self, sample: ChatSample | TextSample | CompletionSample) -> RenderedSample:
         """Tokenise one sample and label it.
+
+        Only conversations pass through the chat template. Of a text everything is trained, of a
+        prompt with its completion only the completion; both end in EOS.
 
         Raises:
             ValueError: the chat template refuses the sample.
         """
+        if isinstance(sample, TextSample):
+            return self.label(*self._render_completion("", sample.text))
+        if isinstance(sample, CompletionSample):
+            return self.label(*self._render_completion(sample.prompt, sample.completion))
         messages = list(sample.messages)
         if self.use_template:
-            ids, trained = self._render_template(messages)
+            ids, trained = self._render_template(messages, sample.learn_from)
         else:
-            ids, trained = self._render_plain(messages)
+            ids, trained = self._render_plain(messages, sample.learn_from)
         return self.label(ids, trained)
+
+    def _render_completion(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
+        """Tokenise so that the prompt's own tokens, as generation has them, come first.
+
+        Both are tokenised as one text, unless a token would reach over the border.
+        """
+        start = leading_bos(self.tokenizer)
+        before = self._ids(prompt) if prompt else []
+        whole = self._ids(prompt + completion)
+        if whole[: len(before)] != before or len(whole) == len(before):
+            whole = before + self._ids(completion)
+        first = len(start) + len(before)
+        ids = start + whole
+        return ids, [False] * first + [True] * (len(ids) - first)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def label(self, ids: list[int], trained: Sequence[bool]) -> RenderedSample:
         """Turn tokens, and which of them the assistant wrote, into a row with labels.
@@ -90,7 +115,9 @@ class Renderer:
             truncated=len(ids) > self.max_length,
         )
 
-    def _render_template(self, messages: list[Message]) -> tuple[list[int], list[bool]]:
+    def _render_template(
+        self, messages: list[Message], learn_from: int
+    ) -> tuple[list[int], list[bool]]:
         """Apply the chat template; the mask comes from its generation tags when it has them."""
         template = self.tokenizer.get_chat_template()
         if _GENERATION_TAG.search(template):
@@ -98,8 +125,9 @@ class Renderer:
                 messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
             )
             ids = list(encoded["input_ids"])
-            return ids, [bool(on) for on in encoded["assistant_masks"]]
-        text, spans = assistant_spans(self.tokenizer, messages)
+            trained = [bool(on) for on in encoded["assistant_masks"]]
+            return ids, without_first_answers(trained, messages, learn_from)
+        text, spans = assistant_spans(self.tokenizer, messages, learn_from)
         # The template writes its own BOS, so the tokenizer must not add another (FM05).
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = list(encoded["input_ids"])
@@ -109,18 +137,20 @@ class Renderer:
         ]
         return ids, trained
 
-    def _render_plain(self, messages: list[Message]) -> tuple[list[int], list[bool]]:
+    def _render_plain(
+        self, messages: list[Message], learn_from: int
+    ) -> tuple[list[int], list[bool]]:
         """Join the contents line by line, each assistant message closed by EOS."""
         ids: list[int] = leading_bos(self.tokenizer)
         trained = [False] * len(ids)
-        for message in messages:
+        for index, message in enumerate(messages):
             is_answer = message["role"] == "assistant"
             text = message["content"] if is_answer else message["content"] + "\n"
-            piece = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            piece = self._ids(text)
             if is_answer:
                 piece.append(self.tokenizer.eos_token_id)
             ids += piece
-            trained += [is_answer] * len(piece)
+            trained += [is_answer and index >= learn_from] * len(piece)
         return ids, trained
 
     def _train_only_to_eos(self, ids: Sequence[int], trained: Sequence[bool]) -> list[bool]:
@@ -143,7 +173,30 @@ class Renderer:
         return [*ids[: last + 1], self.tokenizer.eos_token_id], [*trained[: last + 1], True]
 
 
-def assistant_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+def without_first_answers(
+    trained: list[bool], messages: Sequence[Message], learn_from: int
+) -> list[bool]:
+    """Return the mask without the answers that stand before `learn_from`, which are prompt.
+
+    Raises:
+        ValueError: the template does not mark the answers one by one.
+    """
+    answers = [index for index, m in enumerate(messages) if m["role"] == "assistant"]
+    skipped = sum(index < learn_from for index in answers)
+    if not skipped:
+        return trained
+    starts = [on and not (i and trained[i - 1]) for i, on in enumerate(trained)]
+    if sum(starts) != len(answers):
+        raise ValueError(
+            f"its generation tags mark {sum(starts)} of {len(answers)} answers, so that the prompt "
+            "cannot be told from the completion"
+        )
+    return [on and seen > skipped for on, seen in zip(trained, accumulate(starts), strict=True)]
+
+
+def assistant_spans(
+    tokenizer: Any, messages: list[Message], learn_from: int = 0
+) -> tuple[str, list[tuple[int, int]]]:
     """Render the conversation and find the characters that the assistant writes.
 
     For templates without generation tags: what the template adds when an assistant message is
@@ -172,7 +225,8 @@ def assistant_spans(tokenizer: Any, messages: list[Message]) -> tuple[str, list[
                 continue
         stop = prefix(messages[: index + 1], False)
         position = start + len(content) if stop is None else stop
-        spans.append((start, position))
+        if index >= learn_from:
+            spans.append((start, position))
     return whole, spans
 
 
@@ -264,12 +318,10 @@ def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, longest_first))) if names else None
 
 
-def _refuse_control_tokens(control: re.Pattern[str] | None, sample: ChatSample, file: str) -> None:
+def _refuse_control_tokens(control: re.Pattern[str] | None, sample: Any, file: str) -> None:
     """Refuse a text with a control token in it: it would end the turn, or begin another."""
-    for index, message in enumerate(sample.messages):
-        refuse_control_token(
-            control, text_of(message), f"messages[{index}].content", file, sample.line
-        )
+    for where, text in _texts(sample):
+        refuse_control_token(control, text, where, file, sample.line)
 
 
 def refuse_control_token(
@@ -289,6 +341,18 @@ def refuse_control_token(
             line=line,
             hint="take it out of the text, or put a space into it",
         )
+
+
+def _texts(sample: Any) -> Iterable[tuple[str, str]]:
+    """Yield the texts of a sample that is learnt whole, each with its place."""
+    if isinstance(sample, TextSample):
+        yield "text", sample.text
+    elif isinstance(sample, CompletionSample):
+        yield "prompt", sample.prompt
+        yield "completion", sample.completion
+    else:
+        for index, message in enumerate(sample.messages):
+            yield f"messages[{index}].content", text_of(message)
 
 
 def count_labels(samples: Sequence[Any], eos_ids: frozenset[int], dropped: int = 0) -> LabelShares:

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from mudpuppy.data.images import image_source
 from mudpuppy.data.render import IGNORED, RenderedSample, Renderer, assistant_spans
 from mudpuppy.data.samples import ChatSample, ImageSample, Message
 from mudpuppy.errors import DatasetError, ModelError, clip
@@ -196,7 +197,7 @@ def open_rgb(reference: str) -> Any:
     """
     from PIL import Image, ImageOps
 
-    with Image.open(reference) as image:
+    with Image.open(image_source(reference)) as image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 

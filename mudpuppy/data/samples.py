@@ -36,6 +36,8 @@ class ChatSample(Sample):
 
     messages: Conversation
     """Messages, each with `role` and `content`."""
+    learn_from: int = 0
+    """Index of the first message whose answer is learnt; those before it are the prompt."""
     group: str = ""
     """`retain` or `unlearn` where the dataset says so (`metadata.dataset_type`), else empty."""
 
@@ -103,7 +105,33 @@ class ImageSample(Sample):
     messages: Conversation
     """Messages; `content` is a list of `{"type": "text", "text": ...}` and `{"type": "image"}`."""
     images: tuple[str, ...]
-    """Paths of the images, in the order of their `image` parts."""
+    """Paths or `data:` URLs of the images, in the order of their `image` parts;
+    `mudpuppy.data.render_images.open_rgb` opens both."""
+
+
+def answers_of(sample: Sample) -> list[str]:
+    """Return the texts of a sample that may be learnt, each as the dataset writes it."""
+    parts: tuple[Conversation | str, ...] = ()
+    if isinstance(sample, ChatSample):
+        parts = (sample.messages[sample.learn_from :],)
+    elif isinstance(sample, ImageSample):
+        parts = (sample.messages,)
+    elif isinstance(sample, TextSample):
+        parts = (sample.text,)
+    elif isinstance(sample, CompletionSample | LabelledSample):
+        parts = (sample.completion,)
+    elif isinstance(sample, PreferenceSample):
+        parts = (sample.chosen, sample.rejected)
+    elif isinstance(sample, StepsSample):
+        parts = sample.steps
+    return [text for part in parts for text in _said(part)]
+
+
+def _said(part: Conversation | str) -> list[str]:
+    """Return what the assistant says in a conversation, or the text itself."""
+    if isinstance(part, str):
+        return [part]
+    return [text_of(message) for message in part if message["role"] == "assistant"]
 
 
 KINDS: dict[str, type[Sample]] = {

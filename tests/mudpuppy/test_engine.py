@@ -311,7 +311,7 @@ def test_early_stopping_stops_and_keeps_the_best_weights(run, base, dataset, tmp
 def held_out_loss(base, dataset, output) -> float:
     """Compute the evaluation loss of the saved model on the samples that were held out."""
     from harness.watcher import measure_loss
-    from mudpuppy.data.chat import read_chat
+    from mudpuppy.data.read import read_dataset
     from mudpuppy.data.render import Renderer, render_all
     from mudpuppy.loading import load_tokenizer
     from mudpuppy.methods.fitting import split_samples
@@ -324,7 +324,7 @@ def held_out_loss(base, dataset, output) -> float:
         response_only=True,
         max_length=1024,
     )
-    samples = render_all(renderer, read_chat(dataset), str(dataset))
+    samples = render_all(renderer, read_dataset(dataset).samples, str(dataset))
     config = load_config(
         {
             "model": base,
