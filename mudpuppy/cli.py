@@ -1,4 +1,4 @@
-"""mud-puppy: train (default), explain, tiny.
+"""mud-puppy: train (default), explain, env, tiny.
 
 mud-puppy MODEL DATASET --method lora --output OUT
 mud-puppy explain --method lora --stream
@@ -27,6 +27,7 @@ from mudpuppy.tiny.names import is_tiny_name
 from mudpuppy.yamlfile import read_settings
 
 MODULES: dict[str, str] = {
+    "env": "mudpuppy.env.command",
     "merge": "mudpuppy.adapters.command",
     "tiny": "mudpuppy.tiny.command",
 }
@@ -44,6 +45,7 @@ commands:
   mud-puppy MODEL DATASET ...   train (this help)
   mud-puppy explain ...         say whether method, precision and features work together
   mud-puppy merge ...           fold an adapter into its base on disk
+  mud-puppy env                 what this machine is, which traps it is in, and what to type
   mud-puppy tiny build|show     the embedded model that `tiny` names
 
 examples:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from mudpuppy.config import TrainingConfig
+from mudpuppy.env.choose import Plan, plan
+from mudpuppy.env.devices import torch_facts
+from mudpuppy.env.facts import Facts
+from mudpuppy.env.probe import collect
 from mudpuppy.errors import ConfigError, EngineError
 from mudpuppy.records import Choice
 
@@ -39,11 +43,14 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
     """Choose the device, prove that it computes in the precision, and say why.
 
     Raises:
-        ConfigError: `device: cuda` was asked for and torch sees none.
+        ConfigError: `device: cuda` was asked for and torch sees none, or the machine is in a trap
+            that makes results wrong (`mud-puppy env`).
         EngineError: the device gives wrong results in the precision.
     """
-    device, why = _choose_device(config.device)
+    chosen = plan(machine_facts(config), config.device, config.device_map)
+    device = torch.device(chosen.device)
     refuse_unproven(config, device)
+    switch_libraries(chosen)
     error = measure_matmul_error(device, config.precision)
     bound = PROBE_TOLERANCE.get(config.precision, 1e-4)
     if error > bound:
@@ -59,28 +66,23 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
         device=device,
         dtype=DTYPES[config.precision],
         choices={
-            "device": Choice(value=str(device), reason=why),
+            **chosen.choices,
             "precision": Choice(value=config.precision, reason=precision_reason),
         },
     )
 
 
-def _choose_device(wanted: str) -> tuple[torch.device, str]:
-    """Return the device and the reason."""
-    if wanted == "cpu":
-        return torch.device("cpu"), "asked for"
-    if torch.cuda.is_available():
-        build = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
-        name = torch.cuda.get_device_name(0)
-        # Only the first: an integrated GPU that shows up as the second one crashes (seed 000).
-        return torch.device("cuda", 0), f"torch sees {name} with {build}"
-    if wanted == "cuda":
-        raise ConfigError(
-            [f"--device cuda: torch {torch.__version__} sees no GPU"],
-            hint="python -c 'import torch; print(torch.version.hip, torch.version.cuda)' shows "
-            "what this torch was built for; the README says how to bring a ROCm or CUDA build",
-        )
-    return torch.device("cpu"), f"torch {torch.__version__} sees no GPU"
+def machine_facts(config: TrainingConfig) -> Facts:
+    """Return the facts of this machine; none where only the processor is asked for."""
+    return Facts() if config.device == "cpu" else collect(torch_facts())
+
+
+def switch_libraries(chosen: Plan) -> None:
+    """Tell torch which libraries to prefer; the environment stays as it is."""
+    if chosen.prefer_rocblas:
+        torch.backends.cuda.preferred_blas_library("cublas")  # in a ROCm build: rocBLAS
+    if chosen.flash_off:
+        torch.backends.cuda.enable_flash_sdp(False)
 
 
 def refuse_unproven(config: TrainingConfig, device: torch.device) -> None:

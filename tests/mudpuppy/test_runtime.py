@@ -1,11 +1,15 @@
 """Device and precision are chosen with a reason, and a device that computes wrongly is refused."""
 
+import os
+
 import pytest
 import torch
 
 from mudpuppy import runtime
 from mudpuppy.config_check import load_config
+from mudpuppy.env.choose import Plan
 from mudpuppy.errors import ConfigError, EngineError
+from tests.mudpuppy.env.recorded import machine
 
 LEAST = {"model": "tiny", "dataset": "d.jsonl", "output": "out"}
 
@@ -44,3 +48,27 @@ def test_streaming_in_fp16_is_refused_on_a_gpu_and_not_on_a_cpu():
 def test_a_gpu_that_is_not_there_is_refused_with_what_to_look_at():
     with pytest.raises(ConfigError, match="sees no GPU"):
         runtime.choose_runtime(load_config({**LEAST, "device": "cuda"}))
+
+
+def test_torch_is_told_of_the_libraries_and_the_environment_is_not_touched():
+    flash, blas = (
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.preferred_blas_library(),
+    )
+    before = dict(os.environ)
+    try:
+        runtime.switch_libraries(Plan(device="cuda:0", prefer_rocblas=True, flash_off=True))
+
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        assert torch._C._BlasBackend.Cublas == torch.backends.cuda.preferred_blas_library()
+        assert before == dict(os.environ)
+    finally:
+        torch.backends.cuda.enable_flash_sdp(flash)
+        torch.backends.cuda.preferred_blas_library(blas)
+
+
+def test_what_the_machine_asks_for_is_among_the_choices(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "machine_facts", lambda _: machine("cpu_wheel_on_amd"))
+    chosen = runtime.choose_runtime(load_config({**LEAST, "precision": "fp32"}))
+
+    assert "MP-T02" in chosen.choices["device"].reason
