@@ -27,6 +27,7 @@ from mudpuppy.tiny.names import is_tiny_name
 from mudpuppy.yamlfile import read_settings
 
 MODULES: dict[str, str] = {
+    "data": "mudpuppy.data.command",
     "env": "mudpuppy.env.command",
     "merge": "mudpuppy.adapters.command",
     "tiny": "mudpuppy.tiny.command",
@@ -44,6 +45,7 @@ EPILOG = """\
 commands:
   mud-puppy MODEL DATASET ...   train (this help)
   mud-puppy explain ...         say whether method, precision and features work together
+  mud-puppy data DATASET ...    say what a dataset is, and what a model learns from it
   mud-puppy merge ...           fold an adapter into its base on disk
   mud-puppy env                 what this machine is, which traps it is in, and what to type
   mud-puppy tiny build|show     the embedded model that `tiny` names

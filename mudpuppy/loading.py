@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
@@ -99,6 +99,35 @@ def load(
         processor=processor,
         eos_ids=collect_eos_ids(model, tokenizer),
         quantised=tuple(quantised),
+    )
+
+
+def open_for_text(path: str, config: TrainingConfig, form: ModelForm) -> Loaded:
+    """Open what rendering needs: tokenizer, processor and the ids that end a turn; no weights.
+
+    The model in it is empty (its tensors are on the device `meta`) and cannot compute.
+
+    Raises:
+        ModelError: tokenizer, processor or settings cannot be loaded.
+    """
+    trust = config.trust_remote_code
+    processor = _load_processor(path, trust) if form.has_processor else None
+    original = load_tokenizer(path, trust)
+    auto_class: Any = getattr(transformers, form.auto_class)
+    with _blaming(path, "the model's settings"), torch.device("meta"):
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=trust, **form.settings)
+        model = auto_class.from_config(settings, trust_remote_code=trust)
+    if model.can_generate():
+        with suppress(OSError):  # no generation_config.json: the one made from the config stays
+            model.generation_config = GenerationConfig.from_pretrained(path)
+    tokenizer = with_pad_token(original)
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        original_tokenizer=original,
+        processor=processor,
+        eos_ids=collect_eos_ids(model, tokenizer),
+        quantised=(),
     )
 
 
