@@ -218,6 +218,29 @@ class Recorder:
         self.moved = {n for n, p in self.before.items() if not torch.equal(p, after[n])}
 
 
+def test_a_sample_whose_second_image_is_cut_is_left_out(base, opened, pictures, tmp_path):
+    """Its first answer is whole, but a model cannot place half an image."""
+    loaded, _ = opened
+    turns = [
+        message
+        for name in ("red", "blue")
+        for message in (
+            {"role": "user", "content": [IMAGE, text("What?")]},
+            {"role": "assistant", "content": [text(name)]},
+        )
+    ]
+    images = (pictures["red"], pictures["blue"])
+    sample = ImageSample(line=1, messages=tuple(turns), images=images)
+    (row,) = render(loaded, [sample], settings(base, tmp_path / "a"))
+    for cut, count in ((row.image_end, 1), (row.image_end - 1, 0)):
+        config = settings(base, tmp_path / str(cut), max_length=cut)
+        try:
+            rows = render(loaded, [sample], config)
+        except DatasetError:
+            rows = []
+        assert len(rows) == count
+
+
 @torch.no_grad()
 def logits_of(model, batch):
     return model.eval()(**batch).logits.float()
