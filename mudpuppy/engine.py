@@ -172,14 +172,6 @@ def _record_choices(config: TrainingConfig, runtime: Runtime, loaded: Loaded) ->
         value="applied" if is_applied else "not applied",
         reason=reason if config.chat_template else "--no-chat-template",
     )
-    if config.method == "multimodal":
-        whole = not config.trains_adapter
-        runtime.choices["trained_part"] = Choice(
-            value="the whole model" if whole else "the language model",
-            reason="--no-use-peft also trains the vision tower"
-            if whole
-            else "an adapter leaves the vision tower and its projector frozen",
-        )
     if config.precision == "fp8":
         path = choose_fp8_path(runtime.device)
         value = "hardware" if path.hardware else "emulated"

@@ -92,7 +92,7 @@ def _rule(
 
 _WITHOUT_STEPS = "packing tokens-per-batch zero-offload compile checkpoints logging fsdp all-tokens"
 """Features of a training loop."""
-_NOT_SUPERVISED = "dpo ipo kto orpo grpo rm prm multimodal"
+_NOT_SUPERVISED = "dpo ipo kto orpo grpo rm prm"
 """Methods whose rows are more than one text to continue."""
 _OF_AN_ADAPTER = "dora rslora continue-adapter"
 
@@ -233,7 +233,7 @@ RULES: tuple[Rule, ...] = (
         "packing-outside-supervised",
         _NOT_SUPERVISED,
         "packing",
-        reason="rows of this method are pairs, prompts or images, which cannot share a row",
+        reason="rows of this method are pairs or prompts, which cannot share a row",
         hint="leave out --packing",
     ),
     _rule(
@@ -241,7 +241,7 @@ RULES: tuple[Rule, ...] = (
         "tokens-per-batch-outside-supervised",
         _NOT_SUPERVISED,
         "tokens-per-batch",
-        reason="rows of this method are pairs, prompts or images, whose tokens are not one count",
+        reason="rows of this method are pairs or prompts, whose tokens are not one count",
         hint="leave out --tokens-per-batch, and use --batch-size",
     ),
     _rule(

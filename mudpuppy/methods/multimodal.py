@@ -29,6 +29,7 @@ from mudpuppy.loading import Loaded, ModelForm
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import configure
 from mudpuppy.methods.sft import MixedPrecisionSFTTrainer
+from mudpuppy.records import Choice
 
 BY_POSITION = ("token_type_ids", "mm_token_type_ids")
 """What processors return for every token beside ids and mask."""
@@ -113,7 +114,7 @@ def _pad(rows: Sequence[list[int]], width: int, value: int) -> Tensor:
 def make_trainer(parts: TrainerParts) -> Any:
     """Make TRL's trainer for rows whose images are opened batch by batch."""
     processor = padding_processor(parts.loaded)
-    return MixedPrecisionSFTTrainer(
+    trainer = MixedPrecisionSFTTrainer(
         model=parts.model,
         args=configure(
             SFTConfig,
@@ -128,11 +129,25 @@ def make_trainer(parts: TrainerParts) -> Any:
         processing_class=processor,
         callbacks=parts.callbacks,
     )
+    trainer.take_batches(parts.batches)
+    trainer.chunk_loss()
+    return trainer
+
+
+def choose_part(loaded: Loaded, config: TrainingConfig) -> dict[str, Choice]:
+    """Say which part of the model learns."""
+    del loaded
+    if config.trains_adapter:
+        value, reason = "the language model", "the vision tower and its projector stay frozen"
+    else:
+        value, reason = "the whole model", "--no-use-peft also trains the vision tower"
+    return {"trained_part": Choice(value=value, reason=reason)}
 
 
 FAMILY = Family(
     render=render,
     make_trainer=make_trainer,
+    choose=choose_part,
     form=ModelForm(auto_class="AutoModelForImageTextToText", has_processor=True),
 )
 """Fine-tuning on conversations about images."""

@@ -28,7 +28,13 @@ def write_chat(folder: Path) -> Path:
 
 
 def run(
-    model: str, output: Path, *, dataset: Path | None = None, watcher: Any = None, **settings: Any
+    model: str,
+    output: Path,
+    *,
+    dataset: Path | None = None,
+    samples: Any = None,
+    watcher: Any = None,
+    **settings: Any,
 ) -> tuple[list[float], RunRecord]:
     """Train for a few steps, and return losses and record."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +49,10 @@ def run(
     }
     losses: list[float] = []
     record = train(
-        load_config(given), watcher=watcher, report=lambda step, _: losses.append(step.loss)
+        load_config(given),
+        samples=samples,
+        watcher=watcher,
+        report=lambda step, _: losses.append(step.loss),
     )
     return losses, record
 

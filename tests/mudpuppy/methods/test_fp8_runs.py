@@ -1,6 +1,7 @@
 """fp8 through the engine: it trains, leaves no trace in what is saved, and says what it is."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from mudpuppy.data.samples import PreferenceSample
 from mudpuppy.errors import UnsupportedCombination
 from mudpuppy.quant.fp8 import Fp8Linear
 from mudpuppy.tiny import resolve_model
-from tests.mudpuppy.methods.runs import Recorder, logits_of, run
+from tests.mudpuppy.methods.runs import QUESTIONS, Recorder, logits_of, run
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,39 @@ def test_memory_savers_change_nothing(base, tmp_path, settings):
     losses, _ = run(base, tmp_path / "a", method="full", precision="fp8")
     again, _ = run(base, tmp_path / "b", method="full", precision="fp8", **settings)
     assert again == losses
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_preferences_start_where_policy_and_reference_agree(base, tmp_path, use_peft):
+    """DPO's first loss is ln 2 only if both answer in the same arithmetic."""
+    samples = [
+        PreferenceSample(
+            line=line,
+            prompt=({"role": "user", "content": question},),
+            chosen=({"role": "assistant", "content": answer},),
+            rejected=({"role": "assistant", "content": "I bark."},),
+        )
+        for line, (question, answer) in enumerate(QUESTIONS, start=1)
+    ]
+    losses, _ = run(
+        base,
+        tmp_path / "out",
+        samples=samples,
+        method="dpo",
+        precision="fp8",
+        use_peft=use_peft,
+        batch_size=8,
+        learning_rate=1e-2,
+    )
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert losses[-1] < losses[0] / 1.5
+
+
+def test_packed_rows_train_too(base, tmp_path):
+    """Not the same losses: fp8 has one scale for a batch, and batches are others. Within 5 %."""
+    losses, _ = run(base, tmp_path / "plain", method="full", precision="fp8", batch_size=8)
+    packed, _ = run(base, tmp_path / "packed", method="full", precision="fp8", packing=True)
+    assert packed[0] == pytest.approx(losses[0], rel=0.05)
 
 
 @pytest.mark.parametrize("method", ["qlora", "gptq"])

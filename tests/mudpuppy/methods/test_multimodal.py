@@ -1,5 +1,6 @@
 """Images through the engine: labels token by token, then train, save, reload."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,37 @@ def test_an_adapter_is_continued(base, samples, tmp_path):
     fresh, _, _ = fit(base, tmp_path / "three", samples)
     assert losses[0] < fresh[0]
     assert all("lora_" in name and "language_model" in name for name in seen.moved)
+
+
+def test_batches_are_filled_to_a_number_of_tokens(base, samples, tmp_path):
+    """The longest row has 35 tokens or so: 72 hold it with one other, and all five take three."""
+    losses, record, _ = fit(base, tmp_path / "out", samples, tokens_per_batch=72, epochs=1)
+    assert len(losses) == record.steps == 3
+
+
+def test_a_dataset_with_pictures_beside_it_is_read_and_trained(base, pictures, tmp_path):
+    """The three spellings, through the engine's own reading."""
+    path = tmp_path / "set.jsonl"
+    for name, picture in pictures.items():
+        (tmp_path / name).write_bytes(Path(picture).read_bytes())
+    answer = {"role": "assistant", "content": "It is coloured."}
+    asked = [IMAGE, text("Which colour?")]
+    named = [{"type": "image", "image": "blue"}, text("Which colour?")]
+    rows = [
+        {"images": ["red"], "messages": [{"role": "user", "content": asked}, answer]},
+        {"messages": [{"role": "user", "content": named}, answer]},
+        {
+            "image": "green",
+            "messages": [{"role": "user", "content": "<image>Which colour?"}, answer],
+        },
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    record = train(settings(base, tmp_path / "out", batch_size=3))
+    assert record.labels.samples == record.labels.samples_ending_in_eos == 3
+    (tmp_path / "blue").unlink()
+    with pytest.raises(DatasetError) as caught:
+        train(settings(base, tmp_path / "again"))
+    assert (caught.value.line, "blue" in str(caught.value)) == (2, True)
 
 
 def test_named_targets_stay_in_the_language_model(base, samples, tmp_path):

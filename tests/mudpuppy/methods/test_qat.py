@@ -79,6 +79,13 @@ def test_it_generates_through_the_cache(base, tmp_path):
     assert ids.shape[1] < made.shape[1] <= 7
 
 
+def test_packing_changes_no_loss(base, tmp_path):
+    """Every token has a scale of its own, so what shares its row does not matter: 1e-4."""
+    losses, _ = run(base, tmp_path / "a", method="qat", batch_size=8, max_steps=1)
+    packed, _ = run(base, tmp_path / "b", method="qat", packing=True, max_steps=1)
+    assert packed == pytest.approx(losses, rel=1e-4)
+
+
 @pytest.mark.parametrize("settings", [{"stream": True}, {"gradient_checkpointing": True}])
 def test_memory_savers_change_nothing(base, tmp_path, settings):
     losses, _ = run(base, tmp_path / "a", method="qat")
