@@ -254,7 +254,11 @@ def _save_adapter(
     trained["adapter"] = adapter_settings(model)
     with staging(config.output) as folder:
         save_adapter(model, loaded.processor or loaded.original_tokenizer, folder, job.base)
-        write_card(folder, config.method, config.model, job.family.form.auto_class)
+        form = job.family.form
+        settings = dict(form.settings)
+        if form.needs_pad:
+            settings["pad_token_id"] = loaded.tokenizer.pad_token_id
+        write_card(folder, config.method, config.model, form.auto_class, settings)
     finished = finish(job, record, "adapter", trained)
     if not config.merge_lora:
         return finished

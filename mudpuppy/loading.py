@@ -15,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
@@ -37,6 +38,8 @@ class ModelForm:
     """Beginnings of the names of parameters that the base need not have, such as a score head."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `from_pretrained`, such as `num_labels`."""
+    needs_pad: bool = False
+    """Whether the model itself must know the pad id, such as to find the last token of a row."""
     has_processor: bool = False
     """Whether a processor, with the tokenizer inside, stands in the tokenizer's place."""
 
@@ -92,6 +95,9 @@ def load(
         model.to(runtime.device)
     model.config.use_cache = False
     tokenizer = with_pad_token(original)
+    if form.needs_pad:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        original = tokenizer
     return Loaded(
         model=model,
         tokenizer=tokenizer,
@@ -163,7 +169,7 @@ def with_pad_token(tokenizer: Any) -> Any:
 def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: ModelForm) -> Any:
     """Load the weights and refuse a checkpoint that does not fill the model."""
     auto_class: Any = getattr(transformers, form.auto_class)
-    with _blaming(path, "the model"):
+    with _blaming(path, "the model"), _quiet_about_heads(form):
         model, report = auto_class.from_pretrained(
             path,
             dtype=dtype,
@@ -180,7 +186,23 @@ def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: Mod
             hint=_ask_the_doctor(path),
         )
     _require_finite(path, model)
+    if not hasattr(model, "generation_config"):
+        # What ends a turn is told there, whether or not this form of the model can generate.
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(path)
     return model
+
+
+@contextmanager
+def _quiet_about_heads(form: ModelForm) -> Iterator[None]:
+    """Keep transformers from reporting a head that is meant to be new; `report` still tells."""
+    verbosity = logging.get_verbosity()
+    if form.new_parameters:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextmanager
@@ -236,7 +258,7 @@ def collect_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
         ModelError: one of them is no number.
     """
     found = {tokenizer.eos_token_id}
-    for source in (model.config.get_text_config(), model.generation_config):
+    for source in (model.config.get_text_config(), getattr(model, "generation_config", None)):
         ids = source.eos_token_id if source is not None else None
         found.update(ids if isinstance(ids, list) else [ids])
     wrong = [token for token in found if not isinstance(token, int | None)]

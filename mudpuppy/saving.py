@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,17 @@ how, is in `mudpuppy.json`; whether it is healthy: `mudpuppy-doctor` on this fol
 from peft import PeftModel
 from transformers import {auto_class}
 
-model = PeftModel.from_pretrained({auto_class}.from_pretrained(BASE), "path/to/this/folder")
+model = PeftModel.from_pretrained({opened}, "path/to/this/folder")
 ```
 """
 
 
 def write_card(
-    folder: Path, method: str, base: str, auto_class: str = "AutoModelForCausalLM"
+    folder: Path,
+    method: str,
+    base: str,
+    auto_class: str = "AutoModelForCausalLM",
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Replace PEFT's empty model card, which also names a local path, by a short true one.
 
@@ -135,8 +139,12 @@ def write_card(
         method: how it was trained.
         base: the base model as it was asked for; only the last part of a local path is named.
         auto_class: transformers' class that opens the base.
+        settings: further arguments of its `from_pretrained`.
     """
+    words = ["BASE", *(f"{name}={value!r}" for name, value in (settings or {}).items())]
+    opened = f"{auto_class}.from_pretrained({', '.join(words)})"
     shown = Path(base).name if Path(base).is_dir() else base
     (folder / "README.md").write_text(
-        CARD.format(method=method, base=shown, auto_class=auto_class), encoding="utf-8"
+        CARD.format(method=method, base=shown, auto_class=auto_class, opened=opened),
+        encoding="utf-8",
     )

@@ -43,6 +43,8 @@ def attach_adapter(
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
         task_type=task_type,
+        # PEFT trains these heads whole, and "all-linear" would give them an adapter as well.
+        exclude_modules=["score", "classifier"] if task_type == "TOKEN_CLS" else None,
     )
     with warnings.catch_warnings():
         # PEFT only warns where an adapter is stacked or a target is tied; both are damage here.

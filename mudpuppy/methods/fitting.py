@@ -213,7 +213,8 @@ def _unpatched(model: Any) -> Iterator[None]:
     TRL copies the tokenizer's special ids into the model's configs; a pad token that was only set
     for training must not end up in the artefact.
     """
-    found = (model.config, model.config.get_text_config(), model.generation_config)
+    generation: Any = getattr(model, "generation_config", None)
+    found: tuple[Any, ...] = (model.config, model.config.get_text_config(), generation)
     configs = [config for config in found if hasattr(config, "pad_token_id")]
     pads = [config.pad_token_id for config in configs]
     try:

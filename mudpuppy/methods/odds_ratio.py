@@ -1,13 +1,12 @@
 """ORPO (Hong et al. 2024) on transformers' trainer.
 
 TRL's own is experimental, tokenises by rules of its own, and keeps the logits of every token.
-The loss is the negative log-likelihood of the better answer, minus beta times the log-sigmoid of
-the log odds ratio of both answers. There is no reference model.
+The loss is the negative log-likelihood a token of the better answer, minus beta times the
+log-sigmoid of the log odds ratio of both answers. There is no reference model.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -19,12 +18,13 @@ from trl.trainer.utils import add_fused_lm_head
 
 from mudpuppy.methods.family import TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
+from mudpuppy.methods.trainers import LogsMeans
 
 BETA = 0.1
 """Weight of the odds ratio; the paper's lambda."""
 
 
-class OddsRatioTrainer(CpuHalfPrecision, Trainer):  # type: ignore[misc]  # no types there
+class OddsRatioTrainer(LogsMeans, CpuHalfPrecision, Trainer):  # type: ignore[misc]  # no types there
     """Learns the better answer and to prefer it, in one forward pass."""
 
     def __init__(self, *, beta: float, response_only: bool, **settings: Any) -> None:
@@ -33,7 +33,6 @@ class OddsRatioTrainer(CpuHalfPrecision, Trainer):  # type: ignore[misc]  # no t
         self.model_accepts_loss_kwargs = False
         self._beta = beta
         self._response_only = response_only
-        self._seen: dict[str, list[float]] = defaultdict(list)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -59,25 +58,25 @@ class OddsRatioTrainer(CpuHalfPrecision, Trainer):  # type: ignore[misc]  # no t
             fused_lm_head=True,
         )
         logps = outputs.log_probs.float()
-        chosen, _ = logps.chunk(2)
-        likely, _ = scored.chunk(2)
-        nll = -chosen[likely].mean()
-        better, worse = ((logps * is_answer).sum(-1) / is_answer.sum(-1)).chunk(2)
+        # Each sample counts alike, so that accumulated batches add up to one large batch.
+        likely, _ = _mean_of(logps, scored).chunk(2)
+        nll = -likely.mean()
+        better, worse = _mean_of(logps, is_answer).chunk(2)
         ratio = functional.logsigmoid(better - worse - _log1mexp(better) + _log1mexp(worse))
         loss = nll - self._beta * ratio.mean()
-        if not self.model.training:
-            return (loss, None) if return_outputs else loss
-        for name, value in {
-            "nll_loss": nll,
-            "log_odds_ratio": ratio.mean(),
-            "rewards/chosen": self._beta * better.mean(),
-            "rewards/rejected": self._beta * worse.mean(),
-            "rewards/margins": self._beta * (better - worse).mean(),
-            "rewards/accuracies": (better > worse).float().mean(),
-            "logps/chosen": better.mean(),
-            "logps/rejected": worse.mean(),
-        }.items():
-            self._seen[name].append(float(value.detach()))
+        if self.model.training:
+            self.note(
+                {
+                    "nll_loss": nll,
+                    "log_odds_ratio": ratio.mean(),
+                    "rewards/chosen": self._beta * better.mean(),
+                    "rewards/rejected": self._beta * worse.mean(),
+                    "rewards/margins": self._beta * (better - worse).mean(),
+                    "rewards/accuracies": (better > worse).float().mean(),
+                    "logps/chosen": better.mean(),
+                    "logps/rejected": worse.mean(),
+                }
+            )
         return (loss, None) if return_outputs else loss
 
     def prediction_step(
@@ -89,11 +88,10 @@ class OddsRatioTrainer(CpuHalfPrecision, Trainer):  # type: ignore[misc]  # no t
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the means since the last step, too."""
-        means = {name: sum(values) / len(values) for name, values in self._seen.items()}
-        self._seen.clear()
-        super().log({**logs, **means}, start_time)
+
+def _mean_of(logps: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of each row where the mask is set."""
+    return (logps * mask).sum(-1) / mask.sum(-1)
 
 
 def _log1mexp(x: Tensor) -> Tensor:
