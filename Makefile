@@ -2,6 +2,7 @@
 #   make pressure            train, break, diagnose and report with the embedded model
 #   make test                format, lint, types and tests
 #   make doctor CKPT=path    diagnose a checkpoint
+#   make bench-merge         measure the merge of an adapter beside PEFT's
 #   make setup               the installation alone
 # PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.
 
@@ -11,10 +12,10 @@ JOBS ?= 2
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure test lint doctor clean
+.PHONY: always help setup pressure test lint doctor bench-merge clean
 
 help:
-	@sed -n '1,6p' Makefile
+	@sed -n '1,7p' Makefile
 
 setup: $(STAMP)
 
@@ -39,6 +40,9 @@ test: lint
 doctor: $(STAMP)
 	@test -n "$(CKPT)" || { echo "usage: make doctor CKPT=path/to/checkpoint" >&2; exit 2; }
 	@$(BIN)/mudpuppy-doctor "$(CKPT)"
+
+bench-merge: $(STAMP)
+	@$(BIN)/python benchmarks/merge.py
 
 clean:
 	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

