@@ -151,8 +151,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"Random Llama, {result['weights'] / 1e6:.0f} M weights, {result['base_mb'] / 1e3:.2f} GB "
         f"bf16 in {result['base_files']} files; rank {RANK} on all linear layers, adapter "
         f"{result['adapter_mb']:.1f} MB. {len(result['runs'])} interleaved runs in fresh "
-        f"processes, medians; {result['threads']} thread(s) for PEFT, one for mud-puppy. Load average "
-        f"before: {result['load_average']:.1f} on {result['cpus']} cores.",
+        f"processes, medians; {result['threads']} thread(s) for PEFT, one for mud-puppy. Load "
+        f"average before: {result['load_average']:.1f} on {result['cpus']} cores.",
         "",
         "| | wall (end to end) | import | merge and save | cpu | peak memory over imports |",
         "| --- | --- | --- | --- | --- | --- |",

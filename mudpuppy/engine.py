@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from transformers import set_seed
@@ -28,6 +28,7 @@ from mudpuppy.accounting import (
 from mudpuppy.adapters.attach import adapter_settings, attach_adapter
 from mudpuppy.adapters.continued import continue_adapter
 from mudpuppy.adapters.merge import merge_adapter
+from mudpuppy.adapters.shard_merge import merge_shards
 from mudpuppy.attention.documents import attending_by_document
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import count_labels
@@ -47,6 +48,7 @@ from mudpuppy.quant import int4
 from mudpuppy.quant.fp8 import choose_fp8_path, fp8_linears
 from mudpuppy.records import Choice, RunRecord
 from mudpuppy.runtime import DTYPES, Runtime, choose_runtime
+from mudpuppy.safefile import weight_files
 from mudpuppy.saving import (
     save_adapter,
     save_model,
@@ -302,20 +304,30 @@ def _save_merged(
     job: Job, model: Any, folder: Path, record: RunRecord, trained: dict[str, Any]
 ) -> None:
     """Save the merged model and its own provenance below the adapter's folder."""
-    dtype = job.runtime.dtype
-    if job.config.merge_precision is not None:
-        dtype = DTYPES[job.config.merge_precision]
+    names = {DTYPES[name]: name for name in ("fp32", "bf16", "fp16")}
+    precision = job.config.merge_precision or names[job.runtime.dtype]
     try:
-        merged = merge_adapter(model, dtype)
+        if job.family.task_type == "CAUSAL_LM" and _is_on_disk(job.folder):
+            merge_shards(job.folder, job.config.output, folder, precision=precision)
+        else:
+            merged = merge_adapter(model, DTYPES[precision])
+            saved = job.loaded.processor or job.loaded.original_tokenizer
+            save_model(merged, saved, folder, DTYPES[precision])
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise EngineError(
             f"the merge ran out of memory; the adapter is complete in {job.config.output}",
-            hint="merge on a machine with more memory: load base and adapter with PEFT and call "
-            "merge_and_unload()",
+            hint=f"merge on its own: mud-puppy merge {job.base} {job.config.output} MERGED",
         ) from error
-    save_model(merged, job.loaded.processor or job.loaded.original_tokenizer, folder, dtype)
     provenance = make_provenance(job, record, "merged", trained)
     write_json_atomic(folder / PROVENANCE_FILE, {**provenance, "adapter": ".."})
+
+
+def _is_on_disk(base: Path | None) -> TypeGuard[Path]:
+    """Return whether the base can be merged block by block: it lies here, as safetensors."""
+    try:
+        return base is not None and bool(weight_files(base))
+    except (OSError, ValueError):
+        return False
 
 
 def _quantise(job: Job, watcher: Watcher | None, say: Say) -> RunRecord:

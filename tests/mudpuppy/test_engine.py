@@ -396,10 +396,10 @@ def test_an_adapter_is_trained_on_where_it_ended(run, tmp_path):
 
 
 def test_a_merge_that_fails_does_not_lose_the_adapter(run, tmp_path, monkeypatch):
-    def break_down(*_):
+    def break_down(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("mudpuppy.engine.merge_adapter", break_down)
+    monkeypatch.setattr("mudpuppy.engine.merge_shards", break_down)
 
     with pytest.raises(EngineError, match="the adapter is complete in"):
         run("out", method="lora", merge_lora=True)
