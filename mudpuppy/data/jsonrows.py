@@ -152,7 +152,9 @@ def open_json(path: Path) -> Rows:
 
 
 def _counted(index: int, row: Row) -> Row:
-    return Row(index, row.value, row.problem)
+    """Number an entry; what is no entry, but a place where the file is not JSON, keeps its line."""
+    is_entry = row.problem is None or row.value is not None
+    return Row(index if is_entry else row.number, row.value, row.problem)
 
 
 def _entries(path: Path) -> Iterator[Row]:
