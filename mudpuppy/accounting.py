@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mudpuppy.checkpoints import Identity
 from mudpuppy.config import TrainingConfig
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded
@@ -40,6 +41,8 @@ class Job:
     """Folder of the base, where it is on this machine."""
     fingerprint: str | None
     """The base's fingerprint, where it could be made."""
+    identity: Identity
+    """What a run must share with the one whose checkpoint it goes on from."""
     runtime: Runtime
     """Device and precision."""
     loaded: Loaded

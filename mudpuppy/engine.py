@@ -30,6 +30,7 @@ from mudpuppy.adapters.continued import continue_adapter
 from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.adapters.shard_merge import merge_shards
 from mudpuppy.attention.documents import attending_by_document
+from mudpuppy.checkpoints import Resumable, identify, remove_checkpoints, take_up
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import count_labels
 from mudpuppy.data.samples import Sample
@@ -102,11 +103,13 @@ def train(
     is_new = not config.output.exists()
     try:
         job = _prepare(config, read, records_dir, say, started)
-        with telling_of_failed_writes(config.output), locked(config.output):
+        with telling_of_failed_writes(config.output), locked(config.output, resume=config.resume):
             job.records_dir.mkdir(parents=True, exist_ok=True)
             if config.method == "gptq":
                 return _quantise(job, watcher, say)
-            return _fine_tune(job, watcher, report, say)
+            record = _fine_tune(job, watcher, report, say)
+            remove_checkpoints(config.output)
+            return record
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"{config.method} ran out of device memory: {str(error).splitlines()[0]}",
@@ -151,12 +154,14 @@ def _prepare(
             "tokens would be trained"
         )
     folder = local_folder(base)
+    fingerprint = None if folder is None else _fingerprint(folder, say)
     return Job(
         config=config,
         family=family,
         base=base,
         folder=folder,
-        fingerprint=None if folder is None else _fingerprint(folder, say),
+        fingerprint=fingerprint,
+        identity=identify(config, samples, fingerprint),
         runtime=runtime,
         loaded=loaded,
         rows=rows,
@@ -218,7 +223,8 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         f"training {counted.trainable:,} of {counted.total:,} parameters on "
         f"{len(job.rows)} sample{'' if len(job.rows) == 1 else 's'}"
     )
-    result = _fit(job, model, watcher, report)
+    resumed = take_up(config, job.identity, say)
+    result = _fit(job, model, resumed, watcher, report)
     trained = describe_trained(model)
     record = make_record(
         job,
@@ -272,7 +278,13 @@ def _save_adapter(
     return finish(job, merged, "adapter", trained)
 
 
-def _fit(job: Job, model: Any, watcher: Watcher | None, report: Report | None) -> FitResult:
+def _fit(
+    job: Job,
+    model: Any,
+    resumed: Resumable | None,
+    watcher: Watcher | None,
+    report: Report | None,
+) -> FitResult:
     """Run the trainer in front of the watcher, inside whatever surrounds it."""
     config, loaded, runtime = job.config, job.loaded, job.runtime
     with ExitStack() as around:
@@ -293,6 +305,8 @@ def _fit(job: Job, model: Any, watcher: Watcher | None, report: Report | None) -
             config,
             runtime,
             steps_file=job.records_dir / "steps.jsonl",
+            identity=job.identity,
+            resumed=resumed,
             report=report,
         )
         if watcher is not None:

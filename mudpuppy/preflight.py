@@ -13,6 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from mudpuppy.checkpoints import (
+    MANIFEST,
+    find_resumable,
+    identify,
+    list_checkpoints,
+    require_same,
+)
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.read import read_dataset
 from mudpuppy.data.samples import Sample
@@ -31,10 +38,13 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
         DatasetError: the dataset has unusable lines, or the method cannot learn from its kind.
     """
     with _telling(OutputError, f"the output folder {config.output}"):
-        check_output(config.output)
+        check_output(config.output, resume=config.resume)
     with _telling(ModelError, f"the model path {config.model}"):
         check_model(config.model)
     samples = read_dataset(config.dataset, config.method).samples
+    if config.resume:
+        found = find_resumable(config.output, deep=False)
+        require_same(found, identify(config, samples))
     prove_writable(config.output)
     return samples
 
@@ -54,16 +64,27 @@ LEFTOVERS = ("steps.jsonl", ".saving-", LOCK_FILE)
 """Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
 
 
-def check_output(folder: Path, *, is_ours: bool = False) -> None:
+def check_output(folder: Path, *, is_ours: bool = False, resume: bool = False) -> None:
     """Refuse an output path that is a file, or a folder with something in it or a run at work.
 
     What a run of ours left when it was stopped does not count: nothing in it was finished.
-    `is_ours` says that the caller holds the lock.
+    `is_ours` says that the caller holds the lock; with `resume` there must be a checkpoint.
+
+    Raises:
+        OutputError: the path cannot be used, or holds nothing to resume.
     """
     if not is_ours and (folder / LOCK_FILE).is_file():
         with (folder / LOCK_FILE).open(encoding="utf-8") as handle:
             _take(handle, folder)
-    if folder.is_dir() and not all(p.name.startswith(LEFTOVERS) for p in folder.iterdir()):
+    if resume:
+        find_resumable(folder, deep=False)
+    elif folder.is_dir() and not all(p.name.startswith(LEFTOVERS) for p in folder.iterdir()):
+        if any((path / MANIFEST).is_file() for _, path in list_checkpoints(folder)):
+            raise OutputError(
+                f"the output folder {folder} holds checkpoints of a run that was stopped",
+                hint="go on from the newest with --resume, or name another folder with --output"
+                + _removal(folder),
+            )
         raise OutputError(
             f"the output folder {folder} is not empty",
             hint="name another folder with --output" + _removal(folder),
@@ -84,7 +105,7 @@ def _removal(folder: Path) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, resume: bool = False) -> Iterator[None]:
     """Make an output folder, keep every other run out of it, and see once more that it is free.
 
     Raises:
@@ -98,7 +119,7 @@ def locked(folder: Path) -> Iterator[None]:
         if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
             raise _in_use(folder)
         try:
-            check_output(folder, is_ours=True)
+            check_output(folder, is_ours=True, resume=resume)
             yield
         finally:
             path.unlink(missing_ok=True)

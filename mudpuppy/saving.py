@@ -41,7 +41,10 @@ def staging(output: Path) -> Iterator[Path]:
                 fsync_folder(path)
         # what makes a folder a model comes last: without it no loader takes half a set for a whole
         for path in sorted(folder.iterdir(), key=lambda path: (path.name in SETTINGS, path.name)):
-            path.rename(output / path.name)
+            target = output / path.name
+            if target.is_dir():  # of a run that was killed here, and has been resumed
+                target.rename(folder / f".replaced-{path.name}")
+            path.rename(target)
         fsync_folder(output)
     finally:
         shutil.rmtree(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from mudpuppy.checkpoints import Identity, Resumable
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import check_warmup, flag_of
 from mudpuppy.data.batches import TokenBudgetSampler
@@ -24,6 +24,7 @@ from mudpuppy.errors import DatasetError
 from mudpuppy.loading import Loaded
 from mudpuppy.methods.batching import arrange, num_processes, token_batches
 from mudpuppy.methods.family import Family, Row, TrainerParts
+from mudpuppy.methods.keeping import CheckpointKeeper, EngineTrainer
 from mudpuppy.methods.steplog import Report, StepWriter
 from mudpuppy.records import StepRecord
 from mudpuppy.runtime import Runtime
@@ -31,22 +32,8 @@ from mudpuppy.runtime import Runtime
 T = TypeVar("T")
 
 
-class CpuHalfPrecision:
-    """Mixed into a trainer: makes fp16 real on a CPU too.
-
-    accelerate gives the CPU neither autocast nor a gradient scaler for fp16, and computes in fp32
-    without a word; here both are switched on, as they are on a GPU.
-    """
-
-    args: Any
-    accelerator: Any
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Give the accelerator what it leaves out for fp16 on a CPU."""
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]  # the trainer's own
-        if self.args.fp16 and self.accelerator.device.type == "cpu":
-            self.accelerator.native_amp = True
-            self.accelerator.scaler = torch.amp.GradScaler("cpu")
+CpuHalfPrecision = EngineTrainer
+"""What every trainer is mixed with, by the name of its first part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +57,23 @@ def fit(
     runtime: Runtime,
     *,
     steps_file: Path,
+    identity: Identity,
+    resumed: Resumable | None = None,
     report: Report | None = None,
 ) -> FitResult:
     """Train the model in place.
+
+    Args:
+        model: what is trained.
+        family: the family of the method.
+        loaded: the model's surroundings.
+        rows: the samples as the model sees them.
+        config: the settings.
+        runtime: device and precision.
+        steps_file: where every step is written down.
+        identity: what the run is made of, for its checkpoints.
+        resumed: the checkpoint to go on from.
+        report: called with every step.
 
     Raises:
         DatasetError: too few samples to hold some out for evaluation.
@@ -82,8 +83,8 @@ def fit(
     train, held_out = (arrange(part, config) for part in split_samples(rows, config))
     batches = token_batches(train, config)
     check_warmup(config, count_steps(len(train), config, batches), name=flag_of)
-    writer = StepWriter(steps_file, report)
-    callbacks: list[TrainerCallback] = [writer]
+    writer = StepWriter(steps_file, report, resumed.step if resumed else 0)
+    callbacks: list[TrainerCallback] = [writer, CheckpointKeeper(identity, config.save_steps)]
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
     started = time.monotonic()
@@ -102,10 +103,9 @@ def fit(
             )
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    for checkpoint in config.output.glob("checkpoint-*"):
-        # They served early stopping, which has loaded the best one; they hold pickles.
-        shutil.rmtree(checkpoint)
+        trainer.offload = config.zero_offload
+        trainer.was_over = resumed is not None and resumed.is_over
+        trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
     return FitResult(
         records=writer.records,
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
@@ -122,13 +122,19 @@ def count_steps(
     if batches is not None:
         num_batches = len(batches) // num_processes()
     else:
-        num_batches = math.ceil(num_rows / config.batch_size)
+        num_batches = math.ceil(num_rows / (config.batch_size * num_processes()))
     return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
 
 
 def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]:
     """Translate the settings into what `TrainingArguments` and its descendants take."""
     evaluation: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
+    if config.save_steps is not None:
+        evaluation |= {
+            "save_strategy": "steps",
+            "save_steps": config.save_steps,
+            "save_total_limit": 2,
+        }
     if config.early_stopping is not None:
         evaluation = {
             "eval_strategy": "steps",
@@ -163,6 +169,8 @@ def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]
         "logging_first_step": True,
         "disable_tqdm": True,
         "report_to": [],
+        # Without it the count of evaluations without a better loss starts anew.
+        "restore_callback_states_from_checkpoint": True,
         "seed": config.seed,
         "data_seed": config.seed,
         **evaluation,

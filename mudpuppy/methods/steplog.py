@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from mudpuppy.errors import EngineError
+from mudpuppy.files import write_text_atomic
 from mudpuppy.records import StepRecord
 
 Report = Callable[[StepRecord, int], None]
@@ -22,12 +23,23 @@ Report = Callable[[StepRecord, int], None]
 class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformers
     """Writes `steps.jsonl` while training runs, and stops at the first loss that is not finite."""
 
-    def __init__(self, path: Path, report: Report | None) -> None:
-        self.records: list[StepRecord] = []
+    def __init__(self, path: Path, report: Report | None, resumed_step: int = 0) -> None:
+        self.records = _records_until(resumed_step, path)
         self._path = path
-        path.unlink(missing_ok=True)  # of a run that was stopped
         self._report = report
-        self._started = time.monotonic()
+        elapsed = self.records[-1].elapsed_s if self.records else 0.0
+        self._started = time.monotonic() - elapsed
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drop what a run that was stopped had logged after its last checkpoint."""
+        del args, control
+        if not state.is_world_process_zero:
+            return
+        if self.records:
+            lines = [json.dumps(asdict(record)) + "\n" for record in self.records]
+            write_text_atomic(self._path, "".join(lines))
+        else:
+            self._path.unlink(missing_ok=True)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Record one optimizer step or evaluation.
@@ -57,6 +69,8 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
                     hint="lower --learning-rate, or use --precision bf16 or fp32",
                 )
         self.records.append(record)
+        if not state.is_world_process_zero:
+            return
         with self._path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(asdict(record)) + "\n")
         if self._report is not None:
@@ -77,6 +91,21 @@ def _metrics(logs: dict[str, Any]) -> dict[str, float]:
         and isinstance(value, int | float)
         and math.isfinite(value)
     }
+
+
+def _records_until(step: int, path: Path) -> list[StepRecord]:
+    """Return what was logged up to a step; a last line that was cut by a kill lies behind it."""
+    if not step or not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = StepRecord(**json.loads(line))
+        except (ValueError, TypeError):
+            break
+        if record.step <= step:
+            records.append(record)
+    return records
 
 
 def _number(logs: dict[str, Any], name: str) -> float | None:

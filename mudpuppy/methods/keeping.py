@@ -1,0 +1,89 @@
+"""Mixed into every trainer, or called by it: what makes checkpoints complete and resuming exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from mudpuppy.checkpoints import Identity, write_manifest
+from mudpuppy.memory.offload import OffloadedAdamW
+
+
+class EngineTrainer:
+    """Mixed into a trainer, before its own class."""
+
+    args: Any
+    accelerator: Any
+    control: Any
+    optimizer: Any
+    was_over: bool = False
+    """Whether the checkpoint that is resumed from was the run's last."""
+    offload: bool = False
+    """Whether the optimizer lives on the host."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make fp16 real on a CPU too.
+
+        accelerate gives the CPU neither autocast nor a gradient scaler for fp16, and computes in
+        fp32 without a word; here both are switched on, as they are on a GPU.
+        """
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]  # the trainer's own
+        if self.args.fp16 and self.accelerator.device.type == "cpu":
+            self.accelerator.native_amp = True
+            self.accelerator.scaler = torch.amp.GradScaler("cpu")
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Move the optimizer to the host, where that was asked for."""
+        made: Any = super().create_optimizer(model)  # type: ignore[misc]  # the trainer's own
+        if self.offload and not isinstance(made, OffloadedAdamW):
+            made = self.optimizer = OffloadedAdamW(made)
+        return made
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: TRL would leave one in the output folder with every checkpoint."""
+
+    def _run_epoch(self, **words: Any) -> None:
+        """Take no step more where the run was over before it was resumed.
+
+        The trainer looks at its last step only after the next one: resumed from a checkpoint of the
+        last step in the middle of an epoch, or of an early stop, it would take one too many.
+        """
+        if self.was_over:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**words)  # type: ignore[misc]  # the trainer's own
+
+
+class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """Asks for checkpoints, and completes each with its manifest."""
+
+    def __init__(self, identity: Identity, every: int | None) -> None:
+        self._identity = identity
+        self._every = every
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Find the best checkpoint again: its path was written down when the folder had another."""
+        del control
+        if state.best_global_step:
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint at its turn, whatever evaluation asks for."""
+        del args
+        if self._every is not None and state.global_step % self._every == 0:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the manifest, once every process has written its files."""
+        del control
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            # The trainer's arguments as a pickle: nobody reads it, and nobody should.
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            write_manifest(folder, state.global_step, self._identity)
