@@ -2,7 +2,7 @@
 #   make pressure            train, break, diagnose and report with the embedded model
 #   make test                format, lint, types and tests
 #   make doctor CKPT=path    diagnose a checkpoint
-#   make bench-merge         measure the merge of an adapter beside PEFT's
+#   make bench               measure training against bare TRL, and merging against PEFT
 #   make setup               the installation alone
 # PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.
 
@@ -12,7 +12,7 @@ JOBS ?= 2
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure test lint doctor bench-merge clean
+.PHONY: always help setup pressure test lint doctor bench bench-throughput bench-merge clean
 
 help:
 	@sed -n '1,7p' Makefile
@@ -40,6 +40,11 @@ test: lint
 doctor: $(STAMP)
 	@test -n "$(CKPT)" || { echo "usage: make doctor CKPT=path/to/checkpoint" >&2; exit 2; }
 	@$(BIN)/mudpuppy-doctor "$(CKPT)"
+
+bench: bench-throughput bench-merge
+
+bench-throughput: $(STAMP)
+	@$(BIN)/python benchmarks/throughput.py
 
 bench-merge: $(STAMP)
 	@$(BIN)/python benchmarks/merge.py

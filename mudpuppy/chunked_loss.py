@@ -87,18 +87,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head = weight.to(dtype)
         losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         size = max(MIN_CHUNK_TOKENS, CHUNK_LOGITS // weight.shape[0])
+        size = max(1, min(size, hidden.shape[0]))
+        # one workspace for all chunks: fresh memory would be faulted in page by page each time
+        product = hidden.new_empty((size, weight.shape[0]), dtype=dtype)
+        logits = product if dtype == torch.float32 else product.float()
         with torch.autocast(kind, enabled=False):
             for start in range(0, hidden.shape[0], size):
-                part = slice(start, start + size)
+                part = slice(start, min(start + size, hidden.shape[0]))
                 inputs = hidden[part].to(dtype)
-                logits = (inputs @ head.t()).float()
+                rows = slice(0, inputs.shape[0])
+                torch.mm(inputs, head.t(), out=product[rows])
+                if logits is not product:
+                    logits[rows] = product[rows]
                 if bias is not None:
-                    logits += bias
-                losses[part], slope = _loss_and_slope(
-                    logits, labels[part], scale, softcap, any(wants)
-                )
-                if slope is not None:
-                    _add_gradients(grads, part, slope, inputs, head)
+                    logits[rows] += bias
+                losses[part] = _turn_into_slope(logits[rows], labels[part], scale, softcap)
+                if any(wants):
+                    if logits is not product:
+                        product[rows] = logits[rows]
+                    _add_gradients(grads, part, logits[rows], product[rows], inputs, head)
         kept = zip(grads, (hidden, weight, bias), strict=True)
         ctx.save_for_backward(
             *(None if g is None or like is None else g.to(like.dtype) for g, like in kept)
@@ -113,38 +120,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def _loss_and_slope(
-    logits: Tensor, labels: Tensor, scale: float, softcap: float | None, with_slope: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return each token's loss, and its derivative by the head's output, in place of `logits`."""
+def _turn_into_slope(logits: Tensor, labels: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Return each token's loss, and leave its derivative by the head's output in `logits`."""
     if scale != 1.0:
         logits *= scale
     bent = None
     if softcap is not None:
         bent = torch.tanh(logits / softcap)
-        logits = bent * softcap
+        torch.mul(bent, softcap, out=logits)
     logits -= logits.amax(dim=-1, keepdim=True)
     wanted = logits.gather(-1, labels[:, None])
     probabilities = logits.exp_()
     total = probabilities.sum(dim=-1, keepdim=True)
-    loss = (total.log() - wanted)[:, 0]
-    if not with_slope:
-        return loss, None
     slope = probabilities.div_(total)
     slope.scatter_add_(-1, labels[:, None], torch.full_like(wanted, -1.0))
     if bent is not None:
-        slope *= 1 - bent.square_()
-    return loss, slope if scale == 1.0 else slope.mul_(scale)
+        slope *= bent.square_().neg_().add_(1)
+    if scale != 1.0:
+        slope *= scale
+    return (total.log() - wanted)[:, 0]
 
 
 def _add_gradients(
-    grads: list[Tensor | None], part: slice, slope: Tensor, inputs: Tensor, head: Tensor
+    grads: list[Tensor | None],
+    part: slice,
+    exact: Tensor,
+    slope: Tensor,
+    inputs: Tensor,
+    head: Tensor,
 ) -> None:
     """Add one chunk's share to the gradients of hidden states, head and bias."""
     by_hidden, by_weight, by_bias = grads
     if by_bias is not None:
-        by_bias += slope.sum(dim=0)
-    slope = slope.to(head.dtype)
+        by_bias += exact.sum(dim=0)
     if by_hidden is not None:
         by_hidden[part] = slope @ head
     if by_weight is not None and head.dtype == torch.float32:
