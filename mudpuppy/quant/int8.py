@@ -30,7 +30,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mudpuppy.errors import EngineError, ModelError, shown
 from mudpuppy.files import write_json_atomic
-from mudpuppy.quant.blocks import replace_module
+from mudpuppy.quant.blocks import find_decoder_layers, replace_module
 from mudpuppy.quant.fake_quant import find_quantised
 from mudpuppy.quant.int8_matrix import (
     BITS,
@@ -127,7 +127,12 @@ def describe_weights(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[
     """Return scheme and error of every layer, for the run's record; the model still is unrounded.
 
     The error is that of the weights: the norm of what rounding changed over the norm of the weight.
+    Matrices of the decoder blocks that are no linear layers (the experts of most mixtures) are not
+    rounded, and are named.
     """
+    stack = find_decoder_layers(model)
+    matrices = {f"{stack.name}.{n}" for n, p in stack.layers.named_parameters() if p.dim() > 1}
+    left_out = sorted(matrices - {f"{name}.weight" for name in weights})
     errors = [
         {
             "name": name,
@@ -135,7 +140,7 @@ def describe_weights(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[
         }
         for name, rows in weights.items()
     ]
-    return {**scheme(), "layers": errors}
+    return {**scheme(), "layers": errors, "left_out": left_out}
 
 
 def save_int8(
@@ -154,10 +159,7 @@ def save_int8(
         weights: what `quantise_weights` returned.
         dtype: of embeddings, norms, biases and the head.
     """
-    state: dict[str, Tensor] = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    state = _cast(model.state_dict(), dtype)
     for name, rows in weights.items():
         state[f"{name}.weight"] = rows.levels.contiguous()
         state[f"{name}{_SCALE}"] = rows.scales
@@ -170,6 +172,16 @@ def save_int8(
     settings["dtype"] = str(dtype).removeprefix("torch.")
     settings["use_cache"] = True  # off while training only
     write_json_atomic(path, settings)
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the floating tensors in `dtype`; a tied head shares its memory still."""
+    made: dict[tuple[int, torch.Size], Tensor] = {}
+    for tensor in state.values():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in made:
+            made[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: made[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
 
 
 def describe(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mudpuppy.quant.int8 import (
     quantise_weights,
     save_int8,
 )
+from mudpuppy.tiny import resolve_model
 from tests.mudpuppy.quant.tiny_llama import make_ids, make_llama
 
 
@@ -107,6 +108,21 @@ def test_a_folder_that_is_something_else_is_refused(damage, tmp_path):
     save_file(state, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError):
         load_int8(folder)
+
+
+def test_a_tied_head_is_saved_once_in_every_type(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(resolve_model("tiny:llama-tied"))
+    save_int8(model, None, tmp_path / "int8", quantise_weights(model), torch.bfloat16)
+    assert "lm_head.weight" not in load_file(tmp_path / "int8" / "model.safetensors")
+    found = load_int8(tmp_path / "int8")
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+
+
+def test_matrices_that_are_no_linear_layers_are_named():
+    model = AutoModelForCausalLM.from_pretrained(resolve_model("tiny:mixtral"))
+    found = describe_weights(model, quantise_weights(model))
+    assert any("experts" in name for name in found["left_out"])
+    assert describe_weights(make_llama(), quantise_weights(make_llama()))["left_out"] == []
 
 
 def test_moving_a_layer_never_rounds_its_scales():
