@@ -63,10 +63,15 @@ def fp8_support(facts: Facts, index: int = 0) -> tuple[str, str]:
     device = next((one for one in facts.devices if one.index == index), None)
     if device is None:
         return "emulated", "there is no GPU"
-    if device.arch.startswith("gfx94"):
-        return "hardware", f"{device.arch} multiplies E4M3 FNUZ"
-    if device.arch.startswith(("gfx950", "gfx12")):
-        return "hardware", f"{device.arch} multiplies E4M3 (OCP)"
-    if device.arch.startswith("sm_") and int(device.arch[3:]) >= 89:
-        return "hardware", f"{device.arch} multiplies E4M3"
-    return "emulated", f"{device.arch} has no fp8 units"
+    return fp8_of_arch(device.arch)
+
+
+def fp8_of_arch(arch: str) -> tuple[str, str]:
+    """Return `hardware` or `emulated` for an architecture such as `gfx1201` or `sm_89`, and why."""
+    if arch.startswith("gfx94"):
+        return "hardware", f"{arch} multiplies E4M3 FNUZ"
+    if arch.startswith(("gfx950", "gfx12")):
+        return "hardware", f"{arch} multiplies E4M3 (OCP)"
+    if arch.startswith("sm_") and int(arch[3:]) >= 89:
+        return "hardware", f"{arch} multiplies E4M3"
+    return "emulated", f"{arch} has no fp8 units"

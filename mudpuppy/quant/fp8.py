@@ -26,6 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mudpuppy.env.traps import fp8_of_arch
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.blocks import computing_as, find_decoder_layers, find_linears
 
@@ -54,44 +55,32 @@ class Fp8Path:
 def choose_fp8_path(device: torch.device) -> Fp8Path:
     """Choose how `device` multiplies in fp8; hardware is believed after a product was checked."""
     if device.type != "cuda":
-        return Fp8Path(
-            hardware=False,
-            reason=f"emulated on {device.type}: the rounding is real, the speed is not",
-        )
-    name, supported, formats = _device_support(device)
-    if not supported:
-        return Fp8Path(hardware=False, reason=f"emulated on {name}, which has no fp8 units")
-    path = Fp8Path(hardware=True, reason=f"in hardware on {name}", **formats)
+        why = f"emulated on {device.type}: the rounding is real, the speed is not"
+        return Fp8Path(hardware=False, reason=why)
+    arch = _arch_of(device)
+    how, why = fp8_of_arch(arch)
+    if how != "hardware":
+        return Fp8Path(hardware=False, reason=f"emulated: {why}")
+    # CDNA3 has the older formats, whose largest value is another one
+    own = {"forward": torch.float8_e4m3fnuz, "gradient": torch.float8_e5m2fnuz}
+    path = Fp8Path(hardware=True, reason=why, **(own if arch.startswith("gfx94") else {}))
     try:
         error = measure_path_error(path, device)
     except RuntimeError as problem:
         line = str(problem).partition("\n")[0]
-        return Fp8Path(hardware=False, reason=f"emulated on {name}, since {line}")
+        return Fp8Path(hardware=False, reason=f"emulated on {arch}, since {line}")
     if not error <= PROBE_TOLERANCE:
         wrong = f"whose fp8 product is off by {error:.2g}"
-        return Fp8Path(hardware=False, reason=f"emulated on {name}, {wrong}")
+        return Fp8Path(hardware=False, reason=f"emulated on {arch}, {wrong}")
     return path
 
 
-def _device_support(device: torch.device) -> tuple[str, bool, dict[str, torch.dtype]]:
-    """Return name, whether there are fp8 units, and formats that are not the usual ones."""
+def _arch_of(device: torch.device) -> str:
+    """Return `gfx1201` or `sm_89`."""
     if torch.version.hip is None:
-        supported = torch.cuda.get_device_capability(device) >= (8, 9)
-        return torch.cuda.get_device_name(device), supported, {}
-    arch = str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
-    return arch, *rocm_fp8_support(arch)
-
-
-def rocm_fp8_support(arch: str) -> tuple[bool, dict[str, torch.dtype]]:
-    """Return whether an AMD architecture has fp8 units, and its formats where they are its own.
-
-    CDNA3 (gfx942) has the older "fnuz" formats with another largest value; CDNA4 (gfx950) and
-    RDNA4 (gfx12xx) have the usual ones; RDNA3 and before have none.
-    """
-    if arch in ("gfx940", "gfx941", "gfx942"):
-        own = {"forward": torch.float8_e4m3fnuz, "gradient": torch.float8_e5m2fnuz}
-        return True, own
-    return arch.startswith(("gfx950", "gfx12")), {}
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"sm_{major}{minor}"
+    return str(torch.cuda.get_device_properties(device).gcnArchName).partition(":")[0]
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from mudpuppy.quant.fp8 import (
     fp8_linears,
     measure_path_error,
     quantise_fp8,
-    rocm_fp8_support,
 )
 from tests.mudpuppy.quant.tiny_llama import make_ids, make_llama
 
@@ -211,13 +210,22 @@ def test_the_choice_is_labelled():
 
 
 @pytest.mark.parametrize(
-    ("arch", "supported"),
-    [("gfx1100", False), ("gfx90a", False), ("gfx942", True), ("gfx950", True), ("gfx1201", True)],
+    ("arch", "hardware", "largest"),
+    [
+        ("gfx1100", False, 448),
+        ("gfx942", True, 240),
+        ("gfx1201", True, 448),
+        ("sm_80", False, 448),
+        ("sm_90", True, 448),
+    ],
 )
-def test_amd_architectures_are_known(arch, supported):
-    found, formats = rocm_fp8_support(arch)
-    assert found is supported
-    assert bool(formats) is (arch == "gfx942")
+def test_every_architecture_has_its_formats(monkeypatch, arch, hardware, largest):
+    monkeypatch.setattr(fp8, "_arch_of", lambda _: arch)
+    monkeypatch.setattr(fp8, "measure_path_error", lambda *_: 0.001)
+    path = choose_fp8_path(torch.device("cuda"))
+    assert path.hardware is hardware
+    assert torch.finfo(path.forward).max == largest
+    assert arch in path.reason
 
 
 def test_a_hardware_product_is_believed_only_when_it_is_right(monkeypatch):
@@ -226,8 +234,19 @@ def test_a_hardware_product_is_believed_only_when_it_is_right(monkeypatch):
     right = torch._scaled_mm
     monkeypatch.setattr(torch, "_scaled_mm", lambda *args, **kw: right(*args, **kw) * 1.5)
     assert measure_path_error(HARDWARE, device) > fp8.PROBE_TOLERANCE
-    monkeypatch.setattr(fp8, "_device_support", lambda _: ("gfx1201", True, {}))
+    monkeypatch.setattr(fp8, "_arch_of", lambda _: "gfx1201")
     monkeypatch.setattr(fp8, "measure_path_error", lambda *_: 0.5)
     path = choose_fp8_path(torch.device("cuda"))
     assert not path.hardware
     assert "emulated on gfx1201, whose fp8 product is off by 0.5" in path.reason
+
+
+def test_hardware_that_raises_is_not_used(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no kernel image\nstack")
+
+    monkeypatch.setattr(fp8, "_arch_of", lambda _: "sm_90")
+    monkeypatch.setattr(fp8, "measure_path_error", fail)
+    path = choose_fp8_path(torch.device("cuda"))
+    assert not path.hardware
+    assert path.reason == "emulated on sm_90, since no kernel image"
