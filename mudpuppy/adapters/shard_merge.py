@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,9 @@ def merge_shards(
             shards=len(shards),
             bytes=size,
         )
-        write_json_atomic(output / PROVENANCE_FILE, _provenance(inputs, report))
+        found_at = os.path.relpath(inputs.adapter.folder.resolve(), output.resolve())
+        manifest = {**_provenance(inputs, report), "adapter": found_at}
+        write_json_atomic(output / PROVENANCE_FILE, manifest)
     return report
 
 
@@ -307,7 +310,6 @@ def _provenance(inputs: Inputs, report: MergeReport) -> dict[str, Any]:
         "kind": "merged",
         "precision": own.get("precision"),
         "base": base,
-        "adapter": str(inputs.adapter.folder),
         "merge": asdict(report),
         "versions": package_versions(),
         "torch": {"hip": torch.version.hip, "cuda": torch.version.cuda},

@@ -215,6 +215,33 @@ def test_a_grown_vocabulary_grows_the_config(is_tied: bool, tmp_path: Path):
     assert torch.equal(logits_of(merged), logits_of(expected))
 
 
+@pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
+def test_our_own_saving_keeps_embeddings_that_were_resized(is_tied: bool, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    from mudpuppy.adapters.attach import attach_adapter
+    from mudpuppy.saving import save_adapter
+    from mudpuppy.tiny import resolve_model
+
+    base = Path(resolve_model("tiny:llama-tied" if is_tied else "tiny:llama"))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    config = load_config({"model": "m", "dataset": "d.jsonl", "output": "o", "lora_r": 4})
+    adapted = attach_adapter(model, config)
+    torch.nn.init.normal_(next(p for n, p in adapted.named_parameters() if "lora_B" in n))
+    save_adapter(adapted, AutoTokenizer.from_pretrained(base), tmp_path / "adapter", str(base))
+    expected = logits_of(adapted)
+
+    merge_shards(base, tmp_path / "adapter", tmp_path / "ours")
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert (model.config.vocab_size, is_tied) == (
+        merged.config.vocab_size,
+        merged.config.tie_word_embeddings,
+    )
+    torch.testing.assert_close(logits_of(merged), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -621,6 +648,7 @@ def test_the_command_merges_verifies_and_tells_what_it_made(method, trained, tmp
         written["kind"],
         written["base"]["fingerprint"],
     )
+    assert (tmp_path / "out" / written["adapter"]).resolve() == trained[method].resolve()
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     assert (tmp_path / "out" / "chat_template.jinja").is_file()
 
