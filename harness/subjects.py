@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.evidence.files import list_files
+from harness.evidence.files import list_files, list_folders
+from harness.evidence.manifest import read_traces
 from harness.registry import Missing
 
 SUBFOLDERS = ("merged", "gptq", "int8")
@@ -17,6 +18,10 @@ WEIGHT_NAMES = re.compile(
     r"pytorch_model.*\.bin(\.index\.json)?)$"
 )
 """Files that make a folder a checkpoint."""
+
+
+HUB_FOLDER = re.compile(r"(models|datasets|spaces)--.+")
+"""How a model hub's cache names the folder of a repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class Subject:
 
 def find_subjects(root: Path) -> tuple[Subject, ...]:
     """Return the checkpoints of a path; the path itself when there is none."""
-    found = [subject for subject in _candidates(root) if holds_weights(subject.folder)]
+    found = [one for one in _candidates(root) if holds_weights(one.folder) or _was_run(one.folder)]
     return tuple(found) or (Subject(name=".", folder=root),)
 
 
@@ -43,15 +48,46 @@ def holds_weights(folder: Path) -> bool:
         return False
 
 
+def _was_run(folder: Path) -> bool:
+    """Whether a run of this project wrote into the folder and did not finish."""
+    try:
+        traces = read_traces(folder, list_files(folder), holds_weights=False)
+    except Missing:
+        return False
+    return traces.is_ours and not traces.finished
+
+
 def _candidates(root: Path) -> Iterator[Subject]:
     yield Subject(name=".", folder=root)
-    try:
-        children = sorted(path.name for path in root.iterdir() if path.is_dir())
-    except OSError:
-        return
-    steps = [name for name in children if re.fullmatch(r"checkpoint-\d+", name)]
+    children = list_folders(root)
+    steps = [name for name in children if re.fullmatch(r"checkpoint-\d{1,12}", name)]
     for name in sorted(steps, key=lambda n: int(n.rpartition("-")[2])):
         yield Subject(name=name, folder=root / name)
     for name in SUBFOLDERS:
         if name in children:
             yield Subject(name=name, folder=root / name)
+    if HUB_FOLDER.fullmatch(root.name) and "snapshots" in children:
+        for name in _snapshots(root):
+            yield Subject(name=f"snapshots/{name}", folder=root / "snapshots" / name)
+    elif holds_weights(root):
+        for name in children:
+            if name not in (*steps, *SUBFOLDERS) and _is_adapter(root / name):
+                yield Subject(name=name, folder=root / name)
+
+
+def _is_adapter(folder: Path) -> bool:
+    try:
+        names = list_files(folder)
+    except Missing:
+        return False
+    return any(name.startswith("adapter_model.") for name in names)
+
+
+def _snapshots(root: Path) -> list[str]:
+    """Return the revision that `main` points to in a model hub's cache; all when there is none."""
+    children = list_folders(root / "snapshots")
+    try:
+        main = (root / "refs" / "main").read_text(encoding="utf-8")[:100].strip()
+    except (OSError, UnicodeDecodeError):
+        return children
+    return [main] if main in children else children

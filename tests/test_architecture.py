@@ -70,6 +70,7 @@ PROBE_MAY = (
     "harness.findings",
     "harness.facts",
     "harness.facts_behaviour",
+    "harness.facts_files",
     "harness.observations",
     "harness.collapse",
     "mudpuppy.records",

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.evidence.nothing import explain_no_weights
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Files, Numbers, Tensor
 from harness.registry import Missing
@@ -183,8 +184,9 @@ def list_decodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
         if can_decode(tensor) and tensor.end <= file.size_bytes
     )
     if not wanted:
-        reason = f"{described[0].name}: {described[0].detail}" if described else "no weights"
-        raise Missing(f"no tensor could be read ({reason})")
+        if not described:
+            raise Missing(explain_no_weights(files))
+        raise Missing(f"no tensor could be read ({described[0].name}: {described[0].detail})")
     return wanted
 
 

@@ -30,6 +30,8 @@ NOT_MODEL = ("adapter_", "optimizer", "scheduler", "rng_state", "training_args",
 """Beginnings of file names that never hold the model's weights."""
 NAME_LIMIT = 20_000
 """Files of one folder that are listed."""
+FOLDER_LIMIT = 1_000
+"""Folders of one folder that are looked into."""
 
 
 @provides("files")
@@ -62,6 +64,15 @@ def list_files(root: Path) -> tuple[str, ...]:
     except OSError as problem:
         raise Missing(f"the folder cannot be listed: {problem.strerror}") from problem
     return tuple(sorted(found)[:NAME_LIMIT])
+
+
+def list_folders(root: Path) -> list[str]:
+    """Return the names of the folders in a folder that are not hidden, sorted; none on failure."""
+    try:
+        found = [path.name for path in root.iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    return sorted(name for name in found if not name.startswith("."))[:FOLDER_LIMIT]
 
 
 def choose_weights(names: tuple[str, ...], index: ShardIndex | None) -> tuple[str, ...]:

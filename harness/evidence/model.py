@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.evidence.files import read_settings
+from harness.evidence.nothing import explain_no_weights
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Files, Weights
 from harness.registry import Missing, NotApplicable
@@ -37,15 +38,6 @@ def list_weights(evidence: CheckpointEvidence) -> Weights:
         tensors={tensor.name: tensor for file in readable for tensor in file.tensors},
         complete=whole and (not lost or "model.safetensors" in files.names),
     )
-
-
-def explain_no_weights(files: Files) -> str:
-    """Return why a folder offers no model weights."""
-    if files.adapter:
-        return "the folder holds an adapter, not a model"
-    if files.index is not None:
-        return f"none of the shards that {files.index.name} names is there"
-    return "the folder holds no model weights"
 
 
 def text_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from harness.evidence.files import read_settings
@@ -14,20 +14,32 @@ from harness.registry import Missing
 @provides("tokenizer")
 def describe_tokenizer(evidence: CheckpointEvidence) -> Tokenizer:
     """Return how many tokens the tokenizer has and the largest id that it can emit."""
+    ids: Mapping[str, int] = evidence.get("token_ids")
     files: Files = evidence.get("files")
-    source = "tokenizer.json" if "tokenizer.json" in files.names else "vocab.json"
+    top = max(ids, key=lambda token: ids[token])
+    return Tokenizer(file=_source(files), max_id=ids[top], max_token=top)
+
+
+@provides("token_ids")
+def list_ids(evidence: CheckpointEvidence) -> dict[str, int]:
+    """Return every token and its id.
+
+    Raises:
+        Missing: there is no vocabulary that can be read here.
+    """
+    files: Files = evidence.get("files")
+    source = _source(files)
     settings = read_settings(evidence, source)
     ids = dict(_vocabulary(settings) if source == "tokenizer.json" else _pairs(settings.items()))
     if source == "vocab.json" and "added_tokens.json" in files.names:
         ids.update(_pairs(read_settings(evidence, "added_tokens.json").items()))
     if not ids:
         raise Missing(f"{source} holds no vocabulary that can be read here")
-    top = max(ids, key=lambda token: ids[token])
-    return Tokenizer(
-        file=source,
-        max_id=ids[top],
-        max_token=top,
-    )
+    return ids
+
+
+def _source(files: Files) -> str:
+    return "tokenizer.json" if "tokenizer.json" in files.names else "vocab.json"
 
 
 def _vocabulary(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
