@@ -21,6 +21,7 @@ from mudpuppy.checkpoints import (
     require_same,
 )
 from mudpuppy.config import TrainingConfig
+from mudpuppy.data.held_out import count_held_out
 from mudpuppy.data.read import read_dataset
 from mudpuppy.data.samples import Sample
 from mudpuppy.errors import ModelError, OutputError, UsageError, near_names
@@ -35,7 +36,8 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
     Raises:
         OutputError: the output folder is not empty or cannot be made.
         ModelError: the model path does not exist or is no model.
-        DatasetError: the dataset has unusable lines, or the method cannot learn from its kind.
+        DatasetError: the dataset has unusable lines, or the method cannot learn from its kind,
+            or there are too few samples.
     """
     with _telling(OutputError, f"the output folder {config.output}"):
         check_output(config.output, resume=config.resume)
@@ -45,6 +47,7 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
     if config.resume:
         found = find_resumable(config.output, deep=False)
         require_same(found, identify(config, samples))
+    count_held_out(len(samples), config)  # the same again, once some samples may be left out
     prove_writable(config.output)
     return samples
 

@@ -185,10 +185,12 @@ def _histogram(facts: TokenFacts, num_samples: int, max_length: int) -> Iterator
     width = max(len(f"{one.stop - 1:,}") for one in facts.bins)
     count_width = max(len(f"{one.count:,}") for one in facts.bins)
     most = max(one.count for one in facts.bins)
+    is_single = facts.bins[0].stop - facts.bins[0].start == 1
     for one in facts.bins:
         bar = "#" * max(round(BAR_CHARS * one.count / most), one.count > 0)
         cut = "  cut" if one.start > max_length and one.count else ""
         span = f"{one.start:>{width},} - {one.stop - 1:>{width},}"
+        span = f"{one.start:>{width},}" if is_single else span
         yield f"  {span}  {one.count:>{count_width},} {bar}{cut}".rstrip()
 
 

@@ -20,7 +20,7 @@ from mudpuppy.checkpoints import Identity, Resumable
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import check_warmup, flag_of
 from mudpuppy.data.batches import TokenBudgetSampler
-from mudpuppy.errors import DatasetError
+from mudpuppy.data.held_out import count_held_out
 from mudpuppy.loading import Loaded
 from mudpuppy.methods.batching import arrange, num_processes, token_batches
 from mudpuppy.methods.family import Family, Row, TrainerParts
@@ -192,15 +192,9 @@ def split_samples(samples: Sequence[T], config: TrainingConfig) -> tuple[list[T]
     Raises:
         DatasetError: there are fewer than two samples to split.
     """
-    if config.early_stopping is None:
+    held_out = count_held_out(len(samples), config)
+    if not held_out:
         return list(samples), []
-    held_out = max(1, round(len(samples) * config.eval_fraction))
-    if held_out >= len(samples):
-        raise DatasetError(
-            f"{len(samples)} samples cannot be split into training and evaluation",
-            file=str(config.dataset),
-            hint="add samples, or leave out --early-stopping",
-        )
     order = torch.randperm(
         len(samples), generator=torch.Generator().manual_seed(config.seed)
     ).tolist()
