@@ -111,6 +111,29 @@ def test_two_steps_and_one_equal_three(settings, tmp_path, method, precision):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize(
+    "batches",
+    [
+        {"packing": True, "max_length": 64, "batch_size": 1},
+        {"tokens_per_batch": 64, "max_length": 64},
+    ],
+)
+def test_other_batches_go_on_where_they_were(settings, tmp_path, batches):
+    """The step after the resumption is in the middle of a later epoch."""
+    settings |= {**batches, "gradient_accumulation": 1, "max_steps": 6}
+    run({**settings, "output": tmp_path / "whole"})
+    parts = {**settings, "output": tmp_path / "parts", "save_steps": 5}
+    with pytest.raises(Stop):
+        run(parts, stop_after(5))
+
+    run({**parts, "resume": True})
+
+    epochs = [step["epoch"] for step in steps_of(tmp_path / "whole")]
+    assert epochs[4] > 1
+    assert epochs[4] % 1
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_what_is_not_restored_would_show(settings, tmp_path, monkeypatch):
     """The equality above compares something: without the random state the dropout is another."""
     from transformers import Trainer
