@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -60,9 +60,32 @@ def check_values(
         config = TrainingConfig.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(_explain(error, name)) from None
+    problems = list(_method_problems(config, name))
+    if problems:
+        raise ConfigError(problems)
     if config.max_steps is not None:
         check_warmup(config, config.max_steps, name=name)
     return config
+
+
+def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iterator[str]:
+    """Yield what is wrong with values that are fine for other methods."""
+    if config.method == "kto" and config.batch_size < 2:
+        yield (
+            f"{name('batch_size')}: kto estimates a distance within a batch, and needs 2 samples "
+            "or more, got 1"
+        )
+    if config.method != "grpo":
+        return
+    answers = config.batch_size * config.gradient_accumulation
+    if answers % config.num_generations:
+        yield (
+            f"{name('num_generations')}: the {config.num_generations} answers to a prompt must "
+            f"fill a step of {config.batch_size} x {config.gradient_accumulation} answers "
+            f"({name('batch_size')} x {name('gradient_accumulation')}) evenly"
+        )
+    if not config.reward_funcs:
+        yield f"{name('reward_funcs')}: grpo needs a function that rewards answers"
 
 
 def check_warmup(

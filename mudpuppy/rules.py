@@ -287,6 +287,24 @@ RULES: tuple[Rule, ...] = (
         reason="the chat template is what says where an image stands in the text",
         hint="leave out --no-chat-template",
     ),
+    _rule(
+        "MP-R40",
+        "all-tokens-without-token-loss",
+        "dpo ipo kto grpo rm prm",
+        "all-tokens",
+        reason="the loss of this method compares answers or judges steps: there is no loss on the "
+        "tokens of a prompt that could be switched on",
+        hint="leave out --no-response-only",
+    ),
+    _rule(
+        "MP-R41",
+        "grpo-with-early-stopping",
+        "grpo",
+        "early-stopping",
+        reason="the loss of GRPO is near 0 whatever the answers are worth, so its evaluation loss "
+        "says nothing; the reward in steps.jsonl does",
+        hint="leave out --early-stopping, and set --max-steps",
+    ),
 )
 """Every rejection, in code order."""
 

@@ -122,7 +122,8 @@ def count_steps(
     if batches is not None:
         num_batches = len(batches) // num_processes()
     else:
-        num_batches = math.ceil(num_rows / (config.batch_size * num_processes()))
+        answers = config.num_generations if config.method == "grpo" else 1
+        num_batches = math.ceil(num_rows * answers / (config.batch_size * num_processes()))
     return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
 
 

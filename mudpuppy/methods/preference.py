@@ -10,7 +10,8 @@ import copy
 import math
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,33 +20,16 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render_pairs import LabelledRow, PairRow, render_labelled, render_pairs
-from mudpuppy.errors import ConfigError
 from mudpuppy.loading import Loaded, require_known_ids
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 from mudpuppy.methods.odds_ratio import make_trainer as make_orpo_trainer
 from mudpuppy.methods.sft import make_renderer
+from mudpuppy.methods.trainers import LeavesNoReference, forget_reference
 from mudpuppy.records import Choice
 
 BETA = 0.1
 """Default of TRL's DPO, KTO and ORPO."""
-REFERENCE = "ref"
-"""The name TRL gives to the frozen copy of an adapter."""
-
-
-class LeavesNoReference:
-    """Mixed into a trainer of TRL: the model is handed back without its reference."""
-
-    model: Any
-    ref_model: Any
-
-    def train(self, *words: Any, **settings: Any) -> Any:
-        """Train, and take the reference away whatever happens."""
-        try:
-            return super().train(*words, **settings)  # type: ignore[misc]  # the trainer's own
-        finally:
-            self.ref_model = None
-            forget_reference(self.model)
 
 
 class ReadyRowsDPOTrainer(LeavesNoReference, CpuHalfPrecision, DPOTrainer):  # type: ignore[misc]
@@ -75,12 +59,6 @@ class ReadyRowsKTOTrainer(LeavesNoReference, CpuHalfPrecision, KTOTrainer):  # t
             for row, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
                 row["KL_completion_ids"] = before["completion_ids"]
         return Dataset.from_list(rows)
-
-
-def forget_reference(model: Any) -> None:
-    """Delete the frozen copy of an adapter that TRL adds to the model."""
-    if REFERENCE in getattr(model, "peft_config", {}):
-        model.delete_adapter(REFERENCE)
 
 
 def reference_for(parts: TrainerParts) -> Any:
@@ -125,11 +103,6 @@ def _make_dpo_trainer(parts: TrainerParts, loss_type: str) -> Any:
 
 
 def _make_kto_trainer(parts: TrainerParts) -> Any:
-    if parts.config.batch_size < 2:
-        raise ConfigError(
-            ["--batch-size: KTO estimates a distance within a batch, and needs 2 samples or more"],
-            hint="set it to 2 or more; --gradient-accumulation can be lowered in turn",
-        )
     return _make(parts, ReadyRowsKTOTrainer, partial(KTOConfig, max_length=parts.config.max_length))
 
 
@@ -142,10 +115,8 @@ def _make(parts: TrainerParts, trainer: Any, settings: Callable[..., Any]) -> An
         # Otherwise TRL sets the dropout of the adapter to 0 without a word.
         disable_dropout=config.lora_dropout == 0.0,
     )
-    with warnings.catch_warnings():
-        # PEFT asks transformers by the old name; it is not our call.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        made = trainer(
+    with dropping_reference(parts):
+        return trainer(
             model=parts.model,
             ref_model=reference_for(parts),
             args=configure(settings, parts.arguments),
@@ -154,10 +125,20 @@ def _make(parts: TrainerParts, trainer: Any, settings: Callable[..., Any]) -> An
             processing_class=parts.loaded.tokenizer,
             callbacks=parts.callbacks,
         )
-    if config.adapter is None:
-        # A fresh adapter changes nothing: switching it off gives the same reference for free.
+
+
+@contextmanager
+def dropping_reference(parts: TrainerParts) -> Iterator[None]:
+    """Surround the making of a trainer of TRL, which copies every adapter for its reference.
+
+    A fresh adapter changes nothing: switching it off gives the same reference for free.
+    """
+    with warnings.catch_warnings():
+        # PEFT asks transformers by the old name; it is not our call.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        yield
+    if parts.config.adapter is None:
         forget_reference(parts.model)
-    return made
 
 
 FAMILIES = {

@@ -29,6 +29,7 @@ from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 from mudpuppy.methods.reward import NEW_HEADS
 from mudpuppy.methods.trainers import HeadInFullPrecision, LogsMeans
+from mudpuppy.records import Choice
 
 SEPARATOR = "\n"
 """Ends the prompt and every step; a step is judged at its last token."""
@@ -200,6 +201,9 @@ FAMILY = Family(
         },
     ),
     task_type="TOKEN_CLS",
+    choose=lambda loaded, config: {
+        "chat_template": Choice(value="not applied", reason="a solution in steps is plain text")
+    },
     learns_to_end=False,
 )
 """Process reward models."""

@@ -77,7 +77,7 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
             self._report(record, state.max_steps)
 
 
-_NO_METRICS = frozenset(field.name for field in fields(StepRecord)) | {"total_flos"}
+_NO_METRICS = frozenset(field.name for field in fields(StepRecord)) | {"total_flos", "step_time"}
 _OF_THE_CLOCK = ("_runtime", "_per_second")
 
 

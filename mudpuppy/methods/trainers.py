@@ -1,4 +1,4 @@
-"""Small parts that several trainers share: means in the log, and a new head held in fp32."""
+"""Small parts that several trainers share: means in the log, heads in fp32, no reference left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+REFERENCE = "ref"
+"""The name TRL gives to the frozen copy of an adapter."""
 
 
 class LogsMeans:
@@ -56,3 +59,24 @@ class HeadInFullPrecision:
                 if name in kept:
                     parameter.grad = None
                     parameter.data = parameter.data.to(kept[name])
+
+
+class LeavesNoReference:
+    """Mixed into a trainer of TRL: the model is handed back without its reference."""
+
+    model: Any
+    ref_model: Any
+
+    def train(self, *words: Any, **settings: Any) -> Any:
+        """Train, and take the reference away whatever happens."""
+        try:
+            return super().train(*words, **settings)  # type: ignore[misc]  # the trainer's own
+        finally:
+            self.ref_model = None
+            forget_reference(self.model)
+
+
+def forget_reference(model: Any) -> None:
+    """Delete the frozen copy of an adapter that TRL adds to the model."""
+    if REFERENCE in getattr(model, "peft_config", {}):
+        model.delete_adapter(REFERENCE)

@@ -214,7 +214,7 @@ def test_steps_and_manifest_tell_what_was_taught(base, tmp_path):
 
 
 def test_kto_refuses_single_samples(base, tmp_path):
-    with pytest.raises(ConfigError, match="needs 2 samples or more"):
+    with pytest.raises(ConfigError, match="needs 2 samples or more, got 1"):
         run(base, tmp_path / "out", "kto", batch_size=1)
     assert not (tmp_path / "out").exists()
 
