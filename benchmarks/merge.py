@@ -152,7 +152,8 @@ def to_markdown(result: dict[str, Any]) -> str:
         f"bf16 in {result['base_files']} files; rank {RANK} on all linear layers, adapter "
         f"{result['adapter_mb']:.1f} MB. {len(result['runs'])} interleaved runs in fresh "
         f"processes, medians; {result['threads']} thread(s) for PEFT, one for mud-puppy. Load "
-        f"average before: {result['load_average']:.1f} on {result['cpus']} cores.",
+        f"average before: {result['load_average']:.1f} on {result['cpus']} cores; where that is "
+        "more than the cores, wall times are stretched, and cpu seconds say more.",
         "",
         "| | wall (end to end) | import | merge and save | cpu | peak memory over imports |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -171,7 +172,8 @@ def to_markdown(result: dict[str, Any]) -> str:
     speedups = ", ".join(f"{ratio:.1f}" for ratio in result["speedups"])
     lines += [
         "",
-        f"Times as fast as PEFT, pair by pair: {speedups}. Weights that differ in any bit: "
+        f"Times as fast as PEFT end to end, pair by pair: {speedups}. Weights that differ in any "
+        "bit: "
         f"{result['weights_that_differ']} of {result['weights']:,}.",
         "",
         *(f"- {goal}: {'met' if met else 'NOT met'}" for goal, met in result["goals"].items()),

@@ -149,6 +149,8 @@ def _tensor_names(folder: Path) -> set[str]:
 def _require_all_used(adapted: PeftModel, folder: Path, names: set[str]) -> None:
     """Refuse an adapter of which a tensor found no place, or of which one is missing."""
     held = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    # PEFT saves the embedding under an adapter too; it is the base's, and loaded over it
+    held |= {name for name in names if ".base_layer." in name and name in adapted.state_dict()}
     wrong = sorted(names ^ held)
     if wrong:
         where = "in the file and not in the model" if wrong[0] in names else "not in the file"

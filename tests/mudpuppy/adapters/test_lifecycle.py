@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from mudpuppy.adapters.attach import attach_adapter, verify_adapter
 from mudpuppy.adapters.clean import adapter_parts, digests, require_clean, verify_clean
@@ -143,6 +148,33 @@ def test_a_merged_weight_is_what_peft_makes_of_it_rounded_once(dtype: torch.dtyp
 
     verify_clean(merged, digests(twin))
     assert merged.dtype == dtype
+
+
+def test_a_merged_dora_computes_what_the_adapter_did():
+    adapted = attach_adapter(make_llama(), settings(use_dora=True))
+    train_a_little(adapted, sft_loss)
+    with torch.no_grad():
+        expected = adapted.eval()(input_ids=IDS).logits
+    merged = merge_adapter(adapted)
+
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_a_merged_classifier_keeps_its_trained_head():
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**SHAPE, num_labels=1, pad_token_id=0))
+    before = model.score.weight.detach().clone()
+    adapted = attach_adapter(model.eval(), settings(), "SEQ_CLS")
+    train_a_little(adapted, lambda m: m(input_ids=IDS).logits.square().mean())
+    with torch.no_grad():
+        expected = adapted.eval()(input_ids=IDS).logits
+    merged = merge_adapter(adapted)
+
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=0, atol=1e-5)
+    assert not torch.equal(merged.score.weight, before)
+    require_clean(merged)
 
 
 def test_a_merge_may_be_asked_for_in_another_type():
@@ -328,6 +360,19 @@ class TestContinue:
         (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
         with pytest.raises(ModelError, match="pickled weights"):
             continue_adapter(load(base), saved, settings_of_nothing())
+
+    def test_adapted_embeddings_bring_their_base_along(self, base, tmp_path):
+        model = get_peft_model(load(base), LoraConfig(r=4, target_modules=["embed_tokens"]))
+        for name, parameter in model.named_parameters():
+            if "lora_embedding_B" in name:
+                torch.nn.init.normal_(parameter)
+        model.save_pretrained(tmp_path / "embedding")
+
+        again = continue_adapter(load(base), tmp_path / "embedding", settings_of_nothing())
+
+        with torch.no_grad():
+            ours, theirs = (m.eval()(input_ids=IDS).logits for m in (again, model))
+        assert torch.equal(ours, theirs)
 
     def test_a_dirty_model_is_refused(self, base, saved):
         dirty = attach_adapter(load(base), settings())
