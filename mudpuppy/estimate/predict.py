@@ -1,0 +1,272 @@
+"""Predict the peak memory of a run, part by part, on the device and on the host.
+
+What is exact: weights, adapter, gradients and optimizer states, which are counted on the real
+modules. What is close: the activations that one forward pass keeps. What is a rule of thumb, and
+named so: working memory, loss, and what a library takes for itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mudpuppy.config import TrainingConfig
+from mudpuppy.estimate.layout import DTYPES, Kept, Layout, lay_out
+from mudpuppy.features import PREFERENCE_METHODS
+
+ADAM_BYTES = 8
+"""Two fp32 moments a parameter."""
+STEP_BYTES = 4
+"""AdamW counts its steps in one fp32 number a tensor."""
+CHUNK_LOGITS = 1 << 23
+"""Logits that the loss holds at a time (`mudpuppy.chunked_loss`)."""
+STREAM_RING = 2
+"""Layers that streaming holds on the device: the one at work, and the one that is fetched."""
+DEVICE_OVERHEAD = 600 << 20
+"""What a GPU's context, its libraries and their workspaces take: 0.4 to 0.8 GiB as a rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of the memory at the peak."""
+
+    name: str
+    """Stable name, such as `gradients`."""
+    device: int = 0
+    """Bytes on the device."""
+    host: int = 0
+    """Bytes on the host."""
+    why: str = ""
+    """What it is made of, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a run takes at its peak."""
+
+    parts: tuple[Part, ...]
+    """The parts of the training step."""
+    merge: tuple[Part, ...]
+    """The parts of the merge afterwards; empty where nothing is merged."""
+    layout: Layout
+    """What was counted."""
+
+    @property
+    def device(self) -> int:
+        """Bytes on the device at the peak: in the step or in the merge."""
+        return max(sum(p.device for p in parts) for parts in (self.parts, self.merge))
+
+    @property
+    def host(self) -> int:
+        """Bytes on the host at the peak, the interpreter and its libraries excluded."""
+        return max(sum(p.host for p in parts) for parts in (self.parts, self.merge))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction as plain JSON types."""
+        return {
+            "device_bytes": self.device,
+            "host_bytes": self.host,
+            "parts": [asdict(part) for part in self.parts],
+            "merge": [asdict(part) for part in self.merge],
+            "parameters": self.layout.parameters,
+            "trainable": self.layout.trainable,
+        }
+
+    def by_part(self) -> dict[str, int]:
+        """Return the bytes of the training step on the device, by part."""
+        return {part.name: part.device for part in self.parts if part.device}
+
+
+def predict(settings: Any, config: TrainingConfig, *, on_cpu: bool = False) -> Prediction:
+    """Predict a run.
+
+    Args:
+        settings: the model's configuration, as transformers reads it.
+        config: the settings of the run.
+        on_cpu: whether the device is the processor: then everything is on the device, which is the
+            host, and no GPU's context is counted.
+
+    Raises:
+        ModelError: the model cannot be laid out.
+    """
+    batch, length = batch_of(config)
+    layout = lay_out(settings, config, batch=batch, length=length)
+    return finish_prediction(layout, config, on_cpu=on_cpu)
+
+
+def finish_prediction(layout: Layout, config: TrainingConfig, *, on_cpu: bool) -> Prediction:
+    """Return the prediction for a layout that was counted for the batch of `config`."""
+    parts, merge = _training(layout, config, on_cpu=on_cpu), _merge(layout, config)
+    if on_cpu:
+        parts, merge = _on_one_memory(parts), _on_one_memory(merge)
+    return Prediction(parts=parts, merge=merge, layout=layout)
+
+
+def _on_one_memory(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return tuple(Part(name=p.name, device=p.device + p.host, why=p.why) for p in parts)
+
+
+def batch_of(config: TrainingConfig) -> tuple[int, int]:
+    """Return sequences and tokens of one forward pass, at their largest."""
+    if config.tokens_per_batch is not None:
+        length = min(config.max_length, config.tokens_per_batch)
+        return max(1, config.tokens_per_batch // length), length
+    if config.method == "grpo":
+        return config.batch_size, config.max_length + config.max_completion_length
+    pairs = 2 if config.method in ("dpo", "ipo", "orpo", "rm") else 1
+    return config.batch_size * pairs, config.max_length
+
+
+def _training(layout: Layout, config: TrainingConfig, *, on_cpu: bool) -> tuple[Part, ...]:
+    """Return the parts of a training step."""
+    parts = [
+        _weights(layout, config),
+        Part(name="adapter", device=layout.adapter, why="fp32"),
+        _gradients(layout, config),
+        _optimizer(layout, config),
+        *_kept(layout, config),
+        _loss(layout, config),
+        _working(layout, config),
+        *_reference(layout, config),
+        *_generation(layout, config),
+    ]
+    if not on_cpu:
+        parts.append(Part(name="context", device=DEVICE_OVERHEAD, why="libraries; rule of thumb"))
+    return tuple(part for part in parts if part.device or part.host)
+
+
+def _weights(layout: Layout, config: TrainingConfig) -> Part:
+    held = f"{config.quant} and {config.precision}" if config.method == "qlora" else "fp32 masters"
+    if config.method not in ("qlora",) and (config.trains_adapter or config.method == "gptq"):
+        held = str(DTYPES[config.precision])[6:]
+    if not config.stream:
+        return Part(name="weights", device=layout.weights, why=held)
+    ring = min(STREAM_RING, layout.layers) * layout.layer_weights // max(layout.layers, 1)
+    return Part(
+        name="weights",
+        device=layout.weights - layout.layer_weights + ring,
+        host=layout.layer_weights,
+        why=f"{held}; layers on the host, at most {STREAM_RING} on the device",
+    )
+
+
+def _split(layout: Layout, config: TrainingConfig) -> tuple[int, int]:
+    """Return the trainable parameters that live on the device and on the host."""
+    host = layout.trainable_in_layers if config.stream else 0
+    return layout.trainable - host, host
+
+
+def _gradients(layout: Layout, config: TrainingConfig) -> Part:
+    device, host = _split(layout, config)
+    return Part(name="gradients", device=4 * device, host=4 * host, why="fp32")
+
+
+def _optimizer(layout: Layout, config: TrainingConfig) -> Part:
+    device, host = _split(layout, config)
+    steps = STEP_BYTES * layout.trainable_tensors
+    if config.zero_offload:
+        # the host steps on fp32 copies of its own, with the gradients brought over
+        copies = 8 * device
+        return Part(
+            name="optimizer",
+            host=ADAM_BYTES * (device + host) + copies + steps,
+            why="AdamW's moments, masters and gradients on the host",
+        )
+    return Part(
+        name="optimizer",
+        device=ADAM_BYTES * device + (steps if device else 0),
+        host=ADAM_BYTES * host + (0 if device else steps),
+        why="AdamW: two fp32 moments",
+    )
+
+
+def recomputes(config: TrainingConfig) -> bool:
+    """Return whether a layer's activations are made again in the backward pass."""
+    return config.gradient_checkpointing or config.stream
+
+
+def _kept(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
+    """Return what the forward pass keeps: everything, or the borders and one layer."""
+    if not recomputes(config):
+        inside, borders, why = layout.inside, 0, "kept by the forward pass"
+    else:
+        count = max(layout.layers, 1)
+        inside = Kept(
+            activations=layout.inside.activations // count, copies=layout.inside.copies // count
+        )
+        borders, why = layout.border * layout.layers, "layer borders, and one layer again"
+    activations = inside.activations + layout.outside.activations + borders
+    copies = inside.copies + layout.outside.copies
+    return (
+        Part(name="activations", device=activations, why=why),
+        Part(name="weight copies", device=copies, why="weights in the type of the product"),
+    )
+
+
+def _loss(layout: Layout, config: TrainingConfig) -> Part:
+    """Return what the loss takes: one chunk of logits and their slopes, hidden gradients, a head.
+
+    Every trainer here scores tokens in chunks (TRL's fused head, or `mudpuppy.chunked_loss`).
+    """
+    if not layout.vocabulary or config.method in ("gptq", "rm", "prm"):
+        return Part(name="loss")
+    batch, length = batch_of(config)
+    tokens = batch * length
+    chunk = 4 * min(tokens * layout.vocabulary, max(CHUNK_LOGITS, 16 * layout.vocabulary))
+    size = DTYPES[config.precision].itemsize
+    trains_head = not config.trains_adapter
+    head = layout.head * (size * (size < 4) + 4) if trains_head else 0
+    slopes = tokens * layout.width * (4 if trains_head else size)
+    return Part(name="loss", device=2 * chunk + head + slopes, why="in chunks of tokens")
+
+
+def _working(layout: Layout, config: TrainingConfig) -> Part:
+    """Return the memory of the operation at work: a rule of thumb."""
+    if config.method == "gptq":
+        hessian = 4 * layout.largest_linear  # at least width^2, of the layer at work
+        return Part(name="working memory", device=4 * hessian, why="Hessians; rule of thumb")
+    dense = 12 * layout.largest_linear if config.method == "qlora" else 0
+    if not config.trains_adapter:
+        dense = 6 * layout.largest_linear  # a weight's gradient, in both types
+    return Part(
+        name="working memory",
+        device=2 * layout.largest_kept + dense,
+        why="gradients of activations; rule of thumb",
+    )
+
+
+def _reference(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
+    """Return the frozen model that full weights are compared with; an adapter is switched off."""
+    compares = (*(name for name in PREFERENCE_METHODS if name != "orpo"),)
+    wanted = config.method in compares or (config.method == "grpo" and bool(config.beta))
+    if not wanted:
+        return ()
+    if config.trains_adapter:
+        if config.adapter is None:
+            return ()
+        return (Part(name="reference", device=layout.adapter, why="a copy of the adapter"),)
+    return (Part(name="reference", device=layout.weights, why="a frozen copy of the model"),)
+
+
+def _generation(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
+    """Return the cache of keys and values of the answers that are generated at a time."""
+    if config.method != "grpo":
+        return ()
+    answers = max(config.batch_size, config.num_generations)
+    tokens = answers * (config.max_length + config.max_completion_length)
+    return (Part(name="generation", device=tokens * layout.cache_per_token, why="keys and values"),)
+
+
+def _merge(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
+    """Return what the merge takes, which follows the training: the model in two types at most."""
+    if not config.merge_lora:
+        return ()
+    wanted = config.merge_precision or config.precision
+    merged = layout.parameters * DTYPES[wanted].itemsize
+    largest = 4 * layout.largest_linear
+    return (
+        Part(name="weights", device=layout.weights, why="as trained"),
+        Part(name="adapter", device=layout.adapter, why="fp32"),
+        Part(name="merged", device=merged, why=f"the model in {wanted}"),
+        Part(name="working memory", device=2 * largest, why="one matrix and its update"),
+    )
