@@ -29,6 +29,7 @@ from mudpuppy.yamlfile import read_settings
 MODULES: dict[str, str] = {
     "data": "mudpuppy.data.command",
     "env": "mudpuppy.env.command",
+    "estimate": "mudpuppy.estimate.command",
     "merge": "mudpuppy.adapters.command",
     "tiny": "mudpuppy.tiny.command",
 }
@@ -48,6 +49,7 @@ commands:
   mud-puppy data DATASET ...    say what a dataset is, and what a model learns from it
   mud-puppy merge ...           fold an adapter into its base on disk
   mud-puppy env                 what this machine is, which traps it is in, and what to type
+  mud-puppy estimate MODEL ...  predict the memory of a run from the configuration alone
   mud-puppy tiny build|show     the embedded model that `tiny` names
 
 examples:

@@ -35,6 +35,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import count_labels
 from mudpuppy.data.samples import Sample
 from mudpuppy.errors import DatasetError, EngineError, clip
+from mudpuppy.estimate.record import predict_run
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder, require_known_ids
 from mudpuppy.memory.streaming import stream_layers
@@ -224,11 +225,13 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         f"{len(job.rows)} sample{'' if len(job.rows) == 1 else 's'}"
     )
     resumed = take_up(config, job.identity, say)
+    predicted = predict_run(model, config, job.rows, job.runtime.device, say)
     result = _fit(job, model, resumed, watcher, report)
     trained = describe_trained(model)
     record = make_record(
         job,
         **progress_of(result),
+        predicted_bytes=predicted,
         trainable_parameters=counted.trainable,
         total_parameters=counted.total,
         labels=count_labels(job.rows, loaded.eos_ids, job.dropped),

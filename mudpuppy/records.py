@@ -106,6 +106,9 @@ class RunRecord:
     """Peak resident memory of the process."""
     peak_device_bytes: int = 0
     """Peak memory of the accelerator; 0 on a CPU."""
+    predicted_bytes: dict[str, int] = field(default_factory=dict)
+    """What was predicted for the training step, in bytes on the device, by part; on a CPU the
+    device is the host."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""

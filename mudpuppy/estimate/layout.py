@@ -279,7 +279,12 @@ def _run(
         }
         buffers = {n: torch.empty(b.shape, dtype=b.dtype) for n, b in body.named_buffers()}
         everything = {**fakes, **buffers}
-        matrices = [tuple(p.shape) for p in body.parameters() if p.dim() == 2]
+        # where a weight has as many rows as there are tokens, its copy counts as an activation
+        matrices = [
+            tuple(p.shape)
+            for p in body.parameters()
+            if p.dim() == 2 and batch * length not in p.shape
+        ]
         kept = _Kept(
             frozenset(one.untyped_storage()._cdata for one in everything.values()),
             frozenset([*matrices, *(shape[::-1] for shape in matrices)]),
