@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mudpuppy import team
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
 from mudpuppy.errors import OutputError, UsageError, shown
@@ -85,7 +86,7 @@ def identify(config: TrainingConfig, samples: Sequence[Any], base: str | None = 
     return Identity(
         settings=settings,
         samples=digest.hexdigest(),
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        processes=team.size(),
         versions=package_versions(),
         base=base,
     )
@@ -272,6 +273,8 @@ def take_up(
     steps = f"{found.step} step{'' if found.step == 1 else 's'}"
     over = ", and no step is left" if found.is_over else ""
     say(f"resuming from {found.folder.name}: {steps} done{over}")
+    if not team.is_first():
+        return found
     for step, folder in list_checkpoints(config.output):
         if step > found.step:
             shutil.rmtree(folder)

@@ -17,6 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from mudpuppy import team
 from mudpuppy.config_check import check_values, flag_of, load_config
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, printable
 from mudpuppy.features import METHODS, PRECISIONS
@@ -154,10 +155,11 @@ def _run_train(words: list[str]) -> int:
     from mudpuppy.preflight import preflight
 
     samples = preflight(config)
-    say = _be_silent if arguments.quiet else _say
+    is_quiet = arguments.quiet or not team.is_first()
+    say = _be_silent if is_quiet else _say
     from mudpuppy.engine import train
 
-    report = None if arguments.quiet else _report_step
+    report = None if is_quiet else _report_step
     try:
         record = train(config, samples=samples, say=say, report=report)
     except KeyboardInterrupt:
@@ -179,6 +181,8 @@ def _say_what_is_left(output: Path) -> None:
         more = f" and {len(names) - NUM_LEFT} more" if len(names) > NUM_LEFT else ""
         left = f"  left in {output}: {', '.join(names[:NUM_LEFT])}{more}"
         print(printable(left), file=sys.stderr)
+        if any(name.startswith("checkpoint-") for name in names):
+            print("  go on from the newest: the same command with --resume", file=sys.stderr)
 
 
 def _say(text: str) -> None:
@@ -197,7 +201,10 @@ def _mute() -> None:
 
 
 def _print_error(error: MudpuppyError) -> None:
-    print(printable(f"mud-puppy: error: {error}"), file=sys.stderr)
+    if not team.is_first() and not error.is_own:
+        return  # the first process says it
+    who = "mud-puppy" if team.is_first() else f"mud-puppy (process {team.rank()})"
+    print(printable(f"{who}: error: {error}"), file=sys.stderr)
 
 
 def _be_silent(text: str) -> None:

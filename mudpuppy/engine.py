@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from transformers import set_seed
 
+from mudpuppy import team
 from mudpuppy.accounting import (
     Job,
     describe_trained,
@@ -38,6 +39,8 @@ from mudpuppy.errors import DatasetError, EngineError, clip
 from mudpuppy.estimate.record import predict_run
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder, require_known_ids
+from mudpuppy.logs import settle_environment
+from mudpuppy.memory.sharding import gather_shards
 from mudpuppy.memory.streaming import stream_layers
 from mudpuppy.methods import gptq
 from mudpuppy.methods.family import Row, find_family
@@ -82,7 +85,7 @@ def train(
     watcher: Watcher | None = None,
     records_dir: Path | None = None,
     report: Report | None = None,
-    say: Say = lambda _: None,
+    say: Say | None = None,
 ) -> RunRecord:
     """Train as configured and leave a complete artefact in `config.output`.
 
@@ -102,14 +105,22 @@ def train(
     started = time.monotonic()
     read = preflight(config) if samples is None else samples
     is_new = not config.output.exists()
+    team.join()
+    if not team.is_first():
+        say = report = None  # the first process speaks for all
+    speak: Say = say or (lambda _: None)
     try:
-        job = _prepare(config, read, records_dir, say, started)
-        with telling_of_failed_writes(config.output), locked(config.output, resume=config.resume):
+        for sentence in settle_environment(config):
+            speak(sentence)
+        job = team.agree(lambda: _prepare(config, read, records_dir, speak, started))
+        with ExitStack() as held:
+            held.enter_context(telling_of_failed_writes(config.output))
+            team.first_only(lambda: held.enter_context(locked(config.output, resume=config.resume)))
             job.records_dir.mkdir(parents=True, exist_ok=True)
             if config.method == "gptq":
-                return _quantise(job, watcher, say)
-            record = _fine_tune(job, watcher, report, say)
-            remove_checkpoints(config.output)
+                return _quantise(job, watcher, speak)
+            record = _fine_tune(job, watcher, report, speak)
+            team.first_only(lambda: remove_checkpoints(config.output))
             return record
     except torch.OutOfMemoryError as error:
         raise EngineError(
@@ -120,6 +131,7 @@ def train(
     finally:
         if is_new and config.output.is_dir() and not any(config.output.iterdir()):
             config.output.rmdir()
+        team.leave()
 
 
 def _prepare(
@@ -224,9 +236,11 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         f"training {counted.trainable:,} of {counted.total:,} parameters on "
         f"{len(job.rows)} sample{'' if len(job.rows) == 1 else 's'}"
     )
-    resumed = take_up(config, job.identity, say)
+    resumed = team.agree(lambda: take_up(config, job.identity, say))
     predicted = predict_run(model, config, job.rows, job.runtime.device, say)
     result = _fit(job, model, resumed, watcher, report)
+    if config.fsdp != "none":
+        gather_shards(model)
     trained = describe_trained(model)
     record = make_record(
         job,
@@ -237,6 +251,13 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         labels=count_labels(job.rows, loaded.eos_ids, job.dropped),
         quantisation=_quantisation(loaded, config),
     )
+    saved = team.first_only(lambda: _save(job, model, record, trained, say))
+    return saved or record
+
+
+def _save(job: Job, model: Any, record: RunRecord, trained: dict[str, Any], say: Say) -> RunRecord:
+    """Leave the artefact, complete with its manifest."""
+    config, loaded = job.config, job.loaded
     if config.trains_adapter:
         return _save_adapter(job, model, record, trained, say)
     saved = loaded.processor or loaded.original_tokenizer

@@ -32,6 +32,8 @@ class MudpuppyError(Exception):
     """
 
     exit_code = 3
+    is_own = True
+    """Whether it happened in this process; the failure of another is only retold."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import EngineError, ModelError, shown
+from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
 from mudpuppy.quant.int4 import check_round_trip, replace_linears
 from mudpuppy.runtime import Runtime
@@ -91,6 +92,10 @@ def load(
             raise EngineError(f"{path}: no linear layer could be quantised to 4 bits")
     if config.stream:
         place_for_streaming(model, runtime.device)
+    elif config.device_map is not None:
+        factor = bytes_for_each_byte(trains_all=not is_frozen)
+        choice = place(model, config.device_map, runtime.device, factor=factor)
+        runtime.choices["device_map"] = choice
     else:
         model.to(runtime.device)
     model.config.use_cache = False

@@ -7,12 +7,14 @@ import fcntl
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from mudpuppy import team
 from mudpuppy.checkpoints import (
     MANIFEST,
     find_resumable,
@@ -24,7 +26,8 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.data.held_out import count_held_out
 from mudpuppy.data.read import read_dataset
 from mudpuppy.data.samples import Sample
-from mudpuppy.errors import ModelError, OutputError, UsageError, near_names
+from mudpuppy.errors import ConfigError, ModelError, OutputError, UsageError, near_names
+from mudpuppy.logs import LOG_FOLDERS, require_packages
 from mudpuppy.tiny import is_tiny_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,17 +42,49 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
         DatasetError: the dataset has unusable lines, or the method cannot learn from its kind,
             or there are too few samples.
     """
+    require_packages(config)
+    require_team(config)
     with _telling(OutputError, f"the output folder {config.output}"):
-        check_output(config.output, resume=config.resume)
+        if team.is_first():
+            check_output(config.output, resume=config.resume)
     with _telling(ModelError, f"the model path {config.model}"):
         check_model(config.model)
     samples = read_dataset(config.dataset, config.method).samples
-    if config.resume:
+    if config.resume and team.is_first():
         found = find_resumable(config.output, deep=False)
         require_same(found, identify(config, samples))
     count_held_out(len(samples), config)  # the same again, once some samples may be left out
-    prove_writable(config.output)
+    if team.is_first():
+        prove_writable(config.output)
     return samples
+
+
+def require_team(config: TrainingConfig) -> None:
+    """Refuse what cannot work with this number of processes, or without a compiler.
+
+    Raises:
+        ConfigError: `--fsdp` in one process, several where layers are spread over the devices, or
+            `--compile` where nothing compiles.
+    """
+    problems = []
+    hint = ""
+    if config.fsdp != "none" and team.size() < 2:
+        problems.append("--fsdp full_shard shards over several processes, and this is one")
+        hint = "torchrun --nproc_per_node 2 -m mudpuppy ..."
+    if team.size() > 1 and config.device_map in ("auto", "pipeline"):
+        problems.append(
+            "--device-map spreads one model over the devices, and every process has one"
+        )
+        hint = "leave out --device-map, or start one process"
+    if team.size() > 1 and config.method == "gptq":
+        problems.append("--method gptq quantises in one process")
+        hint = "start it without torchrun"
+    compilers = [os.environ.get("CXX", "g++"), "clang++"]
+    if config.compile and not any(map(shutil.which, compilers)):
+        problems.append(f"--compile: torch's inductor needs a C++ compiler ({compilers[0]})")
+        hint = "install g++, or leave out --compile"
+    if problems:
+        raise ConfigError(problems, hint=hint)
 
 
 @contextmanager
@@ -63,7 +98,7 @@ def _telling(kind: type[UsageError], what: str) -> Iterator[None]:
 
 LOCK_FILE = ".lock"
 """Held by the run that writes into an output folder, and removed at its end."""
-LEFTOVERS = ("steps.jsonl", ".saving-", LOCK_FILE)
+LEFTOVERS = ("steps.jsonl", ".saving-", LOCK_FILE, *LOG_FOLDERS.values())
 """Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
 
 

@@ -11,83 +11,15 @@ from dataclasses import dataclass
 from itertools import product
 
 from mudpuppy.features import FEATURES, METHODS, PRECISIONS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """One row of the table: with any of `methods`, `features` together do not work."""
-
-    code: str
-    """Stable code; never reused for something else."""
-    name: str
-    """What is combined, as a short phrase with dashes."""
-    methods: frozenset[str]
-    """Methods the rule is about."""
-    features: frozenset[str]
-    """Features that must all be on for the rule to apply."""
-    any_of: frozenset[str] = frozenset()
-    """Features of which one must be on, where the rule names some."""
-    without: frozenset[str] = frozenset()
-    """Features that must all be off for the rule to apply."""
-    precisions: frozenset[str] = frozenset(PRECISIONS)
-    """Precisions the rule is about."""
-    reason: str
-    """Why it cannot work."""
-    hint: str
-    """What to type instead."""
-
-    def applies(self, method: str, precision: str, features: Iterable[str]) -> bool:
-        """Return whether the rule rejects this combination."""
-        on = frozenset(features)
-        return (
-            method in self.methods
-            and precision in self.precisions
-            and self.features <= on
-            and (not self.any_of or bool(self.any_of & on))
-            and not self.without & on
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """Something that a combination needs of the machine: without it, it is not run."""
-
-    feature: str
-    """The feature that needs it."""
-    what: str
-    """What is needed, such as `two processes`."""
-
+from mudpuppy.ruleform import Need, Rule
+from mudpuppy.ruleform import make_rule as _rule
+from mudpuppy.rules_devices import DEVICE_RULES
 
 NEEDS: tuple[Need, ...] = (
+    Need(feature="compile", what="a C++ compiler (g++) or Triton, for torch's inductor"),
     Need(feature="fsdp", what="two processes, started with torchrun or accelerate launch"),
 )
 """Every need, in the order of the features."""
-
-
-def _rule(
-    code: str,
-    name: str,
-    methods: str,
-    features: str,
-    *,
-    any_of: str = "",
-    without: str = "",
-    precisions: str = " ".join(PRECISIONS),
-    reason: str,
-    hint: str,
-) -> Rule:
-    """Make a rule from words; `*` stands for every method."""
-    return Rule(
-        code=code,
-        name=name,
-        methods=frozenset(METHODS if methods == "*" else methods.split()),
-        features=frozenset(features.split()),
-        any_of=frozenset(any_of.split()),
-        without=frozenset(without.split()),
-        precisions=frozenset(precisions.split()),
-        reason=reason,
-        hint=hint,
-    )
 
 
 _WITHOUT_STEPS = "packing tokens-per-batch zero-offload compile checkpoints logging fsdp all-tokens"
@@ -305,6 +237,7 @@ RULES: tuple[Rule, ...] = (
         "says nothing; the reward in steps.jsonl does",
         hint="leave out --early-stopping, and set --max-steps",
     ),
+    *DEVICE_RULES,
 )
 """Every rejection, in code order."""
 

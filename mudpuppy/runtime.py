@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
+from mudpuppy import team
 from mudpuppy.config import TrainingConfig
 from mudpuppy.env.choose import Plan, plan
 from mudpuppy.env.devices import torch_facts
 from mudpuppy.env.facts import Facts
 from mudpuppy.env.probe import collect
 from mudpuppy.errors import ConfigError, EngineError
+from mudpuppy.memory.placement import list_devices, require_devices
 from mudpuppy.records import Choice
 
 DTYPES = {
@@ -47,8 +49,12 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
             that makes results wrong (`mud-puppy env`).
         EngineError: the device gives wrong results in the precision.
     """
-    chosen = plan(machine_facts(config), config.device, config.device_map)
+    wanted = "cpu" if config.device_map == "cpu" else config.device
+    chosen = plan(machine_facts(config), wanted, config.device_map)
     device = torch.device(chosen.device)
+    if device.type == "cuda" and team.size() > 1:
+        device = torch.device("cuda", team.local_rank())
+    require_devices(config.device_map, list_devices() if device.type == "cuda" else [])
     refuse_unproven(config, device)
     switch_libraries(chosen)
     error = measure_matmul_error(device, config.precision)

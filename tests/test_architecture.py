@@ -13,7 +13,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mudpuppy", "scenarios", "harness", "reports")
 """From the bottom to the top: a package may import those before it."""
 MAX_LINES = 400
-GROUND_FLOOR = ("features", "rules", "config", "config_check", "errors", "records")
+GROUND_FLOOR = (
+    "features",
+    "ruleform",
+    "rules_devices",
+    "rules",
+    "config",
+    "config_check",
+    "errors",
+    "records",
+)
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

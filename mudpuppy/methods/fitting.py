@@ -169,7 +169,10 @@ def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]
         "logging_steps": 1,
         "logging_first_step": True,
         "disable_tqdm": True,
-        "report_to": [],
+        "report_to": list(config.report_to),
+        "torch_compile": config.compile,
+        "fsdp": config.fsdp != "none",
+        "fsdp_config": {"version": 2, "reshard_after_forward": True},
         # Without it the count of evaluations without a better loss starts anew.
         "restore_callback_states_from_checkpoint": True,
         "seed": config.seed,

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import TrainerCallback
 
 from mudpuppy.checkpoints import Identity, write_manifest
@@ -34,6 +36,19 @@ class EngineTrainer:
         if self.args.fp16 and self.accelerator.device.type == "cpu":
             self.accelerator.native_amp = True
             self.accelerator.scaler = torch.amp.GradScaler("cpu")
+        if self.args.fsdp_plugin_args is not None and self.accelerator.device.type == "cpu":
+            self._shard_on_cpu()
+
+    def _shard_on_cpu(self) -> None:
+        """Make FSDP real on a CPU too, where accelerate would train with DDP without a word."""
+        plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+        state = self.accelerator.state
+        if state.mixed_precision != "no":
+            plugin.set_mixed_precision(state.mixed_precision)
+        state.distributed_type = DistributedType.FSDP
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        state.fsdp_plugin = plugin
+        self.is_fsdp_enabled = True
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Move the optimizer to the host, where that was asked for."""

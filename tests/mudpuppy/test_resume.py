@@ -329,7 +329,7 @@ def test_nothing_to_resume_is_said(settings, tmp_path):
         run(settings)
     assert "--save-steps" in caught.value.hint
     assert not (tmp_path / "out").exists()
-    run({**settings, "resume": False, "max_steps": 1})
+    run({**settings, "resume": False, "max_steps": 1, "warmup_steps": 0})
     with pytest.raises(OutputError, match="is finished"):
         run(settings)
 

@@ -1,0 +1,89 @@
+"""The processes that train together: who writes, and how all of them stop for the same reason.
+
+torchrun and accelerate say in the environment how many there are. The first one prints, locks the
+output folder and writes; the others compute and wait.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from mudpuppy.errors import EngineError, MudpuppyError, UsageError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Return the number of this process on this machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def size() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Return whether this is the process that prints and writes."""
+    return rank() == 0
+
+
+def join() -> None:
+    """Connect to the other processes, where there are any."""
+    if size() > 1:
+        from accelerate import PartialState
+
+        PartialState()
+
+
+def leave() -> None:
+    """Disconnect, so that nobody waits for a process that has gone."""
+    if size() > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def agree(work: Callable[[], T]) -> T:
+    """Do something in every process; where it fails in one, it fails in all, for the same reason.
+
+    Raises:
+        MudpuppyError: its own failure, or else that of the first process that failed.
+    """
+    if size() == 1:
+        return work()
+    import torch.distributed as dist
+
+    failure: MudpuppyError | None = None
+    value: Any = None
+    try:
+        value = work()
+    except MudpuppyError as error:
+        failure = error
+    mine = None if failure is None else (failure.exit_code, failure.message, failure.hint)
+    everyone: list[Any] = [None] * size()
+    dist.all_gather_object(everyone, mine)
+    failed = [(one, number) for number, one in enumerate(everyone) if one is not None]
+    if not failed:
+        done: T = value
+        return done
+    (code, message, hint), number = failed[0]
+    if failure is not None and number == rank():
+        raise failure
+    kind = UsageError if code == UsageError.exit_code else EngineError
+    retold = kind(message if number == 0 else f"process {number}: {message}", hint=hint)
+    retold.is_own = False
+    raise retold
+
+
+def first_only(work: Callable[[], T]) -> T | None:
+    """Do something in the first process alone, while the others wait; all fail where it fails."""
+    return agree(lambda: work() if is_first() else None)
