@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from mudpuppy.adapters.adapter_files import WEIGHTS_FILE, read_adapter_settings
 from mudpuppy.adapters.attach import verify_adapter
 from mudpuppy.adapters.clean import require_clean
 from mudpuppy.adapters.codes import DOES_NOT_FIT
@@ -20,9 +19,8 @@ from mudpuppy.config_check import flag_of
 from mudpuppy.errors import ConfigError, EngineError, ModelError, shown
 from mudpuppy.loading import local_folder
 from mudpuppy.provenance import fingerprint_model, read_provenance
+from mudpuppy.safefile import read_header
 
-SETTINGS_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 SAME_SETTINGS = {
     "lora_r": "r",
     "lora_alpha": "lora_alpha",
@@ -50,7 +48,7 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
             belong together. MP-E03 to MP-E05, the adapter would not be what trains.
     """
     require_clean(model)
-    settings = read_settings(folder)
+    settings = read_adapter_settings(folder)
     _require_same_settings(folder, settings, config)
     _require_same_base(model, folder)
     names = _tensor_names(folder)
@@ -73,31 +71,6 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
             parameter.data = parameter.data.float()
     verify_adapter(adapted)
     return adapted
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what `adapter_config.json` says.
-
-    Raises:
-        ModelError: there is none, it is damaged, or it is not of a LoRA adapter.
-    """
-    path = folder / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{folder} is no adapter: {SETTINGS_FILE} cannot be read ({_first_lines(error)})",
-            hint="name the folder that holds adapter_config.json",
-        ) from error
-    kind = settings.get("peft_type") if isinstance(settings, dict) else None
-    if kind != "LORA":
-        raise ModelError(f"{folder} holds an adapter of the type {shown(kind)}, and not of LORA")
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise ModelError(
-            f"{folder} holds no {WEIGHTS_FILE}",
-            hint="pickled weights (adapter_model.bin) are never loaded: save it with safetensors",
-        )
-    return dict(settings)
 
 
 def _require_same_settings(folder: Path, settings: dict[str, Any], config: TrainingConfig) -> None:
@@ -139,11 +112,18 @@ def _require_same_base(model: Any, folder: Path) -> None:
 
 
 def _tensor_names(folder: Path) -> set[str]:
+    """Return the names in the adapter's file, which is read and never unpickled.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
     try:
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            return set(file.keys())
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+        return set(read_header(folder / WEIGHTS_FILE))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder}: the adapter's weights cannot be read: {error}",
+            hint="pickled weights (adapter_model.bin) are never loaded: save it with safetensors",
+        ) from error
 
 
 def _require_all_used(adapted: PeftModel, folder: Path, names: set[str]) -> None:
