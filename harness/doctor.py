@@ -15,6 +15,7 @@ from harness.registry import Missing, Probe, load_probes, run_probes, select_pro
 from harness.subjects import Subject, find_subjects
 from harness.verdict import judge
 from mudpuppy.errors import ModelError, UsageError, near_names
+from mudpuppy.scoring import load_quiz, load_voice_profile
 from mudpuppy.tiny.cache import cache_folder, is_complete
 from mudpuppy.tiny.names import check_family, is_tiny_name
 
@@ -62,6 +63,7 @@ def diagnose(
     """
     root = resolve_tiny(path)
     chosen = choose_probes(select, ignore)
+    _require_questions(quiz, voice)
     _require_folder(root, "a checkpoint folder")
     options = Options(
         base=_require_model(base),
@@ -83,7 +85,7 @@ def diagnose(
         fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
         results += [_cap(one) for one in run_probes(fitting, evidence, subject.name)]
         described.append(_describe(subject, evidence))
-        if problem := _why_unread(evidence):
+        if problem := _why_unread(evidence) or _why_unasked(evidence):
             unread[subject.name] = problem
     results.sort(key=lambda result: result.code)  # stable: subjects keep their order
     verdict, why = judge(results, unread)
@@ -208,6 +210,12 @@ def _why_unread(evidence: CheckpointEvidence) -> str:
     return evidence.was_missing("numbers")
 
 
+def _why_unasked(evidence: CheckpointEvidence) -> str:
+    """Return why models that were to be asked could not be; no answer is no sign of health."""
+    why = evidence.was_missing("behaviour") if evidence.options.generate else ""
+    return f"--generate could not ask it: {why}" if why else ""
+
+
 def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
     """Return what was examined, as plain JSON types."""
     files = evidence.find("files")
@@ -233,8 +241,25 @@ def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
     }
 
 
+def _require_questions(quiz: str | Path | None, voice: str | Path | None) -> None:
+    """Refuse a quiz or a voice profile that cannot be used, before anything is examined.
+
+    Raises:
+        UsageError: it cannot be read, or is of another form.
+    """
+    if (file := _require_file(quiz, "a quiz")) is not None:
+        load_quiz(file)
+    if (file := _require_file(voice, "a voice profile")) is not None:
+        load_voice_profile(file)
+
+
 def _require_folder(path: Path, what: str) -> None:
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as problem:
+        shown = f"{str(path)[:200]}..." if len(str(path)) > 200 else str(path)
+        raise ModelError(f"{shown}: {problem.strerror}; expected {what}") from None
+    if not exists:
         raise ModelError(f"{path} does not exist; expected {what}{_neighbours(path)}")
     if not path.is_dir():
         raise ModelError(f"{path} is a file; expected {what}", hint=f"try {path.parent}")
@@ -281,6 +306,10 @@ def _require_adapter(path: str | Path | None) -> Path | None:
 def _require_file(path: str | Path | None, what: str) -> Path | None:
     if path is None:
         return None
-    if not Path(path).is_file():
+    try:
+        is_there = Path(path).is_file()
+    except OSError as problem:
+        raise ModelError(f"{str(path)[:200]}: {problem.strerror}; expected {what}") from None
+    if not is_there:
         raise ModelError(f"{path} is not a file; expected {what}{_neighbours(Path(path))}")
     return Path(path)

@@ -63,7 +63,7 @@ class WeightFile:
     """Size on disk."""
     problem: str = ""
     """Empty when the header could be read; otherwise `empty`, `lfs-pointer`, `bad-header`,
-    `truncated`, `unreadable` or `pickled`."""
+    `huge-header`, `truncated`, `unreadable` or `pickled`."""
     detail: str = ""
     """What exactly is wrong, as a phrase with numbers."""
     missing_bytes: int = 0
@@ -194,6 +194,8 @@ class Numbers:
     """L2 norm of the finite values."""
     trailing_zeros: int = 0
     """Zeros in an unbroken run at the end."""
+    constant: float | None = None
+    """The value that all elements have; None when there are several or it is not finite."""
 
     @property
     def is_zero(self) -> bool:

@@ -21,7 +21,8 @@ def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Ve
     if unread:
         where, why = next(iter(unread.items()))
         place = "" if where == "." else f"{where}: "
-        return Verdict.UNKNOWN, f"the weights could not be examined: {place}{why}"
+        said = "" if why.startswith("--") else "the weights could not be examined: "
+        return Verdict.UNKNOWN, f"{said}{place}{why}"
     if crashed:
         first = crashed[0]
         more = f" (and {len(crashed) - 1} more)" if len(crashed) > 1 else ""

@@ -34,7 +34,11 @@ def _escaped(character: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return text as one line in which Markdown and HTML find nothing to interpret."""
-    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(clean_lines(text).split()))
+    line = " ".join(clean_lines(text).split())
+    line = re.sub(r"([\\`*_\[\]<>|#&~$]|:(?=\S)|^[-+=])", r"\\\1", line)
+    line = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", line)
+    # A backslash does not keep forges from calling people by name; a space of no width does.
+    return re.sub(r"@(?=\w)", "@&#8203;", line)
 
 
 def code_markdown(text: str) -> str:

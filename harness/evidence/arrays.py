@@ -132,7 +132,12 @@ def read_array(folder: Path, tensor: Tensor) -> Floats:
 def measure(folder: Path, tensor: Tensor) -> Numbers:
     """Scan one tensor once."""
     bad, largest, squares, tail = 0, 0.0, 0.0, 0
-    for block in iterate_rows(folder, tensor):
+    constant: float | None = None
+    for number, block in enumerate(iterate_rows(folder, tensor)):
+        if number == 0:
+            constant = float(block[0, 0])
+        if constant is not None and not bool((block == constant).all()):
+            constant = None
         size = np.abs(block)
         top = float(size.max())
         if not np.isfinite(top):
@@ -155,6 +160,7 @@ def measure(folder: Path, tensor: Tensor) -> Numbers:
         abs_max=largest,
         norm=float(np.sqrt(squares)),
         trailing_zeros=tail,
+        constant=constant if constant is not None and np.isfinite(constant) else None,
     )
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from harness.evidence.jsonfile import UnreadableJson, read_object
+from harness.evidence.jsonfile import UnreadableJson, is_path, read_object
 from harness.evidence.source import CheckpointEvidence, Options, provides
 from harness.facts import Adapter, Base, Files, Weights
 from harness.registry import Missing, NotApplicable
@@ -97,7 +97,7 @@ def _locate_base(evidence: CheckpointEvidence) -> tuple[Path, str]:
 
 
 def _candidates(name: str, folder: Path) -> list[Path]:
-    if "\0" in name or len(name) > 2000:
+    if not is_path(name):
         return []
     return [Path(name)] if Path(name).is_absolute() else [Path(name), folder / name]
 
@@ -116,7 +116,7 @@ def _adapter_folders(evidence: CheckpointEvidence) -> list[Path]:
         return [options.adapter]
     folder, found = evidence.folder, []
     named = read_origin(folder).get("adapter")
-    if isinstance(named, str) and named and "\0" not in named and len(named) <= 2000:
+    if isinstance(named, str) and named and is_path(named):
         found.append(folder / named)
     if folder.name == "merged":
         found.append(folder.parent)

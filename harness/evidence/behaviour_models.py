@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -127,7 +128,9 @@ def _attach(model: Any, path: Path) -> Any:
 
     if not (path / ADAPTER_FILES[1]).is_file():
         raise ValueError(f"there is no {ADAPTER_FILES[1]}, and a pickle is never loaded")
-    with _view(path, lambda name: name in ADAPTER_FILES) as view:
+    with _view(path, lambda name: name in ADAPTER_FILES) as view, warnings.catch_warnings():
+        # PEFT still asks by the name that transformers has given up
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         return PeftModel.from_pretrained(model, view)
 
 

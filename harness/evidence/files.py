@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.evidence.headers import read_weight_file
-from harness.evidence.jsonfile import TOKENIZER_LIMIT_BYTES, UnreadableJson, read_object
+from harness.evidence.jsonfile import UnreadableJson, is_path, limit_of, read_object
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Files, ShardIndex, WeightFile
 from harness.registry import Missing
@@ -30,6 +30,8 @@ NOT_MODEL = ("adapter_", "optimizer", "scheduler", "rng_state", "training_args",
 """Beginnings of file names that never hold the model's weights."""
 NAME_LIMIT = 20_000
 """Files of one folder that are listed."""
+LONGEST_NAME = 255
+"""Bytes of a file name that file systems allow."""
 FOLDER_LIMIT = 1_000
 """Folders of one folder that are looked into."""
 
@@ -94,7 +96,7 @@ def choose_weights(names: tuple[str, ...], index: ShardIndex | None) -> tuple[st
 def read_index(root: Path) -> ShardIndex:
     """Read the shard index of a folder; what is wrong with it is part of the description."""
     try:
-        value = read_object(root / INDEX_NAME, TOKENIZER_LIMIT_BYTES)
+        value = read_object(root / INDEX_NAME, limit_of(INDEX_NAME))
     except UnreadableJson as problem:
         return ShardIndex(name=INDEX_NAME, problem=str(problem))
     mapping = value.get("weight_map")
@@ -119,9 +121,9 @@ def leaves_folder(root: Path, name: str) -> bool:
     Links into the `blobs` folder of a model-hub cache are allowed: that is its normal layout.
     """
     pure = PurePosixPath(name)
-    if not name or "\0" in name or len(pure.parts) != 1 or pure.parts[0] in ("..", "/"):
+    if not name or not is_path(name) or len(pure.parts) != 1 or pure.parts[0] in ("..", "/"):
         return True
-    if "\\" in name:
+    if "\\" in name or len(name.encode()) > LONGEST_NAME:
         return True
     path = root / name
     if not path.is_symlink():
@@ -158,9 +160,8 @@ def _unreadable(root: Path, names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in JSON_FILES:
         if name in names:
-            limit = TOKENIZER_LIMIT_BYTES if name == "tokenizer.json" else 16_000_000
             try:
-                read_object(root / name, limit)
+                read_object(root / name, limit_of(name))
             except UnreadableJson as problem:
                 found[name] = str(problem)
     return found
@@ -177,4 +178,7 @@ def read_settings(evidence: CheckpointEvidence, name: str) -> dict[str, Any]:
         raise Missing(f"there is no {name}")
     if name in files.unreadable_json:
         raise Missing(f"{name} cannot be read: {files.unreadable_json[name]}")
-    return read_object(evidence.folder / name, TOKENIZER_LIMIT_BYTES)
+    try:
+        return read_object(evidence.folder / name, limit_of(name))
+    except UnreadableJson as problem:
+        raise Missing(f"{name} cannot be read: {problem}") from problem

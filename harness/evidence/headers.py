@@ -14,6 +14,11 @@ from harness.facts import Tensor, WeightFile
 
 HEADER_LIMIT_BYTES = 100_000_000
 """Longest header that the format allows."""
+READ_LIMIT_BYTES = 32_000_000
+"""Longest header that is read; parsed, it takes some twenty times as much memory. The largest
+public ones have 10 MB."""
+LARGEST = 2**63
+"""More bytes than a file can have."""
 LFS_MARK = b"version https://git-lfs"
 """How a git-LFS pointer file starts."""
 
@@ -51,6 +56,9 @@ def read_weight_file(path: Path, name: str) -> WeightFile:
                 return _refuse(name, size, "bad-header", detail)
             if 8 + length > size:
                 return _cut_in_header(name, size, length, head[8:9])
+            if length > READ_LIMIT_BYTES:
+                detail = f"a header of {length:,} bytes; at most {READ_LIMIT_BYTES:,} are read here"
+                return _refuse(name, size, "huge-header", detail)
             handle.seek(8)
             raw = handle.read(length)
     except OSError as problem:
@@ -125,10 +133,10 @@ def _tensor(key: str, entry: Any, data_start: int, file: str) -> Tensor:
     if dtype not in BITS:
         raise BadHeader(f"'{key}' has the unknown type '{dtype[:40]}'")
     if made.elements * BITS[dtype] != (made.end - made.start) * 8:
-        need = made.elements * BITS[dtype] / 8
-        raise BadHeader(
-            f"'{key}' {dtype} {shape} needs {need:,.0f} bytes, not {span[1] - span[0]:,}"
-        )
+        need = -(-made.elements * BITS[dtype] // 8)
+        said = f"{need:,} bytes" if need < LARGEST else "more bytes than any file holds"
+        shown = str(shape)[:200]
+        raise BadHeader(f"'{key}' {dtype} {shown} needs {said}, not {span[1] - span[0]:,}")
     return made
 
 

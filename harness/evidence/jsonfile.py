@@ -6,10 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-CONFIG_LIMIT_BYTES = 16_000_000
-"""Largest configuration file that is read."""
-TOKENIZER_LIMIT_BYTES = 256_000_000
-"""Largest tokenizer.json that is read (Gemma's has 33 MB)."""
+CONFIG_LIMIT_BYTES = 8_000_000
+"""Largest configuration file that is read; parsed, it takes some twenty times as much memory."""
+TOKENIZER_LIMIT_BYTES = 64_000_000
+"""Largest tokenizer.json, vocabulary or shard index that is read (Gemma's tokenizer has 33 MB)."""
+LARGE_FILES = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
+"""Files that may be large."""
+
+
+def limit_of(name: str) -> int:
+    """Return how many bytes of a JSON file of this name are read."""
+    return TOKENIZER_LIMIT_BYTES if name in LARGE_FILES else CONFIG_LIMIT_BYTES
+
+
+def is_path(text: str) -> bool:
+    """Whether a stranger's text can be handed to the file system as a path at all."""
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:
+        return False  # half of a surrogate pair
+    return b"\0" not in raw and len(raw) <= 2000
 
 
 class UnreadableJson(ValueError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.evidence.base import PROVENANCE
 from harness.evidence.files import read_settings
+from harness.evidence.jsonfile import is_path
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Adapter, Files
 from harness.facts_files import Manifest, Traces
@@ -90,7 +91,7 @@ def _last_part(name: str) -> str:
 
 def _fingerprint(name: str, folder: Path) -> str:
     """Return the fingerprint of a local folder; empty when it cannot be made."""
-    if "\0" in name or len(name) > 2000:
+    if not is_path(name):
         return ""
     for place in (Path(name), folder / name):
         try:

@@ -46,13 +46,25 @@ def check(adapter: Adapter, base_names: frozenset[str] | None, why_no_base: str)
     modules = _modules(adapter)
     if not modules:
         raise Missing("the adapter holds no module that can be matched by name")
-    dead = [name for name in modules if not _is_alive(name, adapter, base_names)]
+    known = _Names(base_names)
+    dead = [name for name in modules if not _is_alive(name, adapter, known)]
     if not dead:
         return f"all {len(modules)} adapted modules exist in the base"
     return _unmatched(dead, len(modules), base_names)
 
 
-def _is_alive(module: str, adapter: Adapter, names: frozenset[str]) -> bool:
+class _Names:
+    """The base's module names, in the forms in which they are looked up."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self.whole = names
+        self.without_first = frozenset(one.partition(".")[2] for one in names)
+        self.has_head = any(one.rpartition(".")[2] in _HEADS for one in names)
+        sees = any(_SEEING.search(one) for one in names)
+        self.unnested = frozenset(_without_nesting(one) for one in names) if sees else frozenset()
+
+
+def _is_alive(module: str, adapter: Adapter, names: _Names) -> bool:
     """Whether loaders find a module in the base, by the names that they try themselves."""
     settings = adapter.settings
     name = _origin_of_layer(module, settings.get("layer_replication"))
@@ -60,7 +72,7 @@ def _is_alive(module: str, adapter: Adapter, names: frozenset[str]) -> bool:
     saved = settings.get("modules_to_save")
     if isinstance(saved, list) and last in saved:
         return True  # stored whole, so it needs nothing of the base
-    if last in _HEADS and not any(one.rpartition(".")[2] in _HEADS for one in names):
+    if last in _HEADS and not names.has_head:
         return True
     parts = name.split(".")
     # Other methods put a word of their own behind the module (`q_proj.oft_R`).
@@ -68,11 +80,11 @@ def _is_alive(module: str, adapter: Adapter, names: frozenset[str]) -> bool:
     own = [".".join(parts[:length]) for length in range(shortest, len(parts) + 1)]
     # A base without its head is saved without the first word: `layers.0`, not `model.layers.0`.
     own += [one.partition(".")[2] for one in own]
-    if any(one in names for one in own if one):
+    if any(one in names.whole for one in own if one):
         return True
-    if _SEEING.search(name) and any(_SEEING.search(one) for one in names):
-        return _without_nesting(name) in {_without_nesting(one) for one in names}
-    return _is_bare(settings) and any(one.partition(".")[2] == name for one in names)
+    if _SEEING.search(name) and names.unnested:
+        return _without_nesting(name) in names.unnested
+    return _is_bare(settings) and name in names.without_first
 
 
 def _without_nesting(name: str) -> str:

@@ -53,14 +53,17 @@ def _lost_from_base(held: set[str], targets: list[str], names: frozenset[str]) -
     """Return modules of the base that a target names and the adapter lacks."""
     if not held & names:
         return []  # the adapter belongs to another base; that is another probe's finding
-    wanted = [
-        name
-        for name in names
-        if any(name == t or name.endswith(f".{t}") for t in targets if isinstance(t, str))
-    ]
+    known = frozenset(t for t in targets if isinstance(t, str))
+    wanted = [name for name in names if any(end in known for end in _ends(name))]
     plain = [n for n in wanted if not re.search(r"experts|router|\.gate$|norm$", n)]
     prefixes = {name.split(".layers.")[0] for name in held}
     return sorted(n for n in plain if n not in held and n.split(".layers.")[0] in prefixes)
+
+
+def _ends(name: str) -> list[str]:
+    """Return a module's name and every part of it that stands at its end."""
+    parts = name.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]
 
 
 def _holes(held: set[str]) -> list[str]:

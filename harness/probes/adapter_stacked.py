@@ -88,12 +88,14 @@ def _untargeted(adapter: Adapter) -> list[str]:
         return []  # factors of parameters carry the name of the module around them
     if adapter.settings.get("ensure_weight_tying"):
         targets = [*targets, *_TIED]  # PEFT adapts the partner of a tied module too
+    wanted = frozenset(targets)
     return [
         pair.module
         for pair in adapter.pairs
-        if "experts" not in pair.module and not _is_target(strip_wrappers(pair.module), targets)
+        if "experts" not in pair.module and not _is_target(strip_wrappers(pair.module), wanted)
     ]
 
 
-def _is_target(module: str, targets: list[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in targets)
+def _is_target(module: str, targets: frozenset[str]) -> bool:
+    parts = module.split(".")
+    return any(".".join(parts[first:]) in targets for first in range(len(parts)))

@@ -36,6 +36,8 @@ def check(files: Files) -> Finding | str:
             Evidence(what="unreadable", file=name, found=bad[name], expected="a JSON object")
             for name in sorted(bad)
         ),
-        cause="the save was interrupted, or the file was edited by hand",
+        cause="no settings file is that large: something else was written under this name"
+        if why.startswith("larger")
+        else "the save was interrupted, or the file was edited by hand",
         remedy=f"copy {first} from the base model or an older checkpoint of the same run",
     )

@@ -27,12 +27,25 @@ def check(files: Files) -> Finding | str:
     if not evidence:
         return "the index and the shards name the same tensors"
     first = evidence[0]
+    if files.index is None:
+        return _no_index(evidence)
+    places = "one place" if len(evidence) == 1 else f"{len(evidence)} places, first"
     return Finding(
-        message=f"the shard index disagrees with the files in {len(evidence)} places, first: "
+        message=f"the shard index disagrees with the files in {places}: "
         f"{first.what} {first.tensor or first.file or ''}".rstrip(),
         evidence=tuple(evidence),
         cause="two saves were mixed in one folder, or the index was edited",
         remedy="save the model again into an empty folder: save_pretrained() writes a new index",
+    )
+
+
+def _no_index(evidence: list[Evidence]) -> Finding:
+    return Finding(
+        message=f"the model lies in shards such as {evidence[0].file}, and there is no index: "
+        "transformers finds no weights",
+        evidence=tuple(evidence),
+        cause="model.safetensors.index.json was not copied, or the save was interrupted",
+        remedy="copy model.safetensors.index.json from where the model was saved, or save it again",
     )
 
 

@@ -48,6 +48,8 @@ FAMILIES = {
 """Modules of every layer, for families whose layers are all alike."""
 _BY_LAYER = ("relative_attention_bias", "experts", "shared_transf")
 """Parts that some layers of a healthy model have and others lack."""
+MOST_LAYERS = 2_000
+"""Layers that are compared with each other; real models have some hundred."""
 _KEYS_VALUES = re.compile(r"\.[kv]_(proj|norm)$")
 
 
@@ -113,6 +115,8 @@ def _lost_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
 def _lost_in_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
     prefix, stack = _main_stack(names)
     required = FAMILIES.get(str(config.get("model_type")))
+    if len(stack) > MOST_LAYERS:
+        raise Missing(f"{len(stack):,} layers are too many to be compared with each other")
     lost = []
     for number, modules in sorted(stack.items()):
         if required is not None:

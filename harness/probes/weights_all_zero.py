@@ -1,6 +1,7 @@
 """A matrix of zeros where there should be weights.
 
-What it does: a whole matrix, or the end of one, is exactly zero.
+What it does: a whole matrix, or the end of one, is exactly zero; or the weight of a norm is, in a
+family that multiplies with it as it is (Gemma stores its norms less one, so zeros are right there).
 
 Why it is bad: the layer is mute (FM60). Copies that were allocated but not filled, and shards that
 were gathered wrongly, look like this; header, size and shape are all right.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from harness.facts import Numbers
 from harness.findings import Evidence, Finding, Severity
@@ -24,6 +26,9 @@ from harness.registry import Missing, probe
 _PADDED = re.compile(r"embed|wte|wpe|lm_head|lora_|position|score|classifier|pad")
 _QUANTISED = re.compile(r"(zeros|zero_point|scales?|g_idx|absmax|bias)$")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_NORM = re.compile(r"norm\.weight$")
+_PLAIN_NORMS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "phi3")
+"""Families whose norms multiply with their weight as it is stored."""
 SHARE = 0.05
 """Share of a matrix that must be an unbroken run of zeros at its end to count: shorter runs are
 found in padded matrices."""
@@ -31,13 +36,21 @@ found in padded matrices."""
 
 @probe("MPD305", modes=["FM60"])
 def check(
-    numbers: Mapping[str, Numbers], zeros_expected: Mapping[str, bool | None]
+    numbers: Mapping[str, Numbers],
+    zeros_expected: Mapping[str, bool | None],
+    config_or_empty: Mapping[str, Any],
 ) -> Finding | str:
     """Look for zero matrices and zero ends that the base, if known, does not have."""
     judged = [n for n in numbers.values() if n.tensor.dtype in _FLOATS and n.tensor.elements]
     if not judged:
         raise Missing("the folder holds no floating-point weights")
-    bad = [one for one in judged if _is_dead(one, zeros_expected.get(one.tensor.name))]
+    plain = config_or_empty.get("model_type") in _PLAIN_NORMS
+    bad = [
+        one
+        for one in judged
+        if _is_dead(one, zeros_expected.get(one.tensor.name))
+        or (plain and _is_dead_norm(one, zeros_expected.get(one.tensor.name)))
+    ]
     if not bad:
         return f"none of {len(judged)} tensors is a block of zeros"
     bad.sort(key=lambda one: (not one.is_zero, one.tensor.name))
@@ -61,6 +74,10 @@ def check(
         remedy="copy the file again and compare checksums, or go back to an older checkpoint",
         severity=Severity.ERROR,
     )
+
+
+def _is_dead_norm(one: Numbers, base_is_zero: bool | None) -> bool:
+    return one.is_zero and not base_is_zero and _NORM.search(one.tensor.name) is not None
 
 
 def _is_dead(one: Numbers, base_is_zero: bool | None) -> bool:

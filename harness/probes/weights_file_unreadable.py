@@ -38,6 +38,8 @@ def check(files: Files) -> Finding | str:
     if not bad:
         return f"{len(described)} weights files open and hold tensors"
     said, cause = _WORDS[bad[0].problem]
+    if not bad[0].size_bytes and bad[0].problem == "empty":
+        said, cause = "is empty", "the disk was full, or the save or the copy was interrupted"
     return Finding(
         message=f"{bad[0].name} {said}: {bad[0].detail}",
         evidence=tuple(
@@ -51,6 +53,6 @@ def check(files: Files) -> Finding | str:
 def _remedy(file: WeightFile) -> str:
     if file.problem == "lfs-pointer":
         return "git lfs install && git lfs pull"
-    if file.problem == "empty":
+    if file.problem == "empty" and file.size_bytes:
         return "gather the parameters on every rank before saving, then save again"
     return f"fetch {file.name} again from its source, or save it again"

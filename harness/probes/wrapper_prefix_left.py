@@ -43,8 +43,11 @@ def check(files: Files) -> Finding | str:
             Evidence(what=f"'{s}' in the name", file=t.file, tensor=t.name) for t, s in found
         ),
         cause="the state dict was taken from the wrapped model (torch.compile, DDP, FSDP, PEFT)",
-        remedy=f"remove '{segment}.' from the names in a copy, or save again from the unwrapped "
-        "model (for PEFT: model.merge_and_unload())",
+        remedy="save again from model.merge_and_unload(); taking the segment out of the names "
+        "would lose what the adapter learnt"
+        if _ADAPTER_PARTS.search(tensor.name) and id(tensor) in inside
+        else f"remove '{segment}.' from the names in a copy, or save again from the unwrapped "
+        "model",
     )
 
 

@@ -138,9 +138,24 @@ WRITERS = {
 
 def _require_writable(output: Path | None) -> None:
     """Refuse a hopeless --output before the examination, not after it."""
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
-        what = "is a folder" if output.is_dir() else "lies in a folder that does not exist"
-        raise OutputError(f"--output {output} {what}; expected a file name")
+    if output is None:
+        return
+    try:
+        output.is_file()  # a name that is too long, or lies in a closed folder, fails here
+        what = _name_obstacle(output)
+    except OSError as problem:
+        what = f"cannot be used: {problem.strerror}"
+    if what:
+        raise OutputError(f"--output {str(output)[:300]} {what}; expected a file name")
+
+
+def _name_obstacle(output: Path) -> str:
+    """Return what keeps a file from being written; empty when nothing is known to."""
+    if output.is_dir():
+        return "is a folder"
+    if not output.parent.is_dir():
+        return "lies in a folder that does not exist"
+    return "" if os.access(output.parent, os.W_OK) else "lies in a folder that may not be written"
 
 
 def _explain(words: Sequence[str]) -> int:

@@ -28,7 +28,7 @@ from mudpuppy.flags import FriendlyParser
 from reports.matrix_console import Progress, print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
-from reports.text import clean_lines
+from reports.text import clean, clean_lines
 from scenarios.loader import LoadedScenarios, load_scenarios
 
 PROGRAM = "mudpuppy-pressure"
@@ -153,13 +153,13 @@ def _list(arguments: argparse.Namespace) -> int:
     """Print the selected cells as a table."""
     loaded, _, selection = _choose(arguments)
     rows = [
-        (cell.number, cell.name, _expectation(cell), cell.cell_id, cell.title)
+        (cell.number, *map(clean, (cell.name, _expectation(cell), cell.cell_id, cell.title)))
         for cell in selection.chosen
     ]
     headers = ("#", "name", "expected", "id", "title")
     align = ("right", "left", "left", "left", "left")
     print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align))
-    print(f"\n{len(rows)} cells of {loaded.shown} ({loaded.form.name})")
+    print(clean_lines(f"\n{len(rows)} cells of {loaded.shown} ({loaded.form.name})"))
     return 0
 
 

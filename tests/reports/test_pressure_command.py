@@ -217,3 +217,17 @@ def test_a_crash_of_the_program_is_no_failed_cell(
     monkeypatch.setattr(reports.commands.pressure, "load_scenarios", crash)
     assert main(["list", "small.yaml"]) == 3
     assert "ZeroDivisionError: by zero" in capsys.readouterr().err
+
+
+def test_escapes_in_a_scenario_reach_no_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    title = '"red \\e[31m and \\u202e back"'
+    (folder / "small.yaml").write_text(MATRIX.replace("title: One", f"title: {title}"))
+
+    assert main(["list", "small.yaml"]) == 0
+    assert main(["explain", "small.yaml", "pass-one"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert out.count("\\x1b[31m") == 2
