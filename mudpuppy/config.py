@@ -77,7 +77,7 @@ class TrainingConfig(BaseModel):
     max_steps: Count | None = None
     """Optimizer steps to take; overrides epochs."""
     batch_size: Size = 4
-    """Samples per device and forward pass."""
+    """Samples per device and forward pass; with packing, rows."""
     gradient_accumulation: Count = 1
     """Forward passes per optimizer step."""
     learning_rate: Rate | None = None

@@ -109,6 +109,8 @@ class ChunkedLoss:
     args: Any
     accelerator: Any
     model: Any
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
     is_chunked: bool = False
 
     def chunk_loss(self) -> None:
@@ -118,7 +120,8 @@ class ChunkedLoss:
         self.is_chunked = (
             not has_kernel
             and not self.aux_loss_enabled  # type: ignore[attr-defined]  # TRL's: it adds router losses
-            and self.args.fsdp in (None, "", [])  # where the head's weight may be a shard
+            # where the head's weight may be a shard
+            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
             and has_plain_head(base)
         )
         if self.is_chunked:
