@@ -44,7 +44,7 @@ doctor: $(STAMP)
 bench: bench-throughput bench-merge
 
 bench-throughput: $(STAMP)
-	@$(BIN)/python benchmarks/throughput.py
+	@$(BIN)/python -m benchmarks.throughput
 
 bench-merge: $(STAMP)
 	@$(BIN)/python benchmarks/merge.py

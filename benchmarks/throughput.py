@@ -1,6 +1,6 @@
 """Throughput of supervised fine-tuning: against bare TRL, packed against padded, loss in chunks.
 
-    make bench-throughput   or   python benchmarks/throughput.py [--rounds 5] [--threads 1]
+    make bench-throughput   or   python -m benchmarks.throughput [--rounds 5] [--threads 1]
 
 One process, a fixed number of threads, all variants in turn in every round. Neighbours on the
 machine move times by a factor of two, so only ratios within a round are compared, by their minimum
@@ -10,7 +10,6 @@ and median. Goals are judged in processor time, which neighbours disturb least.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -18,20 +17,18 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PrinterCallback
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
-from trl.kernels import ChunkedLogProbFunction
 
-from mudpuppy.chunked_loss import chunked_cross_entropy
+from benchmarks.loss import bench_loss
+from benchmarks.rounds import Run, compare, interleave
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
 from mudpuppy.data.batches import TokenBudgetSampler
@@ -55,26 +52,27 @@ GOALS = {"ours / TRL": 0.95, "packed / padded": 2.5, "chunked / full logits": 2.
 
 
 @dataclass
-class Run:
-    """One variant in one round."""
-
-    wall_s: float
-    cpu_s: float
-    losses: list[float]
-
-
-@dataclass
 class Stopwatch:
-    """A watcher of the engine that times what lies between loading and saving."""
+    """A watcher of the engine that times training from its first forward pass to its last step.
+
+    What comes once, such as making the trainer, is left out: it takes as long as a step does here.
+    """
 
     rows: list[Any] = field(default_factory=list)
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    is_running: bool = False
 
     def on_prepared(self, model: Any, tokenizer: Any, samples: Any, eos_ids: Any) -> None:
-        """Start."""
+        """Be ready to start."""
         self.rows = list(samples)
-        self.wall_s, self.cpu_s = time.perf_counter(), time.process_time()
+        model.register_forward_pre_hook(self.start)
+
+    def start(self, *_: Any) -> None:
+        """Start, at the first of many calls."""
+        if not self.is_running:
+            self.is_running = True
+            self.wall_s, self.cpu_s = time.perf_counter(), time.process_time()
 
     def on_fitted(self, model: Any) -> None:
         """Stop."""
@@ -91,7 +89,7 @@ def build(folder: Path) -> tuple[Path, Path]:
         vocab_size=8192,
         hidden_size=256,
         intermediate_size=688,
-        num_hidden_layers=3,
+        num_hidden_layers=8,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=MAX_LENGTH,
@@ -174,8 +172,9 @@ class Variants:
         """Train the same rows with TRL alone."""
         config = self.settings()
         arguments = shared_arguments(config, choose_runtime(config))
-        wall, cpu = -time.perf_counter(), -time.process_time()
+        watch = Stopwatch()
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+        watch.on_prepared(model, None, (), ())
         trainer = SFTTrainer(
             model=model,
             args=configure(
@@ -189,8 +188,9 @@ class Variants:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        wall, cpu = wall + time.perf_counter(), cpu + time.process_time()
-        return Run(wall, cpu, [one["loss"] for one in trainer.state.log_history if "loss" in one])
+        watch.on_fitted(model)
+        losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
+        return Run(watch.wall_s, watch.cpu_s, losses)
 
     def padding(self) -> float:
         """Return the share of padding in batches of samples in random order, over many orders."""
@@ -201,29 +201,6 @@ class Variants:
             batches = [order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE)]
             shares.append(1 - sum(order) / sum(max(b) * len(b) for b in batches))
         return statistics.mean(shares)
-
-
-def compare(fast: list[Run], slow: list[Run]) -> dict[str, float]:
-    """Return how many times as fast the first is: minimum and median over the rounds."""
-    walls = [s.wall_s / f.wall_s for f, s in zip(fast, slow, strict=True)]
-    cpus = [s.cpu_s / f.cpu_s for f, s in zip(fast, slow, strict=True)]
-    return {
-        "min": min(walls),
-        "median": statistics.median(walls),
-        "cpu_min": min(cpus),
-        "cpu_median": statistics.median(cpus),
-    }
-
-
-def interleave(variants: dict[str, Callable[[], Run]], rounds: int) -> dict[str, list[Run]]:
-    """Run every variant once a round."""
-    runs: dict[str, list[Run]] = {name: [] for name in variants}
-    for number in range(rounds):
-        for name, run in variants.items():
-            runs[name].append(run())
-            gc.collect()
-            print(f"  round {number + 1}  {name:<10} {runs[name][-1].wall_s:7.2f} s", flush=True)
-    return runs
 
 
 def bench_training(rounds: int) -> dict[str, Any]:
@@ -260,89 +237,6 @@ def bench_training(rounds: int) -> dict[str, Any]:
                 for run in some
                 for mine, theirs in zip(run.losses, reference, strict=True)
             )
-            for name, some in runs.items()
-        },
-    }
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Return by how much the resident memory of this process grew at its highest (Linux)."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    work()
-    return max(0, _status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
-
-
-def bench_loss(rounds: int) -> dict[str, Any]:
-    """Compare ways to compute the loss of a large vocabulary, with 60% of the labels masked."""
-    tokens, vocabulary, width, masked = 2048, 32_768, 256, 0.6
-    torch.manual_seed(0)
-    hidden = torch.randn(tokens, width, requires_grad=True)
-    weight = (torch.randn(vocabulary, width) * 0.05).requires_grad_()
-    labels = torch.randint(vocabulary, (tokens,))
-    labels[torch.rand(tokens) < masked] = -100
-
-    def full() -> torch.Tensor:
-        return F.cross_entropy(F.linear(hidden, weight), labels, reduction="sum")
-
-    def trl() -> torch.Tensor:
-        scored = ChunkedLogProbFunction.apply(
-            hidden,
-            weight,
-            None,
-            labels.clamp(min=0),
-            1.0,
-            32_768,
-            None,
-            1.0,
-            ("entropy", "is_top1"),
-        )
-        return -scored[0].masked_fill(labels == -100, 0.0).sum()
-
-    def chunked() -> torch.Tensor:
-        return chunked_cross_entropy(hidden, weight, labels)
-
-    peaks: dict[str, int] = {}
-
-    def timed(name: str, loss: Callable[[], torch.Tensor]) -> Callable[[], Run]:
-        def run() -> Run:
-            wall, cpu = -time.perf_counter(), -time.process_time()
-            value: list[float] = []
-
-            def work() -> None:
-                total = loss()
-                total.backward()
-                value.append(float(total.detach()))
-
-            peaks[name] = max(peaks.get(name, 0), peak_bytes(work))
-            hidden.grad = None
-            weight.grad = torch.zeros_like(weight)  # as it is after the first batch
-            return Run(wall + time.perf_counter(), cpu + time.process_time(), value)
-
-        return run
-
-    losses = {"full logits": full, "trl": trl, "chunked": chunked}
-    runs = interleave({name: timed(name, loss) for name, loss in losses.items()}, rounds + 1)
-    runs = {name: some[1:] for name, some in runs.items()}
-    reference = runs["full logits"][0].losses[0]
-    return {
-        "tokens": tokens,
-        "vocabulary": vocabulary,
-        "masked": masked,
-        "seconds": {name: min(run.wall_s for run in some) for name, some in runs.items()},
-        "peak_mb": {name: peak / 1e6 for name, peak in peaks.items()},
-        "ratios": {
-            "chunked / full logits": compare(runs["chunked"], runs["full logits"]),
-            "chunked / TRL": compare(runs["chunked"], runs["trl"]),
-        },
-        "largest_relative_loss_difference": {
-            name: max(abs(run.losses[0] - reference) / reference for run in some)
             for name, some in runs.items()
         },
     }
@@ -387,24 +281,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    parser.add_argument("--part", choices=("loss", "training"), help="measure this alone again")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    results: dict[str, Any] = {
+    kept = RESULTS / "throughput.json"
+    results: dict[str, Any] = json.loads(kept.read_text()) if options.part else {}
+    results |= {
         "rounds": options.rounds,
         "threads": options.threads,
         "cores": os.cpu_count(),
         "versions": package_versions(),
-        "loss": bench_loss(options.rounds),
-        "training": bench_training(options.rounds),
     }
+    for part, bench in (("loss", bench_loss), ("training", bench_training)):
+        if options.part in (None, part):
+            results[part] = bench(options.rounds)
     page = describe(results)
     print(page)
     if not options.no_write:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "throughput.json").write_text(json.dumps(results, indent=2) + "\n")
+        kept.write_text(json.dumps(results, indent=2) + "\n")
         (RESULTS / "throughput.md").write_text(page.rstrip() + "\n")
     ratios = {**results["training"]["ratios"], **results["loss"]["ratios"]}
     missed = [name for name, goal in GOALS.items() if ratios[name]["cpu_median"] < goal]
