@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """
     memory = None if args.memory is None else parse_memory(args.memory)
     typed = {**typed_settings(args), "dataset": "data.jsonl", "output": "out"}
+    if typed.get("method") in ("grpo", "rl"):
+        typed.setdefault("reward_funcs", ["length"])  # takes no memory, and a run needs one
     config = load_config(typed)
     settings = read_model_settings(args.model, config.trust_remote_code)
 

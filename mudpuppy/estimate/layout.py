@@ -210,6 +210,8 @@ def _adapt(model: Any, config: TrainingConfig, task_type: str | None) -> nn.Modu
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
         task_type=task_type,
+        # as `mudpuppy.adapters.attach` has it
+        exclude_modules=["score", "classifier"] if task_type == "TOKEN_CLS" else None,
     )
     with torch.device("meta"):
         adapted: nn.Module = get_peft_model(model, settings)

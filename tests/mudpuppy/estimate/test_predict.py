@@ -31,7 +31,15 @@ def settings(**more: Any) -> LlamaConfig:
 
 
 def config(**more: Any) -> TrainingConfig:
-    fixed = {"model": "m", "dataset": "d.jsonl", "output": "o", "max_length": 64, "batch_size": 2}
+    fixed: dict[str, Any] = {
+        "model": "m",
+        "dataset": "d.jsonl",
+        "output": "o",
+        "max_length": 64,
+        "batch_size": 2,
+    }
+    if more["method"] == "grpo":
+        fixed |= {"batch_size": 4, "reward_funcs": ["length"]}
     return load_config({**fixed, **more})
 
 
@@ -195,6 +203,14 @@ def test_generation_holds_keys_and_values():
     made = by_part(predict(settings(), run))
 
     assert 4 * (64 + 36) * 2 * 3 * 2 * 16 * 2 == made["generation"]
+
+
+@pytest.mark.parametrize("method", ["rm", "prm"])
+def test_models_with_a_score_in_place_of_the_head_are_laid_out(method: str):
+    made = by_part(predict(settings(), config(method=method)))
+
+    assert "loss" not in made
+    assert 0 < made["adapter"] < made["weights"]
 
 
 def test_a_merge_is_a_peak_of_its_own():
