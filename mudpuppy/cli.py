@@ -218,6 +218,8 @@ def _report_step(record: StepRecord, num_steps: int) -> None:
         parts.append(f"loss {record.loss:.4f}")
     if record.eval_loss is not None:
         parts.append(f"eval loss {record.eval_loss:.4f}")
+    if record.reward is not None:
+        parts.append(f"reward {record.reward:.4f}")
     if record.grad_norm is not None:
         parts.append(f"grad norm {record.grad_norm:.3f}")
     if record.learning_rate is not None:

@@ -33,6 +33,9 @@ def attach_adapter(
     """
     require_clean(model)
     targets = _resolve_targets(model, config.lora_target_modules)
+    if targets == "all-linear" and task_type == "TOKEN_CLS":
+        # PEFT trains these heads whole, and "all-linear" would give them an adapter as well.
+        targets = sorted(_linear_names(model) - {"score", "classifier"})
     if config.method == "multimodal":
         targets = language_targets(model, targets)
     settings = LoraConfig(
@@ -43,8 +46,6 @@ def attach_adapter(
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
         task_type=task_type,
-        # PEFT trains these heads whole, and "all-linear" would give them an adapter as well.
-        exclude_modules=["score", "classifier"] if task_type == "TOKEN_CLS" else None,
     )
     with warnings.catch_warnings():
         # PEFT only warns where an adapter is stacked or a target is tied; both are damage here.
@@ -68,11 +69,7 @@ def _resolve_targets(model: Any, wanted: tuple[str, ...]) -> str | list[str]:
             [f"--lora-target-modules: an adapter on the head ({heads[0]}) cannot be trained"],
             hint="leave it out",
         )
-    linear = {
-        name.rpartition(".")[2]
-        for name, part in model.named_modules()
-        if isinstance(part, nn.Linear)
-    }
+    linear = _linear_names(model)
     missing = [name for name in wanted if name.rpartition(".")[2] not in linear]
     if missing:
         raise ConfigError(
@@ -109,6 +106,15 @@ def language_targets(model: nn.Module, wanted: str | list[str]) -> str | list[st
             hint=f"it has {', '.join(sorted(names))}; a dotted name reaches the vision tower",
         )
     return rf"{re.escape(stack.name)}\.\d+\.(?:.*\.)?(?:{'|'.join(chosen)})"
+
+
+def _linear_names(model: nn.Module) -> set[str]:
+    """Return the last parts of the names of all linear modules."""
+    return {
+        name.rpartition(".")[2]
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear)
+    }
 
 
 def verify_adapter(model: nn.Module) -> None:
