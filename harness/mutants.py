@@ -52,18 +52,15 @@ def _attach_stub_adapter() -> None:
 
 
 def _merge_nothing() -> None:
-    """Unload the adapter without merging it (engines.md, section 5, number 1)."""
-    engine: Any = importlib.import_module("mudpuppy.engine")
-    int4: Any = importlib.import_module("mudpuppy.quant.int4")
+    """Write the base without the adapter's change (engines.md, section 5, number 1)."""
+    shard_merge: Any = importlib.import_module("mudpuppy.adapters.shard_merge")
+    original = shard_merge.plan_merge
 
-    def merge(model: Any, dtype: Any) -> Any:
-        plain = model.unload()
-        int4.restore_linears(plain)
-        for parameter in plain.parameters():
-            parameter.data = parameter.data.to(dtype)
-        return plain
+    def plan(*words: Any, **named: Any) -> Any:
+        whole = original(*words, **named)
+        return replace(whole, outputs=tuple(replace(o, change=None) for o in whole.outputs))
 
-    engine.merge_adapter = merge
+    shard_merge.plan_merge = plan
 
 
 def _mask_eos() -> None:

@@ -180,7 +180,7 @@ MOMENTS = {
     "the save": ("mudpuppy.engine.save_adapter", 1),
     "the move into place": ("mudpuppy.saving.fsync_folder", 1),
     "the manifest of the whole": ("mudpuppy.engine.finish", 1),
-    "the merge": ("mudpuppy.engine.merge_adapter", 1),
+    "the merge": ("mudpuppy.engine.merge_shards", 1),
     "the manifest of the merged model": ("mudpuppy.engine.finish", 2),
     "the end": ("mudpuppy.engine.remove_checkpoints", 1),
 }
