@@ -9,6 +9,11 @@ from typing import Any
 DIAGNOSIS_SCHEMA_VERSION = 1
 
 
+def agree(number: int, one: str, many: str) -> str:
+    """Return a number with the words that agree with it: `1 shard is`, `3 shards are`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 class Severity(StrEnum):
     """How bad a finding is."""
 

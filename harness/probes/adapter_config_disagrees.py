@@ -21,7 +21,7 @@ import re
 from typing import Any
 
 from harness.facts import Adapter, Pair
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 
 FILE = "adapter_config.json"
@@ -88,10 +88,12 @@ def _expected_rank(settings: Any, module: str) -> int | None:
 
 def _finding(evidence: list[Evidence]) -> Finding:
     first = evidence[0]
-    expected = "" if first.expected is None else f", the settings say {first.expected}"
+    source = "expected" if first.file == FILE else "the settings say"
+    expected = "" if first.expected is None else f", {source} {first.expected}"
+    places = agree(len(evidence), "place", "places; first")
     return Finding(
-        message=f"{len(evidence)} settings and tensors disagree; first: {first.what} of "
-        f"{first.tensor or first.file} is {first.found}{expected}",
+        message=f"settings and tensors of the adapter disagree in {places}: {first.what} of "
+        f"{first.tensor or first.file}: {first.found}{expected}",
         evidence=tuple(evidence),
         cause="adapter_config.json was copied from another run or edited, or the save was partial",
         remedy="write the r, rank_pattern and lora_alpha of the run that made the tensors into "

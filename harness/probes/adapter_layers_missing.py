@@ -17,7 +17,7 @@ import re
 from collections import defaultdict
 
 from harness.facts import Adapter, strip_wrappers
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, agree
 from harness.registry import Missing, probe
 
 _LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks|block))\.(\d+)\.(.+)$")
@@ -40,7 +40,8 @@ def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
     if not lost:
         return f"{len(held)} modules have factors, without holes between layers"
     return Finding(
-        message=f"{len(lost)} targeted modules have no factors, such as {lost[0]}; "
+        message=f"{agree(len(lost), 'targeted module has', 'targeted modules have')}"
+        f" no factors, such as {lost[0]}; "
         f"{len(held)} have",
         evidence=tuple(Evidence(what="no factors", file=FILE, tensor=name) for name in lost),
         cause="the save was partial, or keys were removed afterwards",

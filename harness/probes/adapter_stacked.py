@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable
 
 from harness.facts import Adapter, strip_wrappers
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 
 _TWICE = re.compile(r"^(?:base_model\.model\.){2,}")
@@ -57,7 +57,8 @@ def check(adapter: Adapter) -> Finding | str:
     if stray:
         targets = adapter.settings.get("target_modules")
         return _finding(
-            f"{len(stray)} modules have factors but are not in target_modules, such as {stray[0]}",
+            f"{agree(len(stray), 'module has', 'modules have')} factors outside target_modules, "
+            f"such as {stray[0]}",
             [
                 Evidence(what="factors without a target", file=FILE, tensor=name, expected=targets)
                 for name in stray

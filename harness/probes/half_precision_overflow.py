@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.facts import Numbers
-from harness.findings import Evidence, Finding, Severity
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import probe
 
 LARGEST = 65504.0
@@ -37,7 +37,8 @@ def check(numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any]) ->
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
     declared = dtype.endswith("float16") and not dtype.endswith("bfloat16")
     return Finding(
-        message=f"{len(large)} tensors hold values beyond the range of fp16, up to "
+        message=f"{agree(len(large), 'tensor holds', 'tensors hold')}"
+        " values beyond the range of fp16, up to "
         f"{large[0].abs_max:.4g} in {large[0].tensor.name}"
         + ("; config.json says float16, so they become infinite" if declared else ""),
         evidence=tuple(

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.facts import Base, Weights, find_wrapper, strip_wrappers
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, agree
 from harness.registry import Missing, probe
 
 _LAYER = re.compile(r"^(.*?(?:layers|h|blocks|block))\.(\d+)\.(.+)$")
@@ -70,8 +70,9 @@ def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) ->
         return f"nothing is missing among {len(names)} tensors"
     first = next(iter(lost))
     return Finding(
-        message=f"{len(lost)} parts of the model are not in its files, such as {first}; "
-        "transformers fills them with random values",
+        message=f"{agree(len(lost), 'part of the model is', 'parts of the model are')}"
+        f" not in its files, such as {first}; "
+        "transformers fills what is missing with random values",
         evidence=tuple(
             Evidence(what="missing", tensor=name, expected=f"present, by {source}")
             for name, source in lost.items()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 
 from harness.facts import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 
 _NUMBERED = re.compile(r"^model-(\d{5})-of-(\d{5})\.safetensors$")
@@ -33,7 +33,8 @@ def check(files: Files) -> Finding | str:
     held = len(files.index.weight_map) if files.index else 0
     lost = sum(shard in absent for shard in files.index.weight_map.values()) if files.index else 0
     return Finding(
-        message=f"{len(absent)} of {len(promised)} shards are missing: {', '.join(absent[:3])}"
+        message=f"{len(absent)} of {agree(len(promised), 'shard', 'shards')}"
+        f" missing: {', '.join(absent[:3])}"
         + (f"; they hold {lost} of {held} tensors" if lost else ""),
         evidence=tuple(
             Evidence(what="absent shard", file=name, found="not there", expected=named_by)

@@ -16,7 +16,7 @@ one away.
 from __future__ import annotations
 
 from harness.facts import Files
-from harness.findings import Evidence, Finding, Severity
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import NotApplicable, probe
 
 
@@ -30,8 +30,10 @@ def check(files: Files) -> Finding | str:
     if not stale:
         return "no weights of another save lie beside those that are loaded"
     return Finding(
-        message=f"{len(stale)} weight files of another save lie here: {', '.join(stale[:3])}; "
-        f"transformers loads {', '.join(sorted(loaded)[:2])} and ignores them, others may not",
+        message=f"{agree(len(stale), 'file', 'files')}"
+        f" of another save here: {', '.join(stale[:3])}; "
+        f"transformers loads {', '.join(sorted(loaded)[:2])} and ignores the rest, "
+        "other readers may not",
         evidence=tuple(
             Evidence(what="not loaded", file=name, expected="one set of weights") for name in stale
         ),

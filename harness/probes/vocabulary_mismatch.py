@@ -40,8 +40,9 @@ def check(vocabulary: Vocabulary) -> Finding | str:
     if not evidence:
         return "tokenizer, vocab_size and embedding fit each other"
     first = evidence[0]
+    place = f" of {first.tensor}" if first.tensor else ""
     return Finding(
-        message=f"{first.what} is {first.found:,}, expected {first.expected}",
+        message=f"{first.what}{place}: {first.found:,}, expected {first.expected}",
         evidence=tuple(evidence),
         cause="tokens were added without resizing the embedding, or the files of two models mixed",
         remedy="model.resize_token_embeddings(len(tokenizer)) and save both together, or put the "
@@ -54,9 +55,7 @@ def _compare_rows(rows: Mapping[str, int], declared: int | None) -> list[Evidenc
         return []
     want = declared if declared is not None else next(iter(rows.values()))
     return [
-        Evidence(
-            what="rows of the weights", tensor=name, found=n, expected=f"{want:,} (vocab_size)"
-        )
+        Evidence(what="rows", tensor=name, found=n, expected=f"{want:,} (vocab_size)")
         for name, n in rows.items()
         if n != want
     ]

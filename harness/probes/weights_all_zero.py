@@ -58,7 +58,8 @@ def check(
     compared = any(zeros_expected.get(one.tensor.name) is False for one in bad)
     share = 1.0 if first.is_zero else first.trailing_zeros / first.tensor.elements
     return Finding(
-        message=f"{len(bad)} of {len(judged)} tensors are blocks of zeros: {first.tensor.name} "
+        message=f"zeros in place of weights in {len(bad)} of {len(judged)} tensors"
+        f": {first.tensor.name} "
         f"({share:.0%} of it)" + (", the base holds values there" if compared else ""),
         evidence=tuple(
             Evidence(

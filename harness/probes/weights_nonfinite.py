@@ -40,7 +40,8 @@ def check(numbers: Mapping[str, Numbers], undecodable: Sequence[Tensor]) -> Find
         return f"every value of {len(numbers)} tensors is finite"
     worst = bad[0].tensor
     return Finding(
-        message=f"{len(bad)} of {len(numbers)} tensors hold NaN or infinite values; in "
+        message=f"NaN or infinite values in {len(bad)} of {len(numbers)} tensors"
+        ": in "
         f"{worst.name} {bad[0].nonfinite:,} of {worst.elements:,}",
         evidence=tuple(
             Evidence(

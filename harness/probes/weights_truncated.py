@@ -16,7 +16,7 @@ only copy, save again from the run, or go back to the newest checkpoint that is 
 from __future__ import annotations
 
 from harness.facts import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 
 
@@ -32,8 +32,8 @@ def check(files: Files) -> Finding | str:
     lost = sum(tensor.end > file.size_bytes for file in short for tensor in file.tensors)
     first = max(short, key=lambda file: file.missing_bytes)
     return Finding(
-        message=f"{first.name} is cut off: {first.missing_bytes:,} bytes are missing"
-        + (f" and {lost} tensors with them" if lost else ""),
+        message=f"{first.name} is cut off: {agree(first.missing_bytes, 'byte is', 'bytes are')}"
+        " missing" + (f", which cuts {agree(lost, 'tensor', 'tensors')}" if lost else ""),
         evidence=tuple(
             Evidence(
                 what="bytes on disk",
