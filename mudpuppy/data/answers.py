@@ -191,7 +191,8 @@ def build_prompt(row: Mapping[str, Any], line: int, gallery: Gallery) -> Sample:
     del gallery
     _refuse_images(row)
     prompt = row["prompt"]
-    fields = {name: check_tree(one, name) for name, one in row.items() if name != "prompt"}
+    given = {name: one for name, one in row.items() if name != "prompt" and one is not None}
+    fields = {name: check_tree(one, name) for name, one in given.items()}
     if isinstance(prompt, str):
         text = check_text(prompt, "prompt")
         return PromptSample(prompt=text, fields=fields, line=line)

@@ -13,7 +13,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import check_values, flag_of
 from mudpuppy.data.facts import TokenFacts, duplicates, measure, summarise, to_json
 from mudpuppy.data.read import DatasetRead, read_dataset
-from mudpuppy.data.samples import KINDS_OF_METHOD, Sample
+from mudpuppy.data.samples import KINDS_OF_METHOD, PromptSample, Sample
 from mudpuppy.data.show import Marks, describe
 from mudpuppy.errors import DatasetError, UsageError
 from mudpuppy.features import METHODS
@@ -119,6 +119,8 @@ def _settings(args: argparse.Namespace, kind: str) -> TrainingConfig:
         "chat_template": args.chat_template,
         "response_only": args.response_only,
     }
+    if values["method"] == "grpo":
+        values["reward_funcs"] = ("unused",)
     if hasattr(args, "max_length"):
         values["max_length"] = args.max_length
     return check_values(values, name=flag_of)
@@ -131,8 +133,10 @@ def _render(
     from mudpuppy.preflight import check_model
 
     check_model(config.model)
+    from mudpuppy.data.render_pairs import render_prompts
     from mudpuppy.loading import open_for_text
     from mudpuppy.methods.family import find_family
+    from mudpuppy.methods.sft import make_renderer
     from mudpuppy.tiny import resolve_model
 
     family = find_family(config.method)
@@ -141,6 +145,8 @@ def _render(
 
     def row(sample: Sample, settings: TrainingConfig) -> Any | None:
         """Return the rendered sample, or None where nothing of it is trained."""
+        if isinstance(sample, PromptSample):  # its own rendering asks for reward functions
+            return render_prompts(make_renderer(loaded, settings), [sample], read.where)[0]
         try:
             rows = family.render(loaded, [sample], settings)
         except DatasetError as error:

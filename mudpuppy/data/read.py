@@ -6,7 +6,7 @@ No torch: a broken dataset is reported before anything heavy is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from mudpuppy.data.samples import (
     KINDS_OF_METHOD,
     ChatSample,
     ImageSample,
-    PromptSample,
     Sample,
 )
 from mudpuppy.data.sources import open_rows
@@ -169,8 +168,6 @@ class _Reading:
         samples = tuple(self._samples)
         if ImageSample in kinds:
             kind, samples = "multimodal", tuple(map(_with_parts, samples))
-        if PromptSample in kinds:
-            samples = _same_fields(samples)
         return DatasetRead(
             kind=kind,
             format=_words(self._format, self._form),
@@ -211,13 +208,3 @@ def _with_parts(sample: Sample) -> Sample:
         for m in sample.messages
     )
     return ImageSample(messages=messages, images=(), line=sample.line, ignored=sample.ignored)
-
-
-def _same_fields(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    """Give every prompt the same fields, as the trainer hands them over column by column."""
-    prompts = [sample for sample in samples if isinstance(sample, PromptSample)]
-    names = dict.fromkeys(name for sample in prompts for name in sample.fields)
-    return tuple(
-        replace(sample, fields={name: sample.fields.get(name) for name in names})
-        for sample in prompts
-    )

@@ -99,6 +99,9 @@ def describe(
     yield ""
     yield from _histogram(facts, len(read.samples), config.max_length)
     yield ""
+    if read.kind == "prompts":
+        yield "nothing of a prompt is trained: its answers are generated and rewarded"
+        return
     yield from _shares(facts, read.unit, config.max_length)
 
 

@@ -131,6 +131,8 @@ def test_a_sample_of_which_nothing_is_left_is_named(dataset: Path, said):
         ({"text": "Once."}, "Once.<|end|>"),
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "b<|end|>"),
         ({"prompt": "a", "completion": "b", "label": False}, "b<|end|>"),
+        ({"prompt": "What is 2?", "answer": "2"}, "nothing of a prompt is trained"),
+        ({"prompt": "a", "completions": ["b"], "labels": [True]}, "tokens a sample"),
     ],
 )
 def test_every_kind_is_shown_as_its_method_reads_it(tmp_path: Path, said, row, expected):
