@@ -27,6 +27,8 @@ NAMED = 200
 def compare_special(evidence: CheckpointEvidence) -> SpecialTokens:
     """Return the special tokens of the settings that the vocabulary does not have."""
     files: Files = evidence.get("files")
+    if not {"tokenizer.json", "vocab.json", "tokenizer.model"} & set(files.names):
+        raise NotApplicable("the folder holds no tokenizer")
     ids: Mapping[str, int] = evidence.get("token_ids")
     found = [name for name in SETTINGS if name in files.names]
     if not found:

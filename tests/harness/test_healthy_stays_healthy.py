@@ -161,9 +161,9 @@ def test_a_qlora_merge_on_the_dequantised_base_is_healthy_by_its_provenance(tmp_
     adapter = save_adapter(tmp_path / "out", bases["llama"], "plain")
     merged = save_merged(tmp_path / "out" / "merged", quantised, adapter)
     scheme = {"scheme": "int4-symmetric-blockwise", "bits": 4, "block_size": 16}
-    for folder in (adapter, merged):
+    for folder, kind in ((adapter, "adapter"), (merged, "merged")):
         (folder / "mudpuppy.json").write_text(
-            json.dumps({"kind": "merged", "quantisation": scheme, "precision": "fp32"})
+            json.dumps({"kind": kind, "quantisation": scheme, "precision": "fp32"})
         )
     assert_clean(tmp_path / "out", base=bases["llama"])
 
