@@ -33,6 +33,7 @@ from mudpuppy.adapters.shard_merge import merge_shards
 from mudpuppy.attention.documents import attending_by_document
 from mudpuppy.checkpoints import Resumable, identify, remove_checkpoints, take_up
 from mudpuppy.config import TrainingConfig
+from mudpuppy.data.parallel import render_rows
 from mudpuppy.data.render import count_labels
 from mudpuppy.data.samples import Sample
 from mudpuppy.errors import DatasetError, EngineError, clip
@@ -156,7 +157,7 @@ def _prepare(
     if ignored:
         named = ", ".join(f"{clip(key)} ({n})" for key, n in ignored.most_common(5))
         say(f"not used: {named}")
-    rows = family.render(loaded, samples, config)
+    rows = render_rows(loaded, samples, config)
     require_known_ids(config.model, loaded.model, [row.input_ids for row in rows])
     if family.learns_to_end and config.method != "gptq":
         _require_ends(rows, loaded.eos_ids, config)

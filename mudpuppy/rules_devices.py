@@ -85,5 +85,14 @@ DEVICE_RULES: tuple[Rule, ...] = (
         reason="the checkpoints of sharded weights have not been proven to resume exactly",
         hint="leave out --fsdp, or --save-steps and --early-stopping",
     ),
+    _rule(
+        "MP-R59",
+        "preprocess-workers-beyond-fine-tuning",
+        "dpo ipo kto orpo grpo rm prm multimodal",
+        "preprocess-workers",
+        reason="the samples of this method are looked at beside the model, or hold images, and are "
+        "prepared in the process that has both",
+        hint="leave out --preprocess-workers",
+    ),
 )
 """Rejections of one way to place a model beside another."""
