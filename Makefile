@@ -47,7 +47,7 @@ bench-throughput: $(STAMP)
 	@$(BIN)/python -m benchmarks.throughput
 
 bench-merge: $(STAMP)
-	@$(BIN)/python benchmarks/merge.py
+	@$(BIN)/python -m benchmarks.merge
 
 clean:
 	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache
