@@ -211,7 +211,7 @@ def test_it_is_the_chunked_loss_that_trains(train, monkeypatch):
     ("settings", "code"),
     [
         ({"method": "dpo", "packing": True}, "MP-R20"),
-        ({"method": "grpo", "tokens_per_batch": 64}, "MP-R21"),
+        ({"method": "rm", "tokens_per_batch": 64}, "MP-R21"),
         ({"packing": True, "tokens_per_batch": 64}, "MP-R22"),
         ({"packing": True, "compile": True}, "MP-R23"),
     ],
