@@ -12,13 +12,14 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from mudpuppy import team
-from mudpuppy.config_check import check_values, flag_of, load_config
+from mudpuppy.config_check import check_values, flag_of, load_config, unread_settings
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, printable
 from mudpuppy.features import METHODS, PRECISIONS
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
@@ -159,6 +160,10 @@ def _run_train(words: list[str]) -> int:
     say = _be_silent if is_quiet else _say
     from mudpuppy.engine import train
 
+    _hush_libraries()
+    unread = unread_settings(config)
+    if unread:
+        say(f"not read by this run: {', '.join(map(call, unread))}")
     report = None if is_quiet else _report_step
     try:
         record = train(config, samples=samples, say=say, report=report)
@@ -172,6 +177,15 @@ def _run_train(words: list[str]) -> int:
         return error.exit_code
     say(_summary(record))
     return 0
+
+
+def _hush_libraries() -> None:
+    """Let transformers speak of errors only: what matters is checked, and said in our words."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    # PEFT and TRL ask transformers by the old name; it is not our call.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
 
 
 def _say_what_is_left(output: Path) -> None:
@@ -239,6 +253,17 @@ def _summary(record: RunRecord) -> str:
         lines.append(
             f"load {folder} with mudpuppy.quant.gptq.load_gptq, or with transformers where "
             "gptqmodel and optimum are installed"
+        )
+    if record.method == "qat":
+        folder = f"{record.output}/int8"
+        lines.append(
+            f"load {folder} with mudpuppy.quant.int8.load_int8, or with transformers where "
+            "compressed-tensors is installed"
+        )
+    if record.grad_norms_all_zero:
+        lines.append(
+            "NOTHING WAS LEARNT: every gradient was zero"
+            + (", since all answers to a prompt got the same reward" * (record.method == "grpo"))
         )
     return "\n".join([*lines, f"check it: mudpuppy-doctor {record.output}"])
 

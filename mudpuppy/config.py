@@ -240,7 +240,8 @@ class TrainingConfig(BaseModel):
     @classmethod
     def read_aliases(cls, values: Any) -> Any:
         """Read the other spellings of a method: `preference`, `rl`, `reward`, `process-reward`."""
-        if not isinstance(values, dict) or values.get("method") not in METHOD_ALIASES:
+        word = values.get("method") if isinstance(values, dict) else None
+        if not isinstance(word, str) or word not in METHOD_ALIASES:
             return values
         which = values.get("preference") if values["method"] == "preference" else None
         return {**values, "method": which or METHOD_ALIASES[values["method"]]}

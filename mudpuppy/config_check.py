@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
+from mudpuppy.features import PREFERENCE_METHODS
 
 POSITIONAL = ("model", "dataset")
 """Settings that are given by position."""
@@ -85,7 +86,40 @@ def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iter
             f"({name('batch_size')} x {name('gradient_accumulation')}) evenly"
         )
     if not config.reward_funcs:
-        yield f"{name('reward_funcs')}: grpo needs a function that rewards answers"
+        yield (
+            f"{name('reward_funcs')}: grpo needs something that rewards answers: exact-match, "
+            "length, format, end, or a function of yours as package.module:function"
+        )
+
+
+_READ_BY = {
+    "beta": (*PREFERENCE_METHODS, "grpo"),
+    **dict.fromkeys(
+        ("reward_funcs", "num_generations", "max_completion_length", "temperature"), ("grpo",)
+    ),
+    **dict.fromkeys(("quant", "quant_block_size"), ("qlora",)),
+    **dict.fromkeys(("gptq_bits", "gptq_group_size", "calibration_samples"), ("gptq",)),
+}
+"""Settings that only some methods read."""
+_OF_AN_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+_OF_EVALUATION = ("eval_fraction", "eval_steps")
+_OF_A_FRESH_ADAPTER = ("lora_r", "lora_alpha", "lora_target_modules")
+
+
+def unread_settings(config: TrainingConfig) -> tuple[str, ...]:
+    """Return the settings that were given and that this run does not read, by field name."""
+    unread = {name for name, methods in _READ_BY.items() if config.method not in methods}
+    if not config.trains_adapter:
+        unread.update(_OF_AN_ADAPTER)
+    if config.adapter is not None:
+        unread.update(_OF_A_FRESH_ADAPTER)
+    if config.early_stopping is None:
+        unread.update(_OF_EVALUATION)
+    if config.tokens_per_batch is not None:
+        unread.add("batch_size")
+    if config.max_steps is not None:
+        unread.add("epochs")
+    return tuple(name for name in config.field_names() if name in unread & config.model_fields_set)
 
 
 def check_warmup(

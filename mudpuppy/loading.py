@@ -174,6 +174,7 @@ def with_pad_token(tokenizer: Any) -> Any:
 def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: ModelForm) -> Any:
     """Load the weights and refuse a checkpoint that does not fill the model."""
     auto_class: Any = getattr(transformers, form.auto_class)
+    _require_images(path, config, form)
     with _blaming(path, "the model"), _quiet_about_heads(form):
         model, report = auto_class.from_pretrained(
             path,
@@ -196,6 +197,25 @@ def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: Mod
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(path)
     return model
+
+
+def _require_images(path: str, config: TrainingConfig, form: ModelForm) -> None:
+    """Refuse a model of text alone where images are to be read.
+
+    Raises:
+        ModelError: transformers knows no form of it that sees.
+    """
+    if not form.has_processor:
+        return
+    with _blaming(path, "the model's settings"):
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    kinds = getattr(transformers, form.auto_class)._model_mapping
+    if type(settings) not in kinds and not getattr(settings, "auto_map", None):
+        raise ModelError(
+            f"{path}: a {settings.model_type} model reads no images",
+            hint="use a model of text and images, or tiny:llava to try; for text alone, another "
+            "--method",
+        )
 
 
 @contextmanager

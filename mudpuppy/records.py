@@ -88,6 +88,8 @@ class RunRecord:
     """Loss of the last step, in nats per token."""
     eval_loss: float | None = None
     """Last evaluation loss, in nats per token."""
+    grad_norms_all_zero: bool = False
+    """Whether the gradient was zero in every step, so that nothing was learnt."""
     trainable_parameters: int = 0
     """Parameters that the optimizer updates."""
     total_parameters: int = 0

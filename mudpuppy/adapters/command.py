@@ -65,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
     from mudpuppy.adapters.shard_merge import merge_shards
 
     def verify(folder: Path, inputs: Inputs) -> None:
+        from transformers.utils.logging import disable_progress_bar
+
         from mudpuppy.adapters.merge_verify import verify_merge
+
+        disable_progress_bar()
 
         for line in verify_merge(folder, inputs):
             say(line)

@@ -21,6 +21,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import check_warmup, flag_of
 from mudpuppy.data.batches import TokenBudgetSampler
 from mudpuppy.data.held_out import count_held_out
+from mudpuppy.errors import EngineError
 from mudpuppy.loading import Loaded
 from mudpuppy.methods.batching import arrange, num_processes, token_batches
 from mudpuppy.methods.family import Family, Row, TrainerParts
@@ -106,11 +107,22 @@ def fit(
         trainer.offload = config.zero_offload
         trainer.was_over = resumed is not None and resumed.is_over
         trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
+        _require_steps(trainer.state.global_step, len(train), config)
     return FitResult(
         records=writer.records,
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
         seconds=time.monotonic() - started,
     )
+
+
+def _require_steps(steps: int, num_rows: int, config: TrainingConfig) -> None:
+    """Refuse to call a run finished that took no step: its artefact would be the base."""
+    if not steps:
+        raise EngineError(
+            f"no step was taken: {num_rows} samples do not fill a batch of {config.batch_size} in "
+            f"each of {num_processes()} processes",
+            hint="add samples, or lower --batch-size",
+        )
 
 
 def count_steps(
@@ -168,6 +180,8 @@ def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]
         "dataloader_num_workers": config.num_workers,
         "logging_steps": 1,
         "logging_first_step": True,
+        # Filtered, a NaN is logged as the mean so far: 0.0 for ever, and nobody stops the run.
+        "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "report_to": list(config.report_to),
         "torch_compile": config.compile,

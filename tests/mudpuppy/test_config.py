@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.config_check import POSITIONAL, flag_of, load_config
+from mudpuppy.config_check import POSITIONAL, flag_of, load_config, unread_settings
 from mudpuppy.errors import ConfigError, MudpuppyError, UnsupportedCombination
 from mudpuppy.flags import add_training_flags, typed_settings
 from mudpuppy.yamlfile import read_settings
@@ -207,3 +207,18 @@ def test_a_value_beyond_sense_is_refused_shortly(wrong, expected):
         load_config({**LEAST, **wrong})
     assert expected in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_settings_that_a_run_does_not_read_are_named():
+    idle = {"method": "full", "lora_r": 64, "beta": 0.5, "gptq_bits": 4, "eval_steps": 3}
+    read = {"method": "dpo", "lora_r": 64, "beta": 0.5, "early_stopping": 2, "eval_steps": 3}
+
+    assert unread_settings(load_config({**LEAST, **idle})) == (
+        "eval_steps",
+        "lora_r",
+        "beta",
+        "gptq_bits",
+    )
+    assert () == unread_settings(load_config({**LEAST, **read}))
+    by_tokens = load_config({**LEAST, "tokens_per_batch": 512, "batch_size": 4})
+    assert ("batch_size",) == unread_settings(by_tokens)

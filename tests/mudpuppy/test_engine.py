@@ -280,9 +280,10 @@ def test_a_changed_weight_changes_the_fingerprint(base, tmp_path):
 
 
 def test_a_run_that_diverges_is_an_error_and_leaves_no_manifest(run, tmp_path):
-    with pytest.raises(EngineError, match=r"diverged|not finite"):
+    with pytest.raises(EngineError, match=r"loss is nan at step 2: the run diverged"):
         run("out", method="full", max_steps=8, learning_rate=1e30, max_grad_norm=1e30)
 
+    assert 1 == len((tmp_path / "out" / "steps.jsonl").read_text().splitlines())
     left = [path.name for path in (tmp_path / "out").iterdir()]
     assert "mudpuppy.json" not in left
     assert not [name for name in left if name.endswith(".safetensors") or "saving" in name]
