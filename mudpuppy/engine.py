@@ -35,11 +35,11 @@ from mudpuppy.checkpoints import Resumable, identify, remove_checkpoints, take_u
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.parallel import render_rows
 from mudpuppy.data.render import count_labels
-from mudpuppy.data.samples import Sample
+from mudpuppy.data.samples import Sample, is_plain
 from mudpuppy.errors import DatasetError, EngineError, clip
 from mudpuppy.estimate.record import predict_run
 from mudpuppy.files import write_json_atomic
-from mudpuppy.loading import Loaded, load, local_folder, require_known_ids
+from mudpuppy.loading import Loaded, load, local_folder, require_known_ids, within_positions
 from mudpuppy.logs import settle_environment
 from mudpuppy.memory.sharding import gather_shards
 from mudpuppy.memory.streaming import stream_layers
@@ -143,13 +143,18 @@ def _prepare(
     started: float,
 ) -> Job:
     """Choose device and precision, load the model, render the samples; write nothing."""
+    asked = config
     set_seed(config.seed)
     runtime = choose_runtime(config)
     family = find_family(config.method)
     base = resolve_model(config.model)
     say(f"loading {config.model}")
     loaded = load(base, config, runtime, family.form)
-    _record_choices(config, runtime, loaded)
+    config = within_positions(asked, loaded.model)
+    if config is not asked:
+        reason = f"the model has no more positions, and {asked.max_length} were asked for"
+        runtime.choices["max_length"] = Choice(value=str(config.max_length), reason=reason)
+    _record_choices(config, runtime, loaded, samples)
     runtime.choices.update(family.choose(loaded, config))
     for name, choice in runtime.choices.items():
         say(f"{name}: {choice.value} ({choice.reason})")
@@ -175,7 +180,7 @@ def _prepare(
         base=base,
         folder=folder,
         fingerprint=fingerprint,
-        identity=identify(config, samples, fingerprint),
+        identity=identify(asked, samples, fingerprint),
         runtime=runtime,
         loaded=loaded,
         rows=rows,
@@ -185,10 +190,15 @@ def _prepare(
     )
 
 
-def _record_choices(config: TrainingConfig, runtime: Runtime, loaded: Loaded) -> None:
+def _record_choices(
+    config: TrainingConfig, runtime: Runtime, loaded: Loaded, samples: Sequence[Sample]
+) -> None:
     """Add to the choices what could only be chosen once the model was there."""
-    is_applied = config.chat_template and bool(loaded.tokenizer.chat_template)
+    is_text = all(map(is_plain, samples))
+    is_applied = config.chat_template and bool(loaded.tokenizer.chat_template) and not is_text
     reason = f"the tokenizer has {'one' if loaded.tokenizer.chat_template else 'none'}"
+    if is_text and loaded.tokenizer.chat_template:
+        reason = "the samples are plain texts; write them as messages to have it applied"
     runtime.choices["chat_template"] = Choice(
         value="applied" if is_applied else "not applied",
         reason=reason if config.chat_template else "--no-chat-template",

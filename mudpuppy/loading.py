@@ -276,6 +276,14 @@ def require_known_ids(path: str, model: Any, rows: Iterable[Sequence[int]]) -> N
         )
 
 
+def within_positions(config: TrainingConfig, model: Any) -> TrainingConfig:
+    """Return the settings with `max_length` no longer than what the model can tell apart."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or not 0 < positions < config.max_length:
+        return config
+    return config.model_copy(update={"max_length": positions})
+
+
 def collect_eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return every id that ends a turn for this model.
 

@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     repeated = duplicates(read.samples)
     facts = example = tokenizer = None
     if config is not None:
-        facts, example, tokenizer = _render(config, read, shown, args.limit)
+        config, loaded = _open(config)
+        facts, example = _render(config, loaded, read, shown, args.limit)
+        tokenizer = loaded.tokenizer
     if args.format == "json":
         print(json.dumps(_as_json(read, repeated, config, facts, example, tokenizer), indent=2))
         return 0
@@ -126,21 +128,31 @@ def _settings(args: argparse.Namespace, kind: str) -> TrainingConfig:
     return check_values(values, name=flag_of)
 
 
-def _render(
-    config: TrainingConfig, read: DatasetRead, shown: Sample, limit: int
-) -> tuple[TokenFacts, Example | None, Any]:
-    """Render samples as training does, one by one, whole and cut."""
+def _open(config: TrainingConfig) -> tuple[TrainingConfig, Any]:
+    """Open what rendering needs of the model; return the settings as the model bounds them."""
     from mudpuppy.preflight import check_model
 
     check_model(config.model)
-    from mudpuppy.data.render_pairs import render_prompts
-    from mudpuppy.loading import open_for_text
+    from transformers.utils import logging
+
+    from mudpuppy.loading import open_for_text, within_positions
     from mudpuppy.methods.family import find_family
-    from mudpuppy.methods.sft import make_renderer
     from mudpuppy.tiny import resolve_model
 
+    logging.set_verbosity_error()  # it warns of long samples, which are told of below
+    loaded = open_for_text(resolve_model(config.model), config, find_family(config.method).form)
+    return within_positions(config, loaded.model), loaded
+
+
+def _render(
+    config: TrainingConfig, loaded: Any, read: DatasetRead, shown: Sample, limit: int
+) -> tuple[TokenFacts, Example | None]:
+    """Render samples as training does, one by one, whole and cut."""
+    from mudpuppy.data.render_pairs import render_prompts
+    from mudpuppy.methods.family import find_family
+    from mudpuppy.methods.sft import make_renderer
+
     family = find_family(config.method)
-    loaded = open_for_text(resolve_model(config.model), config, family.form)
     unbounded = config.model_copy(update={"max_length": UNBOUNDED})
 
     def row(sample: Sample, settings: TrainingConfig) -> Any | None:
@@ -165,7 +177,7 @@ def _render(
     example = one and Example(
         line=shown.line, ids=one.input_ids, trained=[label != -100 for label in one.labels]
     )
-    return summarise(measured), example, loaded.tokenizer
+    return summarise(measured), example
 
 
 def _spread(samples: tuple[Sample, ...], limit: int) -> Iterator[Sample]:

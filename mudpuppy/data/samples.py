@@ -134,6 +134,14 @@ def _said(part: Conversation | str) -> list[str]:
     return [text_of(message) for message in part if message["role"] == "assistant"]
 
 
+def is_plain(sample: Sample) -> bool:
+    """Return whether a sample is text as it stands, which no chat template is applied to."""
+    for name in ("chosen", "completion", "prompt"):
+        if hasattr(sample, name):
+            return isinstance(getattr(sample, name), str)
+    return isinstance(sample, TextSample)
+
+
 KINDS: dict[str, type[Sample]] = {
     "chat": ChatSample,
     "text": TextSample,

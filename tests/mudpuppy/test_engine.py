@@ -588,3 +588,24 @@ def test_gptq_uses_the_samples_and_the_grid_asked_for(run, tmp_path):
     assert 32 == config["quantization_config"]["group_size"]
     errors = [[x["rtn_error"] for x in r.quantisation["layers"]] for r in (few, many)]
     assert errors[0] != errors[1]
+
+
+def test_a_sample_is_cut_at_the_positions_of_the_model_whatever_was_asked_for(run, base):
+    positions = AutoModelForCausalLM.from_pretrained(base).config.max_position_embeddings
+
+    _, long = run("long", max_length=100 * positions)
+    _, short = run("short", max_length=positions)
+
+    assert str(positions) == long.choices["max_length"].value
+    assert "max_length" not in short.choices
+
+
+def test_plain_prompts_are_not_said_to_pass_the_chat_template(base, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Where?", "chosen": " In the pond.", "rejected": " On the moon."}
+    path.write_text(json.dumps(row) + "\n")
+    settings = {"model": base, "dataset": path, "method": "dpo", "max_steps": 1}
+    record = train(load_config({**settings, "output": tmp_path / "out"}))
+
+    assert "not applied" == record.choices["chat_template"].value
+    assert "plain texts" in record.choices["chat_template"].reason

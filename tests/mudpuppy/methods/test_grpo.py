@@ -110,7 +110,7 @@ def test_what_cannot_be_rewarded_is_refused_before_anything_is_written(base, tmp
     ("settings", "message"),
     [
         ({"num_generations": 3}, "'num_generations': the 3 answers .* 4 x 1 answers"),
-        ({"reward_funcs": ()}, "'reward_funcs': grpo needs a function"),
+        ({"reward_funcs": ()}, "'reward_funcs': grpo needs something"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(settings, message):
