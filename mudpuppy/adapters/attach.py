@@ -32,21 +32,7 @@ def attach_adapter(
         EngineError: the model is not clean, or the adapter is not what trains afterwards.
     """
     require_clean(model)
-    targets = _resolve_targets(model, config.lora_target_modules)
-    if targets == "all-linear" and task_type == "TOKEN_CLS":
-        # PEFT trains these heads whole, and "all-linear" would give them an adapter as well.
-        targets = sorted(_linear_names(model) - {"score", "classifier"})
-    if config.method == "multimodal":
-        targets = language_targets(model, targets)
-    settings = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.resolved_lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        use_dora=config.use_dora,
-        use_rslora=config.use_rslora,
-        task_type=task_type,
-    )
+    settings = lora_settings(model, config, task_type)
     with warnings.catch_warnings():
         # PEFT only warns where an adapter is stacked or a target is tied; both are damage here.
         warnings.simplefilter("error", UserWarning)
@@ -55,6 +41,31 @@ def attach_adapter(
         adapted = get_peft_model(model, settings)
     verify_adapter(adapted)
     return adapted
+
+
+def lora_settings(
+    model: nn.Module, config: TrainingConfig, task_type: str | None = "CAUSAL_LM"
+) -> LoraConfig:
+    """Return PEFT's settings of a fresh adapter; the model may be without weights.
+
+    Raises:
+        ConfigError: a target module that the model does not have.
+    """
+    targets = _resolve_targets(model, config.lora_target_modules)
+    if targets == "all-linear" and task_type == "TOKEN_CLS":
+        # PEFT trains these heads whole, and "all-linear" would give them an adapter as well.
+        targets = sorted(_linear_names(model) - {"score", "classifier"})
+    if config.method == "multimodal":
+        targets = language_targets(model, targets)
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.resolved_lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        task_type=task_type,
+    )
 
 
 def _resolve_targets(model: Any, wanted: tuple[str, ...]) -> str | list[str]:

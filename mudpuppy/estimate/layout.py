@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from mudpuppy.adapters.attach import ADAPTER_MARKS, lora_settings
 from mudpuppy.config import TrainingConfig
-from mudpuppy.errors import ModelError
+from mudpuppy.errors import ModelError, UsageError
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears
 from mudpuppy.quant.fake_quant import fake_quantised
 from mudpuppy.quant.fp8 import Fp8Path, fp8_linears
@@ -37,8 +38,6 @@ DTYPES = {
     "fp8": torch.bfloat16,
 }
 """Type of frozen weights and of the computation, as in `mudpuppy.runtime`."""
-ADAPTER_MARKS = ("lora_", "modules_to_save")
-"""What the name of a parameter that an adapter brought holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +103,7 @@ def lay_out(settings: Any, config: TrainingConfig, *, batch: int, length: int) -
 
     Raises:
         ModelError: the model cannot be built or run without weights.
+        ConfigError: a target module that the model does not have.
     """
     with _blaming(settings), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -115,7 +115,7 @@ def lay_out(settings: Any, config: TrainingConfig, *, batch: int, length: int) -
 def _blaming(settings: Any) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
+    except (MemoryError, UsageError):
         raise
     except Exception as error:
         line = str(error).strip().partition("\n")[0][:300]
@@ -203,16 +203,7 @@ def _head(model: Any) -> tuple[int, int]:
 
 
 def _adapt(model: Any, config: TrainingConfig, task_type: str | None) -> nn.Module:
-    all_linear = config.lora_target_modules == ("all-linear",)
-    settings = LoraConfig(
-        r=config.lora_r,
-        target_modules="all-linear" if all_linear else list(config.lora_target_modules),
-        use_dora=config.use_dora,
-        use_rslora=config.use_rslora,
-        task_type=task_type,
-        # as `mudpuppy.adapters.attach` has it
-        exclude_modules=["score", "classifier"] if task_type == "TOKEN_CLS" else None,
-    )
+    settings = lora_settings(model, config, task_type)
     with torch.device("meta"):
         adapted: nn.Module = get_peft_model(model, settings)
     return adapted

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.errors import ModelError
+from mudpuppy.errors import UsageError
 from mudpuppy.estimate.predict import Prediction, predict
 from mudpuppy.methods.family import Row
 
@@ -37,10 +37,13 @@ def predict_run(
         known["max_length"] = max(8, min(longest, config.max_length))
     adapters = getattr(model, "peft_config", None)
     if config.adapter is not None and adapters:
-        known["lora_r"] = next(iter(adapters.values())).r
+        own = next(iter(adapters.values()))
+        known |= {"lora_r": own.r, "use_dora": own.use_dora, "use_rslora": own.use_rslora}
+        if not isinstance(own.target_modules, str):
+            known["lora_target_modules"] = tuple(sorted(own.target_modules))
     try:
         made = predict(model.config, config.model_copy(update=known), on_cpu=device.type == "cpu")
-    except ModelError as error:
+    except UsageError as error:
         say(f"no prediction of the memory: {error.message}")
         return {}
     if device.type == "cuda":
