@@ -1,4 +1,4 @@
-"""mud-puppy: train (default), explain, env, tiny.
+"""mud-puppy: train (default), explain, and the commands that live beside what they are about.
 
 mud-puppy MODEL DATASET --method lora --output OUT
 mud-puppy explain --method lora --stream
@@ -24,6 +24,7 @@ from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, 
 from mudpuppy.features import METHODS, PRECISIONS
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
 from mudpuppy.records import RunRecord, StepRecord
+from mudpuppy.ruleform import Rule
 from mudpuppy.rules import RULES, describe, every_single_feature
 from mudpuppy.tiny.names import is_tiny_name
 from mudpuppy.yamlfile import read_settings
@@ -276,12 +277,13 @@ def _run_explain(words: list[str]) -> int:
         allow_abbrev=False,
         formatter_class=_formatter(),
     )
+    parser.add_argument("code", nargs="?", help="a rule to explain, such as MP-R07")
     parser.add_argument("--all", action="store_true", help="list every single combination")
     parser.add_argument("--rules", action="store_true", help="list every rule with its code")
     add_training_flags(parser, skip=("output",))
     arguments = parser.parse_args(words)
-    if arguments.rules:
-        for rule in RULES:
+    if arguments.rules or arguments.code:
+        for rule in _rules_named(arguments.code):
             print(f"{rule.code} {rule.name}\n  why      {rule.reason}\n  instead  {rule.hint}")
         return 0
     if arguments.all:
@@ -290,6 +292,19 @@ def _run_explain(words: list[str]) -> int:
     typed = {**placeholder, **typed_settings(arguments)}
     print(describe(check_values(typed, name=flag_of).decide()))
     return 0
+
+
+def _rules_named(code: str | None) -> Sequence[Rule]:
+    """Return the rule of a code, or all of them.
+
+    Raises:
+        UsageError: there is none of that code.
+    """
+    found = [rule for rule in RULES if code in (None, rule.code, rule.name)]
+    if not found:
+        near = near_names(str(code).upper(), [rule.code for rule in RULES])
+        raise UsageError(f"there is no rule {code}{near}", hint="mud-puppy explain --rules")
+    return found
 
 
 def _print_all() -> int:

@@ -247,6 +247,8 @@ def _blaming(path: str, what: str) -> Iterator[None]:
 
 
 def _ask_the_doctor(path: str) -> str:
+    if local_folder(path) is None:
+        return f"download it first: hf download {shlex.quote(path)}"
     return f"see what is wrong with it: mudpuppy-doctor {shlex.quote(path)}"
 
 

@@ -125,7 +125,7 @@ def check_output(folder: Path, *, is_ours: bool = False, resume: bool = False) -
             )
         raise OutputError(
             f"the output folder {folder} is not empty",
-            hint="name another folder with --output" + _removal(folder),
+            hint="name another output folder" + _removal(folder),
         )
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"the output path {folder} is a file", hint="name a folder")

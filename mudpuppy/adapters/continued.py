@@ -16,7 +16,7 @@ from mudpuppy.adapters.clean import require_clean
 from mudpuppy.adapters.codes import DOES_NOT_FIT
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
-from mudpuppy.errors import ConfigError, EngineError, ModelError, shown
+from mudpuppy.errors import ConfigError, ModelError
 from mudpuppy.loading import local_folder
 from mudpuppy.provenance import fingerprint_model, read_provenance
 from mudpuppy.safefile import read_header
@@ -44,7 +44,7 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
     Raises:
         ModelError: the folder holds no LoRA adapter that can be read.
         ConfigError: the run asks for another rank, scale, kind or other targets.
-        EngineError: MP-E01 or MP-E02, the model is not clean. MP-E06, base and adapter do not
+        ModelError: MP-E01 or MP-E02, the model is not clean. MP-E06, base and adapter do not
             belong together. MP-E03 to MP-E05, the adapter would not be what trains.
     """
     require_clean(model)
@@ -60,9 +60,9 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
         except (UserWarning, RuntimeError, ValueError, KeyError) as error:
-            raise EngineError(
-                f"the adapter {folder} does not fit the model: {_first_lines(error)}",
-                code=DOES_NOT_FIT,
+            raise ModelError(
+                f"{DOES_NOT_FIT}: the adapter {folder} does not fit the model: "
+                f"{_first_lines(error)}",
                 hint="continue it on the base model that its adapter_config.json names",
             ) from error
     _require_all_used(adapted, folder, names)
@@ -103,10 +103,9 @@ def _require_same_base(model: Any, folder: Path) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"the base of {folder} cannot be compared: {error}") from error
     if expected and found and expected != found:
-        raise EngineError(
-            f"the adapter {folder} was trained on another base: fingerprint {shown(expected)[:14]}"
-            f"..., and {base} has {found[:12]}...",
-            code=DOES_NOT_FIT,
+        raise ModelError(
+            f"{DOES_NOT_FIT}: the adapter {folder} was trained on another base: its fingerprint "
+            f"is {str(expected)[:12]}, and that of {base} is {found[:12]}",
             hint="continue it on the base and revision that it was trained on",
         )
 
@@ -134,10 +133,9 @@ def _require_all_used(adapted: PeftModel, folder: Path, names: set[str]) -> None
     wrong = sorted(names ^ held)
     if wrong:
         where = "in the file and not in the model" if wrong[0] in names else "not in the file"
-        raise EngineError(
-            f"the adapter {folder} does not fit the model: {len(wrong)} tensors have no "
-            f"counterpart, such as {wrong[0]} ({where})",
-            code=DOES_NOT_FIT,
+        raise ModelError(
+            f"{DOES_NOT_FIT}: the adapter {folder} does not fit the model: {len(wrong)} tensors "
+            f"have no counterpart, such as {wrong[0]} ({where})",
             hint="continue it on the base model that its adapter_config.json names",
         )
 

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from mudpuppy.data.problems import LineProblem, kind_of
 from mudpuppy.data.samples import Message
-from mudpuppy.errors import clip, shown
+from mudpuppy.errors import clip, near_names, shown
 
 PLACEHOLDER = "<image>"
 """What stands in a text for the next image of the column."""
@@ -96,9 +96,13 @@ class Gallery:
             return str(path)
         try:
             if not path.is_file():
-                raise LineProblem(f"{where}: there is no image {shown(str(path))}")
+                beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+                near = near_names(path.name, beside)
+                raise LineProblem(f"{where}: there is no image {shown(str(path))}{near}")
             with path.open("rb") as handle:
                 self._prove(str(path), handle, where, f" {shown(str(path))}")
+        except LineProblem:
+            raise
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise LineProblem(f"{where}: {shown(str(path))} cannot be read: {reason}") from None

@@ -298,3 +298,10 @@ def test_a_full_disk_behind_the_output_is_told_without_a_traceback(monkeypatch, 
     err = capfd.readouterr().err
     assert "cannot print: no space left" in err
     assert "Traceback" not in err
+
+
+def test_explain_tells_of_one_rule_by_its_code(capsys):
+    assert 0 == run("explain", "MP-R07")
+    assert capsys.readouterr().out.startswith("MP-R07 lora-with-streaming")
+    assert 2 == run("explain", "MP-R99")
+    assert "there is no rule MP-R99" in capsys.readouterr().err

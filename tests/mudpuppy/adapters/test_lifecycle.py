@@ -321,13 +321,11 @@ class TestContinue:
     def test_another_base_is_refused(self, base, saved, tmp_path):
         make_llama(seed=1).save_pretrained(tmp_path / "other")
 
-        with pytest.raises(EngineError, match=r"MP-E06: .* was trained on another base"):
+        with pytest.raises(ModelError, match=r"MP-E06: .* was trained on another base"):
             continue_adapter(load(tmp_path / "other"), saved, settings_of_nothing())
 
     def test_a_base_of_another_shape_is_refused(self, saved):
-        with pytest.raises(
-            EngineError, match=r"MP-E06: .* does not fit the model: .*size mismatch"
-        ):
+        with pytest.raises(ModelError, match=r"MP-E06: .* does not fit the model: .*size mismatch"):
             continue_adapter(make_llama(hidden_size=64), saved, settings_of_nothing())
 
     def test_an_adapter_with_missing_or_foreign_tensors_is_refused(self, base, saved):
@@ -338,13 +336,11 @@ class TestContinue:
         name = sorted(tensors)[0]
         tensor = tensors.pop(name)
         save_file(tensors, path)
-        with pytest.raises(EngineError, match=r"MP-E06.*does not fit"):
+        with pytest.raises(ModelError, match=r"MP-E06.*does not fit"):
             continue_adapter(load(base), saved, settings_of_nothing())
         foreign = {name.replace("layers.0", "layers.7"): tensor.clone()}
         save_file({**tensors, name: tensor, **foreign}, path)
-        with pytest.raises(
-            EngineError, match=r"MP-E06.*layers.7.*in the file and not in the model"
-        ):
+        with pytest.raises(ModelError, match=r"MP-E06.*layers.7.*in the file and not in the model"):
             continue_adapter(load(base), saved, settings_of_nothing())
 
     def test_what_is_no_lora_adapter_is_refused(self, base, saved):
