@@ -57,6 +57,11 @@ class PairRow:
         """The ids of the better answer, -100 before it."""
         return [IGNORED] * len(self.prompt_ids) + self.chosen_ids
 
+    @property
+    def width(self) -> int:
+        """Tokens of the prompt and the longer answer: the worse one is padded and run as well."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
     def columns(self) -> dict[str, Any]:
         """Return what TRL's DPO collator takes."""
         return {

@@ -31,7 +31,7 @@ def predict_run(
         device: where the run computes.
         say: told what a GPU will have to hold.
     """
-    longest = max((len(row.input_ids) for row in rows), default=config.max_length)
+    longest = max((_width(row) for row in rows), default=config.max_length)
     known: dict[str, Any] = {}
     if not config.packing and config.tokens_per_batch is None:
         known["max_length"] = max(8, min(longest, config.max_length))
@@ -49,6 +49,11 @@ def predict_run(
     if device.type == "cuda":
         say(_tell(made, device))
     return made.by_part()
+
+
+def _width(row: Row) -> int:
+    """Return the tokens of a row; of the longer answer, where there are two."""
+    return int(getattr(row, "width", len(row.input_ids)))
 
 
 def _tell(made: Prediction, device: torch.device) -> str:
