@@ -128,7 +128,7 @@ def _blaming(settings: Any) -> Iterator[None]:
 def _lay_out(settings: Any, config: TrainingConfig, batch: int, length: int) -> Layout:
     dtype = DTYPES[config.precision]
     is_frozen = config.trains_adapter or config.method == "gptq"
-    auto_class, more, task_type = _form(config)
+    auto_class, more, task_type = form_of(config)
     with torch.device("meta"):
         model = getattr(transformers, auto_class).from_config(
             _with(settings, more), dtype=dtype if is_frozen else torch.float32
@@ -173,7 +173,7 @@ def _lay_out(settings: Any, config: TrainingConfig, batch: int, length: int) -> 
     )
 
 
-def _form(config: TrainingConfig) -> tuple[str, dict[str, Any], str | None]:
+def form_of(config: TrainingConfig) -> tuple[str, dict[str, Any], str | None]:
     """Return auto class, settings and PEFT's task of a method; only where they are special."""
     if config.method not in ("rm", "prm", "multimodal"):
         return "AutoModelForCausalLM", {}, "CAUSAL_LM"

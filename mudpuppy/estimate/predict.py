@@ -8,10 +8,11 @@ named so: working memory, loss, and what a library takes for itself.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.estimate.layout import DTYPES, Kept, Layout, lay_out
+from mudpuppy.estimate.layout import DTYPES, Kept, Layout, form_of, lay_out
 from mudpuppy.features import PREFERENCE_METHODS
 
 ADAM_BYTES = 8
@@ -22,6 +23,8 @@ CHUNK_LOGITS = 1 << 23
 """Logits that the loss holds at a time (`mudpuppy.chunked_loss`)."""
 STREAM_RING = 2
 """Layers that streaming holds on the device: the one at work, and the one that is fetched."""
+MERGE_BYTES = 128 << 20
+"""What a merge on disk holds beside the adapter: buffers of a few blocks, and the files' plans."""
 DEVICE_OVERHEAD = 600 << 20
 """What a GPU's context, its libraries and their workspaces take: 0.4 to 0.8 GiB as a rule."""
 
@@ -258,15 +261,30 @@ def _generation(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
 
 
 def _merge(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
-    """Return what the merge takes, which follows the training: the model in two types at most."""
+    """Return what the merge takes, which follows the training; the trained model is still held."""
     if not config.merge_lora:
         return ()
+    held = (_weights(layout, config), Part(name="adapter", device=layout.adapter, why="fp32"))
+    if merges_on_disk(config):
+        why = "the adapter as it is read, and blocks of the base; rule of thumb"
+        return (*held, Part(name="merge on disk", host=layout.adapter + MERGE_BYTES, why=why))
     wanted = config.merge_precision or config.precision
     merged = layout.parameters * DTYPES[wanted].itemsize
     largest = 4 * layout.largest_linear
     return (
-        Part(name="weights", device=layout.weights, why="as trained"),
-        Part(name="adapter", device=layout.adapter, why="fp32"),
+        *held,
         Part(name="merged", device=merged, why=f"the model in {wanted}"),
         Part(name="working memory", device=2 * largest, why="one matrix and its update"),
     )
+
+
+def merges_on_disk(config: TrainingConfig) -> bool:
+    """Return whether the engine merges block by block on disk, and not in the live model.
+
+    That takes a language model whose weights are safetensors; a base of which only the
+    configuration is here is taken for one.
+    """
+    *_, task_type = form_of(config)
+    folder = Path(config.model).expanduser()
+    is_pickled = any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors"))
+    return task_type == "CAUSAL_LM" and not is_pickled

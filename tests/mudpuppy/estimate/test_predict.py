@@ -1,5 +1,6 @@
 """Parts that can be counted are exact, activations are close, and the seeds' tables are checked."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
 from mudpuppy.errors import ModelError
 from mudpuppy.estimate.advice import find_options, fits
-from mudpuppy.estimate.predict import ADAM_BYTES, STEP_BYTES, Prediction, predict
+from mudpuppy.estimate.predict import ADAM_BYTES, MERGE_BYTES, STEP_BYTES, Prediction, predict
 from mudpuppy.quant.int4 import replace_linears
 from tests.mudpuppy.estimate.live import LiveBytes
 
@@ -213,8 +214,20 @@ def test_models_with_a_score_in_place_of_the_head_are_laid_out(method: str):
     assert 0 < made["adapter"] < made["weights"]
 
 
-def test_a_merge_is_a_peak_of_its_own():
+def test_a_merge_on_disk_takes_nothing_of_the_device():
+    plain = predict(settings(), config(method="qlora"))
     made = predict(settings(), config(method="qlora", merge_lora=True, merge_precision="fp32"))
+
+    assert plain.device == made.device
+    (on_disk,) = (one for one in made.merge if one.name == "merge on disk")
+    assert made.host == on_disk.host == made.layout.adapter + MERGE_BYTES
+
+
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_a_merge_in_the_live_model_is_a_peak_of_its_own(tmp_path: Path, is_pickled: bool):
+    (tmp_path / "pytorch_model.bin").touch()
+    kind = {"method": "qlora", "model": str(tmp_path)} if is_pickled else {"method": "rm"}
+    made = predict(settings(), config(merge_lora=True, merge_precision="fp32", **kind))
 
     merged = next(one for one in made.merge if one.name == "merged")
     assert 4 * made.layout.parameters == merged.device
