@@ -74,7 +74,6 @@ def make_record(job: Job, **numbers: Any) -> RunRecord:
 def progress_of(result: FitResult) -> dict[str, Any]:
     """Return what the run's record says of the steps."""
     losses = [r.loss for r in result.records if r.loss is not None]
-    norms = [r.grad_norm for r in result.records if r.grad_norm is not None]
     evals = [r.eval_loss for r in result.records if r.eval_loss is not None]
     return {
         "steps": max((r.step for r in result.records), default=0),
@@ -82,7 +81,7 @@ def progress_of(result: FitResult) -> dict[str, Any]:
         "first_loss": losses[0] if losses else None,
         "final_loss": losses[-1] if losses else None,
         "eval_loss": evals[-1] if evals else None,
-        "grad_norms_all_zero": bool(norms) and not any(norms),
+        "learnt_nothing": bool(losses) and not any(r.grad_norm for r in result.records),
         "train_s": round(result.seconds, 3),
     }
 

@@ -237,6 +237,8 @@ def _report_step(record: StepRecord, num_steps: int) -> None:
         parts.append(f"reward {record.reward:.4f}")
     if record.grad_norm is not None:
         parts.append(f"grad norm {record.grad_norm:.3f}")
+    elif record.loss is not None:
+        parts.append("gradient overflowed, weights not changed")
     if record.learning_rate is not None:
         parts.append(f"lr {record.learning_rate:.2e}")
     _say("  ".join([*parts, f"{record.elapsed_s:.1f} s"]))
@@ -261,10 +263,10 @@ def _summary(record: RunRecord) -> str:
             f"load {folder} with mudpuppy.quant.int8.load_int8, or with transformers where "
             "compressed-tensors is installed"
         )
-    if record.grad_norms_all_zero:
+    if record.learnt_nothing:
         lines.append(
-            "NOTHING WAS LEARNT: every gradient was zero"
-            + (", since all answers to a prompt got the same reward" * (record.method == "grpo"))
+            "NOTHING WAS LEARNT: in every step the gradient was zero or overflowed"
+            + ("; did all answers to a prompt get the same reward?" * (record.method == "grpo"))
         )
     return "\n".join([*lines, f"check it: mudpuppy-doctor {record.output}"])
 

@@ -152,7 +152,7 @@ def _prepare(
     loaded = load(base, config, runtime, family.form)
     config = within_positions(asked, loaded.model)
     if config is not asked:
-        reason = f"the model has no more positions, and {asked.max_length} were asked for"
+        reason = f"the model has no more positions; the setting is {asked.max_length}"
         runtime.choices["max_length"] = Choice(value=str(config.max_length), reason=reason)
     _record_choices(config, runtime, loaded, samples)
     runtime.choices.update(family.choose(loaded, config))

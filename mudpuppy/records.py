@@ -88,8 +88,8 @@ class RunRecord:
     """Loss of the last step, in nats per token."""
     eval_loss: float | None = None
     """Last evaluation loss, in nats per token."""
-    grad_norms_all_zero: bool = False
-    """Whether the gradient was zero in every step, so that nothing was learnt."""
+    learnt_nothing: bool = False
+    """Whether no step had a gradient that was finite and not zero."""
     trainable_parameters: int = 0
     """Parameters that the optimizer updates."""
     total_parameters: int = 0

@@ -13,8 +13,10 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mudpuppy.errors import ConfigError, EngineError, clip, near_names, shown
@@ -97,14 +99,19 @@ class RewardFunction:
         Raises:
             EngineError: it raised, or returned something else than one finite number an answer.
         """
-        wanted = {n: v for n, v in given.items() if self.wanted is None or n in self.wanted}
+        wanted = {
+            # A copy: what the function does to its lists is not to reach the trainer's.
+            name: list(value) if isinstance(value, list) else value
+            for name, value in given.items()
+            if self.wanted is None or name in self.wanted
+        }
         count = len(given["completions"])
         try:
             result = self.function(**wanted)
-        except Exception as error:  # a person's own code can raise anything
+        except (Exception, SystemExit) as error:  # a person's own code can raise anything
             raise EngineError(
-                f"the reward function {self.name} raised {type(error).__name__}: "
-                f"{clip(str(error))}{self._where(wanted, given, count)}",
+                f"the reward function {self.name} raised {_tell(error)}"
+                f"{self._where(wanted, given, count)}",
                 hint="try it by itself on that answer",
             ) from error
         return self._checked(result, given, count)
@@ -125,7 +132,7 @@ class RewardFunction:
         for index, reward in enumerate(rewards):
             try:
                 number = None if reward is None else float(reward)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = math.nan
             if number is not None and not math.isfinite(number):
                 raise EngineError(
@@ -145,9 +152,20 @@ class RewardFunction:
             }
             try:
                 self.function(**one)
-            except Exception:  # noqa: BLE001  # that it raises is what is looked for
+            except (Exception, SystemExit):  # noqa: BLE001  # that it raises is looked for
                 return f" {_answer(given, index)}"
         return ""
+
+
+def _tell(error: BaseException) -> str:
+    """Return kind, message and place of what somebody's code raised."""
+    try:
+        message = clip(str(error))
+    except Exception:  # noqa: BLE001  # its own text can raise, too
+        message = "(its message cannot be printed)"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (at {frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
+    return f"{type(error).__name__}: {message}{place}"
 
 
 def _answer(given: Mapping[str, Any], index: int) -> str:
@@ -200,6 +218,9 @@ def _import(name: str, known: Iterable[str]) -> Callable[..., Any]:
     Raises:
         ValueError: it names nothing that can be called.
     """
+    if ".py:" in name:
+        stem, _, function_name = Path(name).name.partition(".py:")
+        raise ValueError(f"is a path; write {stem}:{function_name}, in the folder of that file")
     module_name, _, attribute = name.replace(":", ".").rpartition(".")
     if not module_name or not all(map(str.isidentifier, [*module_name.split("."), attribute])):
         near = near_names(name, known)
@@ -210,9 +231,10 @@ def _import(name: str, known: Iterable[str]) -> Callable[..., Any]:
         sys.path.append(os.getcwd())  # noqa: PTH109
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a person's own module can raise anything
-        reason = clip(f"{type(error).__name__}: {error}")
-        raise ValueError(f"{module_name} cannot be imported: {reason}") from error
+    except (Exception, SystemExit) as error:  # a person's own module can raise anything
+        raise ValueError(
+            f"{module_name} cannot be imported: {_tell(error)}; the working folder is searched, too"
+        ) from error
     if not hasattr(module, attribute):
         near = near_names(attribute, vars(module))
         raise ValueError(f"the module {module_name} has no '{attribute}'{near}")
