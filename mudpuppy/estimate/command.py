@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", metavar="SIZE", help="memory of the device, such as 24GB; says what would fit"
     )
     parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="devices that train together"
+    )
+    parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="form of the output"
     )
     add_training_flags(parser, skip=("output",))
@@ -52,12 +55,14 @@ def run(args: argparse.Namespace) -> int:
     if typed.get("method") in ("grpo", "rl"):
         typed.setdefault("reward_funcs", ["length"])  # takes no memory, and a run needs one
     config = load_config(typed)
+    if args.devices < 1:
+        raise ConfigError([f"--devices: {args.devices} is no number of devices"])
     settings = read_model_settings(args.model, config.trust_remote_code)
 
     from mudpuppy.estimate.advice import find_options, fits
 
     on_cpu = config.device == "cpu"
-    predicting = Predictor(on_cpu=on_cpu)
+    predicting = Predictor(on_cpu=on_cpu, devices=args.devices)
     made = predicting(settings, config)
     is_enough = memory is None or fits(made, memory)
     options = (
@@ -77,21 +82,25 @@ def run(args: argparse.Namespace) -> int:
 class Predictor:
     """Predicts, and lays a model out only once where settings change nothing about its tensors."""
 
-    def __init__(self, *, on_cpu: bool) -> None:
+    def __init__(self, *, on_cpu: bool, devices: int = 1) -> None:
         self.on_cpu = on_cpu
+        self.devices = devices
         self._layouts: dict[str, Any] = {}
 
     def __call__(self, settings: Any, config: TrainingConfig) -> Prediction:
         """Return the prediction for one model; see `mudpuppy.estimate.predict.predict`."""
         from mudpuppy.estimate.layout import lay_out
-        from mudpuppy.estimate.predict import batch_of, finish_prediction
+        from mudpuppy.estimate.predict import batch_of, finish_prediction, require_predictable
 
+        require_predictable(config, self.devices)
         plain = config.model_copy(update=dict.fromkeys(WITHOUT_WEIGHT, False))
         key = plain.model_dump_json()
         if key not in self._layouts:
             batch, length = batch_of(config)
             self._layouts[key] = lay_out(settings, config, batch=batch, length=length)
-        return finish_prediction(self._layouts[key], config, on_cpu=self.on_cpu)
+        return finish_prediction(
+            self._layouts[key], config, on_cpu=self.on_cpu, devices=self.devices
+        )
 
 
 def parse_memory(text: str) -> int:
@@ -144,7 +153,7 @@ def describe(made: Prediction, config: TrainingConfig, *, on_cpu: bool) -> Itera
     rows = [_row(part) for part in made.parts]
     rows.append(["training", *_totals(made.parts), ""])
     if made.merge:
-        rows.append(["merge afterwards", *_totals(made.merge), "the model, as it is merged"])
+        rows.append(["afterwards", *_totals(made.merge), "the trained model, saved or merged"])
     if on_cpu:
         rows = [[name, size, what] for name, size, _, what in rows]
         yield tabulate(rows, headers=["part", "host", "what"], colalign=("left", "right", "left"))
@@ -153,7 +162,8 @@ def describe(made: Prediction, config: TrainingConfig, *, on_cpu: bool) -> Itera
         yield tabulate(rows, headers=headers, colalign=("left", "right", "right", "left"))
     yield ""
     more = f", {_size(made.host)} more on the host" if made.host else ""
-    yield f"peak: {_size(made.device)} on the {where}{more}"
+    each = f" of each of {made.devices} processes" if made.devices > 1 else ""
+    yield f"peak: {_size(made.device)} on the {where}{each}{more}"
 
 
 def _row(part: Part) -> list[str]:

@@ -7,11 +7,12 @@ named so: working memory, loss, and what a library takes for itself.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mudpuppy.config import TrainingConfig
+from mudpuppy.errors import ConfigError
 from mudpuppy.estimate.layout import DTYPES, Kept, Layout, form_of, lay_out
 from mudpuppy.features import PREFERENCE_METHODS
 
@@ -25,6 +26,8 @@ STREAM_RING = 2
 """Layers that streaming holds on the device: the one at work, and the one that is fetched."""
 MERGE_BYTES = 128 << 20
 """What a merge on disk holds beside the adapter: buffers of a few blocks, and the files' plans."""
+SHARDED = ("weights", "adapter", "gradients", "optimizer")
+"""Parts that `--fsdp full_shard` divides among the devices."""
 DEVICE_OVERHEAD = 600 << 20
 """What a GPU's context, its libraries and their workspaces take: 0.4 to 0.8 GiB as a rule."""
 
@@ -50,9 +53,11 @@ class Prediction:
     parts: tuple[Part, ...]
     """The parts of the training step."""
     merge: tuple[Part, ...]
-    """The parts of the merge afterwards; empty where nothing is merged."""
+    """The parts of what follows: merging, and saving what was sharded; empty without both."""
     layout: Layout
     """What was counted."""
+    devices: int = 1
+    """Devices that train together; every figure is that of one of them."""
 
     @property
     def device(self) -> int:
@@ -67,6 +72,7 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Return the prediction as plain JSON types."""
         return {
+            "devices": self.devices,
             "device_bytes": self.device,
             "host_bytes": self.host,
             "parts": [asdict(part) for part in self.parts],
@@ -80,7 +86,9 @@ class Prediction:
         return {part.name: part.device for part in self.parts if part.device}
 
 
-def predict(settings: Any, config: TrainingConfig, *, on_cpu: bool = False) -> Prediction:
+def predict(
+    settings: Any, config: TrainingConfig, *, on_cpu: bool = False, devices: int = 1
+) -> Prediction:
     """Predict a run.
 
     Args:
@@ -88,21 +96,75 @@ def predict(settings: Any, config: TrainingConfig, *, on_cpu: bool = False) -> P
         config: the settings of the run.
         on_cpu: whether the device is the processor: then everything is on the device, which is the
             host, and no GPU's context is counted.
+        devices: how many devices train together, one process each.
 
     Raises:
         ModelError: the model cannot be laid out.
+        ConfigError: a target module that the model does not have, or layers are placed in a way
+            that is not predicted.
     """
+    require_predictable(config, devices)
     batch, length = batch_of(config)
     layout = lay_out(settings, config, batch=batch, length=length)
-    return finish_prediction(layout, config, on_cpu=on_cpu)
+    return finish_prediction(layout, config, on_cpu=on_cpu, devices=devices)
 
 
-def finish_prediction(layout: Layout, config: TrainingConfig, *, on_cpu: bool) -> Prediction:
+def require_predictable(config: TrainingConfig, devices: int) -> None:
+    """Refuse what would get the figure of another run.
+
+    Raises:
+        ConfigError: layers are spread over the devices as they fit, or weights are sharded over an
+            unknown number of them.
+    """
+    if config.device_map in ("auto", "pipeline"):
+        raise ConfigError(
+            [f"not predicted: what --device-map {config.device_map} puts on each device"],
+            hint="leave out --device-map for the memory of the whole model",
+        )
+    if config.fsdp != "none" and devices < 2:
+        raise ConfigError(
+            [f"not predicted: --fsdp {config.fsdp} shards over several devices, and this is one"],
+            hint="say how many with --devices",
+        )
+
+
+def finish_prediction(
+    layout: Layout, config: TrainingConfig, *, on_cpu: bool, devices: int = 1
+) -> Prediction:
     """Return the prediction for a layout that was counted for the batch of `config`."""
     parts, merge = _training(layout, config, on_cpu=on_cpu), _merge(layout, config)
+    if config.fsdp != "none":
+        parts = _shard(parts, layout, devices)
+    elif devices > 1:
+        why = "a copy of the gradients, to be averaged (DDP)"
+        parts = (*parts, Part(name="buckets", device=4 * layout.trainable, why=why))
     if on_cpu:
         parts, merge = _on_one_memory(parts), _on_one_memory(merge)
-    return Prediction(parts=parts, merge=merge, layout=layout)
+    return Prediction(parts=parts, merge=merge, layout=layout, devices=devices)
+
+
+def _shard(parts: tuple[Part, ...], layout: Layout, devices: int) -> tuple[Part, ...]:
+    """Divide what FSDP shards, and add what one device holds whole while it works.
+
+    Each decoder layer is a unit, and the rest of the model is one that stays whole.
+    """
+    shards = {
+        part.name: replace(
+            part, device=-(-part.device // devices), why=f"{part.why}; one shard of {devices}"
+        )
+        for part in parts
+        if part.name in SHARDED
+    }
+    count = max(layout.layers, 1)
+    held, ring = layout.weights + layout.adapter, min(STREAM_RING, layout.layers)
+    in_layers = layout.layer_weights + 4 * layout.trainable_in_layers * bool(layout.adapter)
+    whole = held - in_layers + ring * in_layers // count
+    slopes = 4 * (
+        layout.trainable - layout.trainable_in_layers + layout.trainable_in_layers // count
+    )
+    why = f"{ring} layers and what is in none, with the gradients of one; rule of thumb"
+    gathered = Part(name="gathered", device=whole + slopes, why=why)
+    return (*(shards.get(part.name, part) for part in parts), gathered)
 
 
 def _on_one_memory(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -261,10 +323,20 @@ def _generation(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
 
 
 def _merge(layout: Layout, config: TrainingConfig) -> tuple[Part, ...]:
-    """Return what the merge takes, which follows the training; the trained model is still held."""
+    """Return what the merge takes, which follows the training; the trained model is still held.
+
+    A sharded model is made whole on the host before it is saved, merged or not.
+    """
+    held: tuple[Part, ...] = (
+        _weights(layout, config),
+        Part(name="adapter", device=layout.adapter, why="fp32"),
+    )
+    if config.fsdp != "none":
+        held = tuple(
+            replace(p, device=0, host=p.device, why="whole, in each process") for p in held
+        )
     if not config.merge_lora:
-        return ()
-    held = (_weights(layout, config), Part(name="adapter", device=layout.adapter, why="fp32"))
+        return held if config.fsdp != "none" else ()
     if merges_on_disk(config):
         why = "the adapter as it is read, and blocks of the base; rule of thumb"
         return (*held, Part(name="merge on disk", host=layout.adapter + MERGE_BYTES, why=why))

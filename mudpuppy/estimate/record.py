@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mudpuppy import team
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import UsageError
 from mudpuppy.estimate.predict import Prediction, predict
@@ -42,7 +43,12 @@ def predict_run(
         if not isinstance(own.target_modules, str):
             known["lora_target_modules"] = tuple(sorted(own.target_modules))
     try:
-        made = predict(model.config, config.model_copy(update=known), on_cpu=device.type == "cpu")
+        made = predict(
+            model.config,
+            config.model_copy(update=known),
+            on_cpu=device.type == "cpu",
+            devices=team.size(),
+        )
     except UsageError as error:
         say(f"no prediction of the memory: {error.message}")
         return {}

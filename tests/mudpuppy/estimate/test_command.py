@@ -60,6 +60,25 @@ def test_refused_settings_are_refused_here_too(folder: Path, capsys: pytest.Capt
     assert "MP-R" in capsys.readouterr().err
 
 
+def test_sharding_takes_a_number_of_devices(folder: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["estimate", str(folder), "--method", "full", "--fsdp", "full_shard"]
+    assert 2 == main(words)
+    assert "--devices" in capsys.readouterr().err
+    assert 0 == main([*words, "--devices", "8"])
+    assert "on the device of each of 8 processes" in capsys.readouterr().out
+    assert 2 == main([*words, "--devices", "0"])
+
+
+@pytest.mark.parametrize("kind", ["auto", "pipeline"])
+def test_layers_spread_as_they_fit_are_not_predicted(
+    folder: Path, kind: str, capsys: pytest.CaptureFixture[str]
+):
+    assert 2 == main(["estimate", str(folder), "--method", "lora", "--device-map", kind])
+    said = capsys.readouterr()
+    assert "not predicted" in said.err
+    assert not said.out
+
+
 @pytest.mark.parametrize("name", ["nowhere/at-all", "/nowhere/at/all"])
 def test_a_model_that_is_not_here_is_not_fetched(name: str, capsys: pytest.CaptureFixture[str]):
     assert 2 == main(["estimate", name])

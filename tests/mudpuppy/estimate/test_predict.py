@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, T5Confi
 from mudpuppy.adapters.attach import attach_adapter
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
-from mudpuppy.errors import ModelError
+from mudpuppy.errors import ConfigError, ModelError
 from mudpuppy.estimate.advice import find_options, fits
 from mudpuppy.estimate.predict import ADAM_BYTES, MERGE_BYTES, STEP_BYTES, Prediction, predict
 from mudpuppy.quant.int4 import replace_linears
@@ -232,6 +232,35 @@ def test_a_merge_in_the_live_model_is_a_peak_of_its_own(tmp_path: Path, is_pickl
     merged = next(one for one in made.merge if one.name == "merged")
     assert 4 * made.layout.parameters == merged.device
     assert made.device >= sum(one.device for one in made.merge)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_sharded_run_holds_a_share_of_what_is_sharded(method: str):
+    run = config(method=method, precision="bf16")
+    whole = by_part(predict(settings(num_hidden_layers=12), run))
+    made = predict(
+        settings(num_hidden_layers=12), run.model_copy(update={"fsdp": "full_shard"}), devices=4
+    )
+    shards = by_part(made)
+
+    for part in ("weights", "gradients", "optimizer", *(["adapter"] if method == "lora" else [])):
+        assert -(-whole[part] // 4) == shards[part]
+    assert whole["activations"] == shards["activations"]
+    assert 0 < shards["gathered"] < whole["weights"] + whole["gradients"]
+    assert made.host == whole["weights"] + whole.get("adapter", 0)
+
+
+def test_several_processes_that_do_not_shard_hold_the_gradients_twice():
+    one = predict(settings(), config(method="full"))
+    made = predict(settings(), config(method="full"), devices=4)
+
+    assert made.device - one.device == by_part(one)["gradients"]
+
+
+@pytest.mark.parametrize("how", [{"fsdp": "full_shard"}, {"device_map": "auto"}])
+def test_how_layers_are_placed_is_predicted_or_refused(how: dict[str, Any]):
+    with pytest.raises(ConfigError, match="not predicted: "):
+        predict(settings(), config(method="full").model_copy(update=how))
 
 
 def test_on_a_cpu_everything_is_in_one_memory():
