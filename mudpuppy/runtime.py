@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ DTYPES = {
 """torch's type for each precision; what is not a linear layer computes in bf16 beside fp8."""
 PROBE_TOLERANCE = {"bf16": 0.02, "fp16": 0.005, "fp8": 0.02}
 """Relative error that a 64 x 64 product may have: about 4 units in the last place."""
+TF32_VARIABLES = ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "HIPBLASLT_ALLOW_TF32")
+"""Variables that switch TF32 on: in every build, and in one for ROCm only."""
+FP32_TOLERANCE, TF32_TOLERANCE = 1e-4, 2e-3
+"""The same for fp32, and for fp32 whose factors a GPU rounds to TF32's 10 bits (error 3e-4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +63,11 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
     refuse_unproven(config, device)
     switch_libraries(chosen)
     error = measure_matmul_error(device, config.precision)
-    bound = PROBE_TOLERANCE.get(config.precision, 1e-4)
-    if error > bound:
-        raise EngineError(
-            f"a {config.precision} matrix product on {device} is off by {error:.3g} relative to "
-            f"fp32, more than {bound}",
-            hint="use --precision fp32, or --device cpu to compare",
-        )
+    rounding = find_tf32(device) if config.precision == "fp32" else ""
+    _require_exact(error, config.precision, device, rounding)
     is_emulated = device.type == "cpu" and config.precision != "fp32"
     how = "on a CPU through torch's autocast, " if is_emulated else ""
+    how += f"TF32 is allowed by {rounding}, " if rounding else ""
     precision_reason = f"asked for; {how}a test product is within {error:.1e} of fp32"
     return Runtime(
         device=device,
@@ -76,6 +77,32 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
             "precision": Choice(value=config.precision, reason=precision_reason),
         },
     )
+
+
+def _require_exact(error: float, precision: str, device: torch.device, rounding: str) -> None:
+    """Refuse a device whose products are wrong, and advise what was not asked for."""
+    bound = PROBE_TOLERANCE.get(precision, TF32_TOLERANCE if rounding else FP32_TOLERANCE)
+    if error <= bound:
+        return
+    other = "" if precision == "fp32" else "use --precision fp32, or "
+    where = "look at mud-puppy env" if device.type == "cpu" else "--device cpu to compare"
+    raise EngineError(
+        f"a {precision} matrix product on {device} is off by {error:.3g} relative to "
+        f"fp32, more than {bound}",
+        hint=f"{other}{where}",
+    )
+
+
+def find_tf32(device: torch.device) -> str:
+    """Return the switch that has a GPU round the factors of fp32 products to TF32; "" for none."""
+    if device.type != "cuda":
+        return ""
+    for name in TF32_VARIABLES[: None if torch.version.hip else 1]:
+        if os.environ.get(name, "0") not in ("", "0"):
+            return name
+    # setting allow_tf32, or the precision of all backends, shows here too
+    is_on = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "torch.backends.cuda.matmul" if is_on else ""
 
 
 def machine_facts(config: TrainingConfig) -> Facts:

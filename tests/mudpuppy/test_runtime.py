@@ -1,6 +1,7 @@
 """Device and precision are chosen with a reason, and a device that computes wrongly is refused."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,6 +29,59 @@ def test_a_device_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(EngineError, match=r"bf16 matrix product on cpu is off by 0.5"):
         runtime.choose_runtime(load_config({**LEAST, "device": "cpu"}))
+
+
+@pytest.mark.parametrize(("precision", "is_advised"), [("fp32", False), ("bf16", True)])
+def test_the_precision_that_failed_is_not_advised(
+    monkeypatch: pytest.MonkeyPatch, precision: str, is_advised: bool
+):
+    monkeypatch.setattr(runtime, "measure_matmul_error", lambda device, precision: 0.5)
+
+    with pytest.raises(EngineError) as raised:
+        runtime.choose_runtime(load_config({**LEAST, "precision": precision, "device": "cpu"}))
+    assert is_advised == ("--precision fp32" in raised.value.hint)
+    assert raised.value.hint
+
+
+@pytest.fixture
+def gpu_with_tf32_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A GPU that is chosen, and whose products are as inexact as TF32's."""
+    for name in runtime.TF32_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime, "machine_facts", lambda _: None)
+    monkeypatch.setattr(runtime, "plan", lambda *_: Plan(device="cuda:0"))
+    monkeypatch.setattr(runtime, "list_devices", list)
+    monkeypatch.setattr(runtime, "measure_matmul_error", lambda device, precision: 3e-4)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield monkeypatch
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_an_error_of_tf32_is_refused_where_nothing_asks_for_it(
+    gpu_with_tf32_off: pytest.MonkeyPatch,
+):
+    with pytest.raises(EngineError, match=r"off by 0\.0003") as raised:
+        runtime.choose_runtime(load_config({**LEAST, "precision": "fp32"}))
+    assert "--device cpu to compare" == raised.value.hint
+    gpu_with_tf32_off.setattr(torch.version, "hip", None)
+    gpu_with_tf32_off.setenv("HIPBLASLT_ALLOW_TF32", "1")  # says nothing to a build for CUDA
+    assert "" == runtime.find_tf32(torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize("switch", [*runtime.TF32_VARIABLES, "torch.backends.cuda.matmul"])
+def test_tf32_is_named_and_its_error_allowed(gpu_with_tf32_off: pytest.MonkeyPatch, switch: str):
+    if switch in runtime.TF32_VARIABLES:
+        gpu_with_tf32_off.setenv(switch, "1")
+        gpu_with_tf32_off.setattr(torch.version, "hip", "7.2")
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    chosen = runtime.choose_runtime(load_config({**LEAST, "precision": "fp32"}))
+
+    assert f"TF32 is allowed by {switch}, " in chosen.choices["precision"].reason
+    gpu_with_tf32_off.setattr(runtime, "measure_matmul_error", lambda device, precision: 3e-3)
+    with pytest.raises(EngineError, match=r"more than 0\.002"):
+        runtime.choose_runtime(load_config({**LEAST, "precision": "fp32"}))
 
 
 def test_the_probe_sees_a_product_of_the_wrong_precision(monkeypatch: pytest.MonkeyPatch):
