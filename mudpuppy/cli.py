@@ -27,7 +27,7 @@ from mudpuppy.records import RunRecord, StepRecord
 from mudpuppy.ruleform import Rule
 from mudpuppy.rules import RULES, describe, every_single_feature
 from mudpuppy.tiny.names import is_tiny_name
-from mudpuppy.yamlfile import read_settings
+from mudpuppy.yamlfile import find_lines, read_settings
 
 MODULES: dict[str, str] = {
     "data": "mudpuppy.data.command",
@@ -150,7 +150,10 @@ def _run_train(words: list[str]) -> int:
 
     def call(field: str) -> str:
         from_file = field in settings and field not in typed
-        return f"{arguments.config}: '{field}'" if from_file else flag_of(field)
+        if not from_file:
+            return flag_of(field)
+        line = find_lines(arguments.config).get(field)
+        return f"{arguments.config}{f':{line}' if line else ''}: '{field}'"
 
     config = load_config({**settings, **typed}, name=call)
 

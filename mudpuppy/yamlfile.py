@@ -36,14 +36,22 @@ _FLOAT = re.compile(
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose floats are those of YAML 1.2, and whose dates are texts."""
+    """SafeLoader whose numbers are those of YAML 1.2, and whose dates are texts."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read `010` as ten: to YAML 1.1 it is eight, and `1:30` is ninety."""
+        bases = {"0x": 16, "0o": 8}
+        return int(node.value, bases.get(node.value[:2], 10))
 
 
-_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+_REPLACED = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("float", "int", "timestamp"))
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag not in _REPLACED]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -112,6 +120,12 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ConfigError([twice], source=source, hint="keep one of them")
         settings[name] = value
     return settings
+
+
+def find_lines(path: Path) -> dict[str, int]:
+    """Return the line of every setting of a `--config` file that `read_settings` has read."""
+    lines = read_document(_read_text(path), str(path)).lines
+    return {str(place[0]).replace("-", "_"): n for place, n in lines.items() if len(place) == 1}
 
 
 def _read_text(path: Path) -> str:

@@ -155,12 +155,12 @@ def test_flags_win_over_the_file_and_its_unknown_keys_are_refused(tmp_path, data
 
     settings.write_text("lernrate: 1\n")
     assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", settings)
-    assert "run.yaml: 'lernrate' is no known setting" in spoken(capsys)
+    assert "run.yaml:1: 'lernrate' is no known setting" in spoken(capsys)
 
     settings.write_text("max_steps: 0\n")
     assert 2 == run("tiny", data, "--output", tmp_path / "o", "--config", settings, "--seed", "x")
     text = spoken(capsys)
-    assert "run.yaml: 'max_steps':" in text
+    assert "run.yaml:1: 'max_steps':" in text
     assert "--seed:" in text
 
 

@@ -12,7 +12,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import POSITIONAL, flag_of, load_config, unread_settings
 from mudpuppy.errors import ConfigError, MudpuppyError, UnsupportedCombination
 from mudpuppy.flags import add_training_flags, typed_settings
-from mudpuppy.yamlfile import read_settings
+from mudpuppy.yamlfile import find_lines, read_settings
 
 LEAST = {"model": "tiny", "dataset": "d.jsonl", "output": "out"}
 
@@ -222,3 +222,12 @@ def test_settings_that_a_run_does_not_read_are_named():
     assert () == unread_settings(load_config({**LEAST, **read}))
     by_tokens = load_config({**LEAST, "tokens_per_batch": 512, "batch_size": 4})
     assert ("batch_size",) == unread_settings(by_tokens)
+
+
+def test_numbers_of_a_file_are_those_of_yaml_1_2(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("lora_r: 010\nseed: 0x10\nmax-steps: 0o17\nepochs: 1:30\n")
+
+    expected = {"lora_r": 10, "seed": 16, "max_steps": 15, "epochs": "1:30"}
+    assert expected == read_settings(path)
+    assert {"lora_r": 1, "seed": 2, "max_steps": 3, "epochs": 4} == find_lines(path)

@@ -130,6 +130,18 @@ def test_eos_outside_the_generation_tags_is_trained_all_the_same(plain_tokenizer
     assert ["Me.<|end|>"] == trained_spans(plain_tokenizer, sample)
 
 
+@pytest.mark.parametrize("template", [TAGGED, UNTAGGED], ids=["tagged", "untagged"])
+def test_what_the_template_writes_behind_the_end_is_not_trained(plain_tokenizer, template):
+    """A template may count its newline to the answer; jinja drops one behind a block tag."""
+    chatty = template.replace("<|end|>", "<|end|>{{ '\\n' }}")
+    renderer = make_renderer(plain_tokenizer, chatty)
+
+    sample = renderer.render(conversation("Who?", "Me.", "Where?", "Here."))
+
+    assert "<|end|>\n" in plain_tokenizer.decode(sample.input_ids)
+    assert ["Me.<|end|>", "Here.<|end|>"] == trained_spans(plain_tokenizer, sample)
+
+
 def test_eos_is_appended_where_the_template_has_none(plain_tokenizer):
     endless = UNTAGGED.replace("<|end|>", "")
     sample = make_renderer(plain_tokenizer, endless).render(conversation("Who?", "Me."))

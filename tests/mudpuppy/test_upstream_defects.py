@@ -1,6 +1,9 @@
 """The accidents of another engine (research: engines.md, section 5), each of which fails here.
 
-The numbers are those of the list. Where a whole file is about one of them, it is named.
+The numbers are those of the list. Whole files are about the others: 4 in
+`attention/test_documents.py`, 5 in `methods/test_preference.py`, `test_reward.py` and
+`test_grpo.py`, 6 in `methods/test_multimodal.py`, 10 in `test_resume.py`, and of 11 what counts
+padding in `data/test_batches.py`.
 """
 
 import json

@@ -55,6 +55,14 @@ def test_the_order_is_new_in_each_epoch_and_with_each_seed():
     assert {frozenset(batch) for batch in first} != {frozenset(batch) for batch in sampler}
 
 
+def test_short_batches_do_not_all_come_first():
+    lengths = [1 + index for index in range(40)]
+    batches = list(TokenBudgetSampler(lengths, 80, seed=1))
+    longest = [max(lengths[index] for index in batch) for batch in batches]
+
+    assert sorted(longest) != longest
+
+
 def test_a_sample_beyond_the_budget_is_named_by_its_line():
     with pytest.raises(DatasetError, match=r"chats.jsonl:7: a sample of 30 tokens .* 20 tokens"):
         TokenBudgetSampler([3, 30, 4], 20, seed=0, file="chats.jsonl", lines=[5, 7, 8])
