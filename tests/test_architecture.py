@@ -210,3 +210,15 @@ def test_the_file_map_of_the_readme_is_what_the_modules_say():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
 
     assert filemap.insert(readme) == readme, "run: python docs/filemap.py --write"
+
+
+def test_no_table_and_no_pattern_of_the_engine_is_written_down_twice():
+    homes: dict[str, list[str]] = {}
+    for path in (ROOT / "mudpuppy").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+            is_pattern = isinstance(value, ast.Call) and "re.compile" in ast.unparse(value.func)
+            if isinstance(value, ast.Dict) or is_pattern:
+                homes.setdefault(ast.unparse(value), []).append(f"{path.name}:{node.lineno}")
+
+    assert {} == {value: found for value, found in homes.items() if len(found) > 1}

@@ -27,7 +27,8 @@ IGNORED = -100
 """Label of a token that is not trained (torch's cross-entropy default)."""
 TEMPLATE_TIMEOUT_S = 20.0
 """Time that the first sample may take; the others are not watched, since the template ends."""
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
+"""Begins what the assistant says, in templates that mark it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ class Renderer:
     ) -> tuple[list[int], list[bool]]:
         """Apply the chat template; the mask comes from its generation tags when it has them."""
         template = self.tokenizer.get_chat_template()
-        if _GENERATION_TAG.search(template):
+        if GENERATION_TAG.search(template):
             encoded = self.tokenizer.apply_chat_template(
                 messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
             )

@@ -7,7 +7,6 @@ It says itself which characters it replaced by which; what stands for an image i
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from mudpuppy.data.images import image_source
-from mudpuppy.data.render import IGNORED, RenderedSample, Renderer, assistant_spans
+from mudpuppy.data.render import GENERATION_TAG, IGNORED, RenderedSample, Renderer, assistant_spans
 from mudpuppy.data.samples import ChatSample, ImageSample, Message
 from mudpuppy.errors import DatasetError, ModelError, clip
 
@@ -24,7 +23,6 @@ Span = tuple[int, int]
 """Characters from the first up to, and without, the second."""
 OTHER_FAMILY = "use a model of another family, such as LLaVA, LLaVA-NeXT, Idefics 3 or Gemma 3"
 """Advice where a processor hides what it does."""
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +111,7 @@ class ImageRenderer:
     def _render_text(self, messages: list[Message]) -> tuple[str, list[Span]]:
         """Apply the template; return its text, and the characters that the assistant writes."""
         template = template_of(self.processor)
-        if not _GENERATION_TAG.search(template):
+        if not GENERATION_TAG.search(template):
             return assistant_spans(self.processor, messages)
         texts, spans = render_jinja_template(
             conversations=[messages],

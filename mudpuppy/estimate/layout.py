@@ -30,14 +30,7 @@ from mudpuppy.errors import ModelError, UsageError
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears
 from mudpuppy.quant.fake_quant import fake_quantised
 from mudpuppy.quant.fp8 import Fp8Path, fp8_linears
-
-DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.bfloat16,
-}
-"""Type of frozen weights and of the computation, as in `mudpuppy.runtime`."""
+from mudpuppy.runtime import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

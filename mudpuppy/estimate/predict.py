@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mudpuppy.chunked_loss import CHUNK_LOGITS, MIN_CHUNK_TOKENS
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError
-from mudpuppy.estimate.layout import DTYPES, Kept, Layout, form_of, lay_out
+from mudpuppy.estimate.layout import Kept, Layout, form_of, lay_out
 from mudpuppy.features import PREFERENCE_METHODS
+from mudpuppy.runtime import DTYPES
 
 ADAM_BYTES = 8
 """Two fp32 moments a parameter."""
 STEP_BYTES = 4
 """AdamW counts its steps in one fp32 number a tensor."""
-CHUNK_LOGITS = 1 << 23
-"""Logits that the loss holds at a time (`mudpuppy.chunked_loss`)."""
 STREAM_RING = 2
 """Layers that streaming holds on the device: the one at work, and the one that is fetched."""
 MERGE_BYTES = 128 << 20
@@ -277,7 +277,9 @@ def _loss(layout: Layout, config: TrainingConfig) -> Part:
         return Part(name="loss")
     batch, length = batch_of(config)
     tokens = batch * length
-    chunk = 4 * min(tokens * layout.vocabulary, max(CHUNK_LOGITS, 16 * layout.vocabulary))
+    chunk = 4 * min(
+        tokens * layout.vocabulary, max(CHUNK_LOGITS, MIN_CHUNK_TOKENS * layout.vocabulary)
+    )
     size = DTYPES[config.precision].itemsize
     trains_head = not config.trains_adapter
     head = layout.head * (size * (size < 4) + 4) if trains_head else 0

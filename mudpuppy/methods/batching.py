@@ -5,7 +5,6 @@ Mixed into a trainer before transformers' own classes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import is_triton_available
 
+from mudpuppy import team
 from mudpuppy.chunked_loss import add_chunked_loss, has_plain_head
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.batches import TokenBudgetSampler
@@ -37,15 +37,10 @@ def token_batches(rows: Sequence[Row], config: TrainingConfig) -> TokenBudgetSam
         [len(row.input_ids) for row in rows],
         config.tokens_per_batch,
         seed=config.seed,
-        parties=num_processes(),
+        parties=team.size(),
         file=str(config.dataset),
         lines=[getattr(row, "line", 0) for row in rows],
     )
-
-
-def num_processes() -> int:
-    """Return how many processes train together, as torchrun and accelerate launch tell it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class _NextOrder(TrainerCallback):  # type: ignore[misc]  # transformers is not typed

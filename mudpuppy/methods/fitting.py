@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from mudpuppy import team
 from mudpuppy.checkpoints import Identity, Resumable
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import check_warmup, flag_of
@@ -23,7 +24,7 @@ from mudpuppy.data.batches import TokenBudgetSampler
 from mudpuppy.data.held_out import count_held_out
 from mudpuppy.errors import EngineError
 from mudpuppy.loading import Loaded
-from mudpuppy.methods.batching import arrange, num_processes, token_batches
+from mudpuppy.methods.batching import arrange, token_batches
 from mudpuppy.methods.family import Family, Row, TrainerParts
 from mudpuppy.methods.keeping import CheckpointKeeper, EngineTrainer
 from mudpuppy.methods.steplog import Report, StepWriter
@@ -120,7 +121,7 @@ def _require_steps(steps: int, num_rows: int, config: TrainingConfig) -> None:
     if not steps:
         raise EngineError(
             f"no step was taken: {num_rows} samples do not fill a batch of {config.batch_size} in "
-            f"each of {num_processes()} processes",
+            f"each of {team.size()} processes",
             hint="add samples, or lower --batch-size",
         )
 
@@ -132,10 +133,10 @@ def count_steps(
     if config.max_steps is not None:
         return config.max_steps
     if batches is not None:
-        num_batches = len(batches) // num_processes()
+        num_batches = len(batches) // team.size()
     else:
         answers = config.num_generations if config.method == "grpo" else 1
-        num_batches = math.ceil(num_rows * answers / (config.batch_size * num_processes()))
+        num_batches = math.ceil(num_rows * answers / (config.batch_size * team.size()))
     return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
 
 
