@@ -106,7 +106,7 @@ def train(
     started = time.monotonic()
     read = preflight(config) if samples is None else samples
     is_new = not config.output.exists()
-    team.join()
+    team.join(on_cpu="cpu" in (config.device, config.device_map))
     if not team.is_first():
         say = report = None  # the first process speaks for all
     speak: Say = say or (lambda _: None)

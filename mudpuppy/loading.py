@@ -96,7 +96,7 @@ def load(
         factor = bytes_for_each_byte(trains_all=not is_frozen)
         choice = place(model, config.device_map, runtime.device, factor=factor)
         runtime.choices["device_map"] = choice
-    else:
+    elif config.fsdp == "none":  # else the whole model would be on every GPU before it is sharded
         model.to(runtime.device)
     model.config.use_cache = False
     tokenizer = with_pad_token(original)

@@ -125,8 +125,14 @@ def refuse_unproven(config: TrainingConfig, device: torch.device) -> None:
     copies it over without waiting; nobody has shown yet that the host reads it in time.
 
     Raises:
-        ConfigError: fp16 with streaming on a GPU.
+        ConfigError: fp16 with streaming on a GPU, or streaming by several processes on GPUs.
     """
+    if device.type != "cpu" and config.stream and team.size() > 1:
+        # DDP refuses a model of which one part is on the host and another on the GPU
+        raise ConfigError(
+            [f"--stream on {device} is for one process, and {team.size()} train together"],
+            hint="start it without torchrun, or use --fsdp full_shard instead of --stream",
+        )
     if device.type != "cpu" and config.stream and config.precision == "fp16":
         raise ConfigError(
             [f"--stream with --precision fp16 is not proven on {device}"],

@@ -35,12 +35,16 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join() -> None:
-    """Connect to the other processes, where there are any."""
+def join(*, on_cpu: bool) -> None:
+    """Connect to the other processes, where there are any.
+
+    Args:
+        on_cpu: whether only the processor is asked for; a GPU that is there is then left alone.
+    """
     if size() > 1:
         from accelerate import PartialState
 
-        PartialState()
+        PartialState(cpu=on_cpu)
 
 
 def leave() -> None:
@@ -56,19 +60,20 @@ def agree(work: Callable[[], T]) -> T:
     """Do something in every process; where it fails in one, it fails in all, for the same reason.
 
     Raises:
-        MudpuppyError: its own failure, or else that of the first process that failed.
+        MudpuppyError: the failure of the first process that failed.
+        Exception: its own failure, where this process is the first that failed.
     """
     if size() == 1:
         return work()
     import torch.distributed as dist
 
-    failure: MudpuppyError | None = None
+    failure: Exception | None = None
     value: Any = None
     try:
         value = work()
-    except MudpuppyError as error:
+    except Exception as error:  # any failure left out would let the others wait for ever
         failure = error
-    mine = None if failure is None else (failure.exit_code, failure.message, failure.hint)
+    mine = None if failure is None else _told(failure)
     everyone: list[Any] = [None] * size()
     dist.all_gather_object(everyone, mine)
     failed = [(one, number) for number, one in enumerate(everyone) if one is not None]
@@ -82,6 +87,13 @@ def agree(work: Callable[[], T]) -> T:
     retold = kind(message if number == 0 else f"process {number}: {message}", hint=hint)
     retold.is_own = False
     raise retold
+
+
+def _told(failure: Exception) -> tuple[int, str, str]:
+    """Return exit code, message and hint of a failure, as the other processes tell it."""
+    if isinstance(failure, MudpuppyError):
+        return failure.exit_code, failure.message, failure.hint
+    return EngineError.exit_code, f"{type(failure).__name__}: {failure}", ""
 
 
 def first_only(work: Callable[[], T]) -> T | None:

@@ -9,14 +9,16 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mudpuppy import team
 from mudpuppy.errors import EngineError
 
 
 @torch.no_grad()
 def gather_shards(model: nn.Module) -> None:
-    """Give every process the whole weights on the host, and take FSDP's hooks and classes away.
+    """Give the first process the whole weights on the host, and take FSDP's hooks and classes away.
 
-    All processes must call it. Tied weights stay tied.
+    All processes must call it, tensor by tensor. Tied weights stay tied. The other processes are
+    left with tensors of the same shapes on the device `meta`, which take no memory.
 
     Raises:
         EngineError: nothing was sharded, so the run was another than was asked for.
@@ -26,7 +28,8 @@ def gather_shards(model: nn.Module) -> None:
         for name, parameter in list(module._parameters.items()):
             if isinstance(parameter, DTensor):
                 if id(parameter) not in whole:
-                    gathered = parameter.full_tensor().cpu()
+                    gathered = parameter.full_tensor()
+                    gathered = gathered.cpu() if team.is_first() else gathered.to("meta")
                     whole[id(parameter)] = nn.Parameter(gathered, parameter.requires_grad)
                 module._parameters[name] = whole[id(parameter)]
     if not whole:

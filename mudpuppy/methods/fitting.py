@@ -186,6 +186,8 @@ def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]
         "disable_tqdm": True,
         "report_to": list(config.report_to),
         "torch_compile": config.compile,
+        # Of an image model the part that sees is not used by a batch of text alone.
+        "ddp_find_unused_parameters": config.method == "multimodal",
         "fsdp": config.fsdp != "none",
         "fsdp_config": {"version": 2, "reshard_after_forward": True},
         # Without it the count of evaluations without a better loss starts anew.

@@ -98,6 +98,15 @@ def test_streaming_in_fp16_is_refused_on_a_gpu_and_not_on_a_cpu():
         runtime.refuse_unproven(config, torch.device("cuda", 0))
 
 
+def test_streaming_by_several_processes_is_refused_on_gpus(monkeypatch):
+    config = load_config({**LEAST, "method": "full", "stream": True})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    runtime.refuse_unproven(config, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="--stream on cuda:1 is for one process"):
+        runtime.refuse_unproven(config, torch.device("cuda", 1))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_refused_with_what_to_look_at():
     with pytest.raises(ConfigError, match="sees no GPU"):
