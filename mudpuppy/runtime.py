@@ -55,10 +55,10 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
         EngineError: the device gives wrong results in the precision.
     """
     wanted = "cpu" if config.device_map == "cpu" else config.device
-    chosen = plan(machine_facts(config), wanted, config.device_map)
+    facts = machine_facts(config)
+    rank, size = team.local_rank(), team.local_size()
+    chosen = plan(facts, wanted, config.device_map, rank=rank, size=size)
     device = torch.device(chosen.device)
-    if device.type == "cuda" and team.size() > 1:
-        device = torch.device("cuda", team.local_rank())
     require_devices(config.device_map, list_devices() if device.type == "cuda" else [])
     refuse_unproven(config, device)
     switch_libraries(chosen)

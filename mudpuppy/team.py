@@ -25,6 +25,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_size() -> int:
+    """Return how many processes train together on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(size())))
+
+
 def size() -> int:
     """Return how many processes train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -71,7 +76,7 @@ def agree(work: Callable[[], T]) -> T:
     value: Any = None
     try:
         value = work()
-    except Exception as error:  # any failure left out would let the others wait for ever
+    except Exception as error:  # noqa: BLE001 - a failure left out lets the others wait for ever
         failure = error
     mine = None if failure is None else _told(failure)
     everyone: list[Any] = [None] * size()

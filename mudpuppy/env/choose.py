@@ -29,17 +29,22 @@ class Plan:
     """What was chosen and why, by name."""
 
 
-def plan(facts: Facts, wanted: str, device_map: str | None = None) -> Plan:
+def plan(
+    facts: Facts, wanted: str, device_map: str | None = None, *, rank: int = 0, size: int = 1
+) -> Plan:
     """Return how to compute; nothing is switched by this.
 
     Args:
         facts: the machine.
         wanted: the setting `device`: auto, cpu or cuda.
         device_map: the setting of that name.
+        rank: the number of this process on this machine, which computes on the GPU of that number.
+        size: processes on this machine that train together.
 
     Raises:
-        ConfigError: a GPU was asked for and torch sees none, the first one is integrated, the model
-            would be spread over an integrated one, or a trap makes results wrong.
+        ConfigError: a GPU was asked for and torch sees none, there are fewer than processes, that
+            of any process is integrated, the model would be spread over an integrated one, or a
+            trap makes results wrong.
     """
     if wanted == "cpu":
         return _on_cpu("asked for")
@@ -47,10 +52,11 @@ def plan(facts: Facts, wanted: str, device_map: str | None = None) -> Plan:
         if wanted == "cuda":
             raise _no_gpu(facts)
         return _on_cpu(_why_no_gpu(facts))
-    _refuse(facts, device_map)
-    device = facts.devices[0]
+    _refuse(facts, device_map, size)
+    device = facts.devices[rank]
+    name = f"cuda:{rank}"
     choices = {
-        "device": Choice(value="cuda:0", reason=_why_device(facts, device)),
+        "device": Choice(value=name, reason=_why_device(facts, device, size)),
         "allocator": _allocator(facts),
     }
     own_blas, flash_off = lt_choice(facts), facts.is_hip and flash_is_unsafe(device)
@@ -67,9 +73,7 @@ def plan(facts: Facts, wanted: str, device_map: str | None = None) -> Plan:
     warned = [one.code for one in judge(facts) if one.severity != "note"]
     if warned:
         choices["machine"] = Choice(value=", ".join(warned), reason="mud-puppy env explains them")
-    return Plan(
-        device="cuda:0", prefer_rocblas=prefer_rocblas, flash_off=flash_off, choices=choices
-    )
+    return Plan(device=name, prefer_rocblas=prefer_rocblas, flash_off=flash_off, choices=choices)
 
 
 def _on_cpu(reason: str) -> Plan:
@@ -91,15 +95,27 @@ def _no_gpu(facts: Facts) -> ConfigError:
     )
 
 
-def _refuse(facts: Facts, device_map: str | None) -> None:
+def _refuse(facts: Facts, device_map: str | None, size: int) -> None:
     """Refuse what would crash or compute wrongly, all problems at once."""
     refuse_device_map(facts, device_map)
-    if facts.devices[0] in integrated_beside_discrete(facts):
-        # transformers' trainers compute on cuda:0 and no other
-        first, rest = facts.devices[0], ",".join(discrete_numbers(facts))
+    # transformers' trainers compute on the GPU with the number of the process and no other
+    integrated = [one for one in facts.devices[:size] if one in integrated_beside_discrete(facts)]
+    if integrated:
+        rest = discrete_numbers(facts)
+        start = f"torchrun --nproc_per_node {len(rest)} -m mudpuppy" if size > 1 else "mud-puppy"
         raise ConfigError(
-            [f"MP-T05: cuda:0 is {first.name} ({first.arch}), which is part of the processor"],
-            hint=f"HIP_VISIBLE_DEVICES={rest} mud-puppy ...   # or --device cpu",
+            [
+                f"MP-T05: cuda:{one.index} is {one.name} ({one.arch}), which is part of the "
+                "processor"
+                for one in integrated
+            ],
+            hint=f"HIP_VISIBLE_DEVICES={','.join(rest)} {start} ...   # or --device cpu",
+        )
+    if size > len(facts.devices):
+        seen = len(facts.devices)
+        raise ConfigError(
+            [f"{size} processes train together here, and torch sees {seen} GPUs"],
+            hint=f"torchrun --nproc_per_node {seen} -m mudpuppy ...   # or --device cpu",
         )
     found = [one for one in judge(facts) if one.code in REFUSED and one.severity == "blocks"]
     if found:
@@ -109,7 +125,7 @@ def _refuse(facts: Facts, device_map: str | None) -> None:
         )
 
 
-def _why_device(facts: Facts, device: Device) -> str:
+def _why_device(facts: Facts, device: Device, size: int) -> str:
     torch = facts.torch
     if torch is None:  # there are devices, so there is a torch
         return device.name
@@ -119,6 +135,8 @@ def _why_device(facts: Facts, device: Device) -> str:
     if passed:
         names = ", ".join(f"cuda:{one.index} ({one.arch})" for one in passed)
         reason += f"; {names} is integrated and passed over (MP-T05)"
+    if size > 1:
+        return f"{reason}; each of {size} processes has its own"
     others = len(facts.devices) - len(passed) - 1
     return reason + (f"; the first of {others + 1}" if others else "")
 

@@ -103,3 +103,23 @@ def test_a_variable_of_the_allocator_is_recorded_and_left():
 
     assert "max_split_size_mb:128" == chosen.choices["allocator"].value
     assert "left as it is" in chosen.choices["allocator"].reason
+
+
+def test_every_process_has_the_gpu_of_its_number():
+    chosen = plan(machine("mi300x"), "auto", rank=3, size=8)
+
+    assert "cuda:3" == chosen.device == chosen.choices["device"].value
+    assert "each of 8 processes" in chosen.choices["device"].reason
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_integrated_gpu_of_any_process_is_refused_in_all(rank: int):
+    with pytest.raises(ConfigError, match="MP-T05: cuda:1") as raised:
+        plan(machine("rx7900xtx_igpu"), "auto", rank=rank, size=2)
+    assert raised.value.hint.startswith("HIP_VISIBLE_DEVICES=0 torchrun --nproc_per_node 1 ")
+
+
+def test_more_processes_than_gpus_are_refused():
+    with pytest.raises(ConfigError, match="9 processes"):
+        plan(machine("mi300x"), "auto", rank=8, size=9)
+    assert "cpu" == plan(machine("mi300x"), "cpu", rank=8, size=9).device
