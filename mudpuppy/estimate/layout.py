@@ -9,6 +9,7 @@ kernel may differ, since fake tensors choose the processor's flash attention.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -258,6 +259,8 @@ def _run(
     """Run the body once with fake tensors in training mode, and count what is kept."""
     body.train()
     dtype = DTYPES[config.precision]
+    # torch logs a traceback where an operation has no fake form in a type; the error says enough.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes: dict[str, Tensor] = {
             name: nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
