@@ -32,6 +32,8 @@ from mudpuppy.records import StepRecord
 from mudpuppy.runtime import Runtime
 
 T = TypeVar("T")
+INPUT_HOOK = "make_inputs_require_grads"
+"""transformers' name of the hook that lets gradients through a frozen embedding."""
 
 
 CpuHalfPrecision = EngineTrainer
@@ -252,8 +254,13 @@ def _remove_patches(model: nn.Module) -> None:
     """Delete the `forward` that TRL (fused LM head) and accelerate (autocast) set on the instance.
 
     Left in place they would go on computing in the training precision, and would be stacked by the
-    next trainer.
+    next trainer. So would the hooks of gradient checkpointing: TRL and the trainer each set them,
+    and the model only remembers, and can only take away, those of the last.
     """
+    for part in model.modules():
+        for key, hook in list(part._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == INPUT_HOOK:
+                del part._forward_hooks[key]
     parts = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
     for part in parts:
         for name in ("forward", "_original_forward"):

@@ -104,9 +104,12 @@ def test_a_base_without_a_pad_token_gets_one(base, tmp_path):
     assert f"num_labels=1, pad_token_id={saved.pad_token_id})" in card
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("method", ["rm", "prm"])
-def test_the_merged_model_has_the_trained_head(base, tmp_path, method):
-    _, _, peek = run(base, tmp_path / "out", method, merge_lora=True)
+def test_the_merged_model_has_the_trained_head(base, tmp_path, method, checkpointing):
+    _, _, peek = run(
+        base, tmp_path / "out", method, merge_lora=True, gradient_checkpointing=checkpointing
+    )
     merged = reload(base, tmp_path / "out" / "merged", method, False)
     with torch.no_grad():
         score = merged(input_ids=torch.tensor([peek.rows[0].input_ids])).logits
