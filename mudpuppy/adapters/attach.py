@@ -39,8 +39,20 @@ def attach_adapter(
         # PEFT asks transformers by the old name; it is not our call.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         adapted = get_peft_model(model, settings)
+    hold_in_full_precision(adapted)
     verify_adapter(adapted)
     return adapted
+
+
+def hold_in_full_precision(model: nn.Module) -> None:
+    """Hold whatever trains in fp32, in place.
+
+    PEFT does so for the matrices of LoRA, and leaves a head that is trained beside them in the type
+    of the base, where fp16 gradients cannot be unscaled (FM42) and bf16 loses small steps.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def lora_settings(

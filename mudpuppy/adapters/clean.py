@@ -101,7 +101,8 @@ def _traces(model: nn.Module) -> Iterator[str]:
         if _has(model, name):
             yield f"the attribute `{name}` is left"
     for name, part in model.named_modules():
-        tables = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
+        before = (part._forward_pre_hooks, part._backward_pre_hooks)
+        tables = (*before, part._forward_hooks, part._backward_hooks)
         hooks = [hook for table in tables for hook in table.values()]
         if any(getattr(hook, "__module__", "") != INERT_HOOKS for hook in hooks):
             yield f"the module {name or type(part).__name__} still has a hook"

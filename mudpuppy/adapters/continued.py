@@ -6,12 +6,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 
 from mudpuppy.adapters.adapter_files import WEIGHTS_FILE, read_adapter_settings
-from mudpuppy.adapters.attach import verify_adapter
+from mudpuppy.adapters.attach import hold_in_full_precision, verify_adapter
 from mudpuppy.adapters.clean import require_clean
 from mudpuppy.adapters.codes import DOES_NOT_FIT
 from mudpuppy.config import TrainingConfig
@@ -66,9 +65,7 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
                 hint="continue it on the base model that its adapter_config.json names",
             ) from error
     _require_all_used(adapted, folder, names)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()
+    hold_in_full_precision(adapted)
     verify_adapter(adapted)
     return adapted
 

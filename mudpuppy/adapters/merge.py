@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.lora.layer import Embedding as LoraEmbedding
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from mudpuppy.adapters.clean import LEFTOVERS, verify_clean
@@ -41,6 +42,9 @@ def merge_adapter(model: PeftModel, dtype: torch.dtype | None = None) -> nn.Modu
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     for name, layer in layers.items():
         _merge_layer(name, layer, dtype)
+    for part in model.modules():
+        if isinstance(part, ModulesToSaveWrapper) and dtype is None:  # it trained in fp32
+            part.to(next(part.original_module.parameters()).dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All adapters are already merged")
         merged: nn.Module = model.merge_and_unload()

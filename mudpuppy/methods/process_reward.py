@@ -28,7 +28,7 @@ from mudpuppy.loading import Loaded, ModelForm
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 from mudpuppy.methods.reward import NEW_HEADS
-from mudpuppy.methods.trainers import HeadInFullPrecision, LogsMeans
+from mudpuppy.methods.trainers import LogsMeans
 from mudpuppy.records import Choice
 
 SEPARATOR = "\n"
@@ -61,7 +61,7 @@ class StepsRow:
         return {"input_ids": self.input_ids, "labels": self.judged}
 
 
-class ProcessRewardTrainer(LogsMeans, HeadInFullPrecision, CpuHalfPrecision, Trainer):  # type: ignore[misc]
+class ProcessRewardTrainer(LogsMeans, CpuHalfPrecision, Trainer):  # type: ignore[misc]
     """transformers' trainer, with the share of steps that are judged rightly."""
 
     def __init__(self, **settings: Any) -> None:

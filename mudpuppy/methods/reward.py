@@ -15,7 +15,6 @@ from mudpuppy.loading import Loaded, ModelForm, require_known_ids
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 from mudpuppy.methods.sft import make_renderer
-from mudpuppy.methods.trainers import HeadInFullPrecision
 
 NEW_HEADS = ("score.", "classifier.", "classification_head.")
 """Beginnings of the names of heads that a base for generation does not have."""
@@ -33,7 +32,7 @@ class ScoredPair(PairRow):
         }
 
 
-class ReadyRowsRewardTrainer(HeadInFullPrecision, CpuHalfPrecision, RewardTrainer):  # type: ignore[misc]
+class ReadyRowsRewardTrainer(CpuHalfPrecision, RewardTrainer):  # type: ignore[misc]
     """TRL's reward trainer for rows that are tokenised already."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:

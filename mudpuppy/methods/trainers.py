@@ -1,4 +1,4 @@
-"""Small parts that several trainers share: means in the log, heads in fp32, no reference left."""
+"""Small parts that several trainers share: means in the log, no reference left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 REFERENCE = "ref"
@@ -31,34 +30,6 @@ class LogsMeans:
     def _noted(self) -> dict[str, list[float]]:
         noted: dict[str, list[float]] = vars(self).setdefault("_means", defaultdict(list))
         return noted
-
-
-class HeadInFullPrecision:
-    """Mixed into a trainer: whatever trains is held in fp32 while it does.
-
-    PEFT does so for the matrices of LoRA, and leaves a head that is trained beside them in the type
-    of the base, where fp16 gradients cannot be unscaled (FM42) and bf16 loses small steps.
-    """
-
-    model: Any
-
-    def train(self, *words: Any, **settings: Any) -> Any:
-        """Train, and give the head back in the type of the model around it."""
-        kept = {
-            name: parameter.dtype
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and parameter.dtype != torch.float32
-        }
-        parameters = dict(self.model.named_parameters())
-        for name in kept:
-            parameters[name].data = parameters[name].data.float()
-        try:
-            return super().train(*words, **settings)  # type: ignore[misc]  # the trainer's own
-        finally:
-            for name, parameter in self.model.named_parameters():
-                if name in kept:
-                    parameter.grad = None
-                    parameter.data = parameter.data.to(kept[name])
 
 
 class LeavesNoReference:

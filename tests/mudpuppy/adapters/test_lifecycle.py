@@ -177,6 +177,42 @@ def test_a_merged_classifier_keeps_its_trained_head():
     require_clean(merged)
 
 
+def test_a_head_trains_in_fp32_and_is_merged_in_the_type_of_its_base():
+    config = LlamaConfig(**SHAPE, num_labels=1, pad_token_id=0)
+    adapted = attach_adapter(
+        LlamaForSequenceClassification(config).bfloat16(), settings(), "SEQ_CLS"
+    )
+    trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
+
+    assert trained == {torch.float32}
+    assert {p.dtype for p in merge_adapter(adapted).parameters()} == {torch.bfloat16}
+
+
+def test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank():
+    plain, stable = (attach_adapter(make_llama(), settings(use_rslora=x)) for x in (False, True))
+
+    def scales(model):
+        return {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")}
+
+    assert scales(plain) == {8 / 4}
+    assert scales(stable) == {8 / 4**0.5}
+
+
+def test_an_adapter_as_large_as_its_model_is_refused():
+    with pytest.raises(EngineError, match=r"MP-E05: the adapter is 9\d% .* more than 90%"):
+        attach_adapter(make_llama(), settings(lora_r=1024))
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "full_backward", "full_backward_pre", "forward"])
+def test_a_hook_is_a_trace(kind):
+    model = make_llama()
+    verify_clean(model)
+    getattr(model.model.layers[1], f"register_{kind}_hook")(lambda *_: None)
+
+    with pytest.raises(EngineError, match=r"MP-E07.*model.layers.1 still has a hook"):
+        verify_clean(model)
+
+
 def test_a_merge_may_be_asked_for_in_another_type():
     adapted = attach_adapter(make_llama().bfloat16(), settings())
     torch.nn.init.normal_(next(p for n, p in adapted.named_parameters() if "lora_B" in n))
@@ -311,6 +347,18 @@ class TestContinue:
         model = continue_adapter(load(base).bfloat16(), saved, settings_of_nothing())
 
         assert {torch.float32} == {p.dtype for n, p in model.named_parameters() if "lora_" in n}
+
+    def test_a_16_bit_head_is_continued_in_fp32(self, tmp_path):
+        config = LlamaConfig(**SHAPE, num_labels=1, pad_token_id=0)
+        base = LlamaForSequenceClassification(config).bfloat16()
+        attach_adapter(copy.deepcopy(base), settings(), "SEQ_CLS").bfloat16().save_pretrained(
+            tmp_path / "reward"
+        )
+        asked = load_config({"model": "m", "dataset": "d", "output": "o", "method": "rm"})
+        model = continue_adapter(base, tmp_path / "reward", asked)
+
+        heads = {p.dtype for n, p in model.named_parameters() if "score.modules_to_save" in n}
+        assert heads == {torch.float32}
 
     def test_another_rank_or_other_targets_are_refused(self, base, saved):
         with pytest.raises(ConfigError, match=r"--lora-r is 8, and the adapter in .* has 4"):

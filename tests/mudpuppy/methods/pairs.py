@@ -94,7 +94,9 @@ class Peek:
         self.patched = [n for n, m in model.named_modules() if "forward" in vars(m)]
         self.adapters = sorted(getattr(model, "peft_config", {}))
         self.model = weakref.ref(model)
-        with torch.no_grad():
+        dtype = getattr(model, "dtype", torch.float32)
+        mixed = dtype != torch.float32 and hasattr(model, "peft_config")  # a head trains in fp32
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=mixed):
             ids = torch.tensor([self.rows[0].input_ids])
             self.score = model.eval()(input_ids=ids).logits.float()
 

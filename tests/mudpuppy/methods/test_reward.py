@@ -120,6 +120,19 @@ def test_the_merged_model_has_the_trained_head(base, tmp_path, method, checkpoin
     assert not any("modules_to_save" in name or "lora" in name for name in names)
 
 
+@pytest.mark.parametrize("method", ["rm", "prm"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_fresh_head_keeps_steps_that_its_base_would_round_away(base, tmp_path, method, precision):
+    _, _, peek = run(base, tmp_path / "out", method, precision=precision, learning_rate=1e-6)
+    name = next(n for n in peek.before if n.endswith("score.modules_to_save.default.weight"))
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    head = next(tensor for key, tensor in saved.items() if key.endswith("score.weight"))
+
+    assert peek.before[name].dtype == peek.after[name].dtype == head.dtype == torch.float32
+    assert (peek.before[name] != peek.after[name]).float().mean() > 0.9
+    assert torch.equal(head, peek.after[name])
+
+
 def test_the_losses_are_those_of_plain_trl(base, tmp_path):
     steps, _, peek = run(base, tmp_path / "out", "rm", use_peft=False)
     torch.manual_seed(0)
