@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,11 +22,11 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
 from mudpuppy.errors import OutputError, UsageError, shown
 from mudpuppy.files import fsync_folder, write_json_atomic
+from mudpuppy.leftovers import CHECKPOINT_FOLDER, CHECKPOINT_MANIFEST, CHECKPOINT_MARK
 from mudpuppy.provenance import PROVENANCE_FILE, package_versions
 
-MANIFEST = "mudpuppy-checkpoint.json"
+MANIFEST = CHECKPOINT_MANIFEST
 MANIFEST_SCHEMA_VERSION = 1
-_FOLDER = re.compile(r"checkpoint-(\d+)")
 FREE_SETTINGS = frozenset(
     {
         "output",
@@ -96,7 +95,7 @@ def write_manifest(folder: Path, step: int, identity: Identity) -> None:
     """Make the files of a checkpoint durable and then say that they are all there."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
+        if path.is_file() and path.name not in (MANIFEST, CHECKPOINT_MARK):
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
             files[str(path.relative_to(folder))] = _describe(path)
@@ -112,6 +111,7 @@ def write_manifest(folder: Path, step: int, identity: Identity) -> None:
             "files": files,
         },
     )
+    (folder / CHECKPOINT_MARK).unlink(missing_ok=True)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -126,7 +126,9 @@ def list_checkpoints(output: Path) -> list[tuple[int, Path]]:
     """Return step and folder of everything that has a checkpoint's name, newest first."""
     if not output.is_dir():
         return []
-    named = [(_FOLDER.fullmatch(path.name), path) for path in output.iterdir() if path.is_dir()]
+    named = [
+        (CHECKPOINT_FOLDER.fullmatch(path.name), path) for path in output.iterdir() if path.is_dir()
+    ]
     return sorted(((int(m[1]), path) for m, path in named if m), reverse=True)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mudpuppy import team
+from mudpuppy.checkpoints import find_fault, list_checkpoints
 from mudpuppy.config_check import check_values, flag_of, load_config, unread_settings
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, printable
 from mudpuppy.features import METHODS, PRECISIONS
@@ -199,7 +200,7 @@ def _say_what_is_left(output: Path) -> None:
         more = f" and {len(names) - NUM_LEFT} more" if len(names) > NUM_LEFT else ""
         left = f"  left in {output}: {', '.join(names[:NUM_LEFT])}{more}"
         print(printable(left), file=sys.stderr)
-        if any(name.startswith("checkpoint-") for name in names):
+        if any(not find_fault(folder, deep=False) for _, folder in list_checkpoints(output)):
             print("  go on from the newest: the same command with --resume", file=sys.stderr)
 
 

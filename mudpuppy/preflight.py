@@ -27,7 +27,13 @@ from mudpuppy.data.held_out import count_held_out
 from mudpuppy.data.read import read_dataset
 from mudpuppy.data.samples import Sample
 from mudpuppy.errors import ConfigError, ModelError, OutputError, UsageError, near_names
-from mudpuppy.logs import LOG_FOLDERS, require_packages
+from mudpuppy.leftovers import (
+    LOCK_FILE,
+    holds_only_leftovers,
+    remove_unfinished,
+    require_ordinary,
+)
+from mudpuppy.logs import require_packages
 from mudpuppy.tiny import is_tiny_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -96,12 +102,6 @@ def _telling(kind: type[UsageError], what: str) -> Iterator[None]:
         raise kind(f"{what} cannot be used: {error.strerror or error}") from None
 
 
-LOCK_FILE = ".lock"
-"""Held by the run that writes into an output folder, and removed at its end."""
-LEFTOVERS = ("steps.jsonl", ".saving-", LOCK_FILE, *LOG_FOLDERS.values())
-"""Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
-
-
 def check_output(folder: Path, *, is_ours: bool = False, resume: bool = False) -> None:
     """Refuse an output path that is a file, or a folder with something in it or a run at work.
 
@@ -111,12 +111,13 @@ def check_output(folder: Path, *, is_ours: bool = False, resume: bool = False) -
     Raises:
         OutputError: the path cannot be used, or holds nothing to resume.
     """
+    require_ordinary(folder)
     if not is_ours and (folder / LOCK_FILE).is_file():
         with (folder / LOCK_FILE).open(encoding="utf-8") as handle:
             _take(handle, folder)
     if resume:
         find_resumable(folder, deep=False)
-    elif folder.is_dir() and not all(p.name.startswith(LEFTOVERS) for p in folder.iterdir()):
+    elif folder.is_dir() and not holds_only_leftovers(folder):
         if any((path / MANIFEST).is_file() for _, path in list_checkpoints(folder)):
             raise OutputError(
                 f"the output folder {folder} holds checkpoints of a run that was stopped",
@@ -150,6 +151,7 @@ def locked(folder: Path, *, resume: bool = False) -> Iterator[None]:
         OutputError: another run holds it, or has finished in it meanwhile.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    require_ordinary(folder)
     path = folder / LOCK_FILE
     with path.open("a", encoding="utf-8") as handle:
         _take(handle, folder)
@@ -158,6 +160,8 @@ def locked(folder: Path, *, resume: bool = False) -> Iterator[None]:
             raise _in_use(folder)
         try:
             check_output(folder, is_ours=True, resume=resume)
+            if not resume:
+                remove_unfinished(folder)
             yield
         finally:
             path.unlink(missing_ok=True)

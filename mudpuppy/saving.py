@@ -13,7 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 from mudpuppy.errors import EngineError
-from mudpuppy.files import fsync_folder, normal_file_mode
+from mudpuppy.files import fsync_folder, normal_file_mode, write_json_atomic
+from mudpuppy.leftovers import MOVING_FILE, STAGING_PREFIX, remove_half_moved
+from mudpuppy.provenance import PROVENANCE_FILE
 
 SETTINGS = ("config.json", "adapter_config.json")
 """Files that a loader looks for first."""
@@ -27,9 +29,9 @@ def staging(output: Path) -> Iterator[Path]:
     once all of them are durable; that the set is complete is for the manifest to say, which its
     writer adds afterwards.
     """
-    for left in output.glob(".saving-*"):  # of a run that was killed
+    for left in output.glob(f"{STAGING_PREFIX}*"):  # of a run that was killed
         shutil.rmtree(left)
-    folder = output / f".saving-{os.getpid()}"
+    folder = output / f"{STAGING_PREFIX}{os.getpid()}"
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -40,14 +42,25 @@ def staging(output: Path) -> Iterator[Path]:
             else:
                 fsync_folder(path)
         # what makes a folder a model comes last: without it no loader takes half a set for a whole
-        for path in sorted(folder.iterdir(), key=lambda path: (path.name in SETTINGS, path.name)):
+        ready = sorted(folder.iterdir(), key=_turn)
+        # a run that is killed between two moves finds here what of the output is not complete
+        write_json_atomic(folder / MOVING_FILE, [path.name for path in ready])
+        for path in ready:
             target = output / path.name
             if target.is_dir():  # of a run that was killed here, and has been resumed
                 target.rename(folder / f".replaced-{path.name}")
             path.rename(target)
         fsync_folder(output)
+    except BaseException:
+        remove_half_moved(output)
+        raise
     finally:
         shutil.rmtree(folder)
+
+
+def _turn(path: Path) -> tuple[bool, bool, str]:
+    """Return when an entry is moved: what makes a folder a model last, a manifest after it."""
+    return path.name == PROVENANCE_FILE, path.name in SETTINGS, path.name
 
 
 @contextmanager

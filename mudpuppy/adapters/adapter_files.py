@@ -156,6 +156,8 @@ def read_adapter_settings(folder: Path) -> dict[str, Any]:
     """
     path = folder / SETTINGS_FILE
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is no regular file")
         if path.stat().st_size > MAX_SETTINGS_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
         settings = json.loads(path.read_text(encoding="utf-8"))

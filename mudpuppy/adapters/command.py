@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mudpuppy.errors import ModelError, UsageError, printable
+from mudpuppy.provenance import PROVENANCE_FILE
 from mudpuppy.tiny import resolve_model
 from mudpuppy.tiny.names import is_tiny_name
 
@@ -74,16 +76,24 @@ def run(args: argparse.Namespace) -> int:
         for line in verify_merge(folder, inputs):
             say(line)
 
-    report = merge_shards(
-        base,
-        args.adapter,
-        args.output,
-        precision=args.precision,
-        max_shard_bytes=max_bytes,
-        other_base=args.other_base,
-        inspect=verify if args.verify else None,
-        say=say,
-    )
+    manifest = args.output / PROVENANCE_FILE
+    was_there = manifest.is_file()
+    try:
+        report = merge_shards(
+            base,
+            args.adapter,
+            args.output,
+            precision=args.precision,
+            max_shard_bytes=max_bytes,
+            other_base=args.other_base,
+            inspect=verify if args.verify else None,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        if was_there or not manifest.is_file():
+            raise
+        print(f"mud-puppy: interrupted; {args.output} is complete", file=sys.stderr)
+        return 130
     seconds = time.monotonic() - started
     say(
         f"merged {report.changed} of {report.tensors} tensors in {seconds:.1f} s: {report.output} "

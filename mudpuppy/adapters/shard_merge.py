@@ -108,17 +108,17 @@ def merge_shards(
             write_json_atomic(folder / "config.json", config)
             if inspect is not None:
                 inspect(folder, inputs)
-        report = MergeReport(
-            output=str(output),
-            precision=" ".join(sorted({_dtype(o, precision) for o in plan.outputs})),
-            tensors=len(plan.outputs),
-            changed=plan.num_changed,
-            shards=len(shards),
-            bytes=size,
-        )
-        found_at = os.path.relpath(inputs.adapter.folder.resolve(), output.resolve())
-        manifest = {**_provenance(inputs, report), "adapter": found_at}
-        write_json_atomic(output / PROVENANCE_FILE, manifest)
+            report = MergeReport(
+                output=str(output),
+                precision=" ".join(sorted({_dtype(o, precision) for o in plan.outputs})),
+                tensors=len(plan.outputs),
+                changed=plan.num_changed,
+                shards=len(shards),
+                bytes=size,
+            )
+            found_at = os.path.relpath(inputs.adapter.folder.resolve(), output.resolve())
+            manifest = {**_provenance(inputs, report), "adapter": found_at}
+            write_json_atomic(folder / PROVENANCE_FILE, manifest)
     return report
 
 

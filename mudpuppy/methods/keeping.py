@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import TrainerCallback
 
 from mudpuppy.checkpoints import Identity, write_manifest
+from mudpuppy.leftovers import CHECKPOINT_MARK
 from mudpuppy.memory.offload import OffloadedAdamW
 
 
@@ -20,6 +21,7 @@ class EngineTrainer:
     args: Any
     accelerator: Any
     control: Any
+    state: Any
     optimizer: Any
     was_over: bool = False
     """Whether the checkpoint that is resumed from was the run's last."""
@@ -56,6 +58,14 @@ class EngineTrainer:
         if self.offload and not isinstance(made, OffloadedAdamW):
             made = self.optimizer = OffloadedAdamW(made)
         return made
+
+    def _save_checkpoint(self, *words: Any, **named: Any) -> None:
+        """Mark the folder as ours before anything else is in it."""
+        if self.args.process_index == 0:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CHECKPOINT_MARK).touch()
+        super()._save_checkpoint(*words, **named)  # type: ignore[misc]  # the trainer's own
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: TRL would leave one in the output folder with every checkpoint."""

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -287,6 +288,59 @@ def test_a_checkpoint_whose_bytes_changed_is_skipped(stopped):
     run({**stopped, "resume": True}, say=said.append)
 
     assert any("(the content of optimizer.pt has changed)" in line for line in said)
+
+
+def test_a_run_killed_in_its_first_checkpoint_starts_again(settings, tmp_path, monkeypatch, capsys):
+    from transformers import Trainer
+
+    from mudpuppy.cli import _say_what_is_left
+
+    settings |= {"output": tmp_path / "out", "save_steps": 1, "max_steps": 2}
+
+    def kill(*_):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_optimizer_and_scheduler", kill)
+        with pytest.raises(Stop):
+            run(settings)
+    assert (tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors").is_file()
+    _say_what_is_left(tmp_path / "out")
+    assert "--resume" not in capsys.readouterr().err
+    with pytest.raises(OutputError, match="can be resumed"):
+        run({**settings, "resume": True})
+
+    run(settings)
+    assert (tmp_path / "out" / "mudpuppy.json").is_file()
+    assert [] == list_checkpoints(tmp_path / "out")
+
+
+def test_after_a_complete_checkpoint_resume_is_advised(stopped, capsys):
+    from mudpuppy.cli import _say_what_is_left
+
+    _say_what_is_left(stopped["output"])
+    assert "--resume" in capsys.readouterr().err
+
+
+def in_the_way(output, kind):
+    if kind == "pipe":
+        os.mkfifo(output / ".lock")
+    elif kind == "dangling":
+        (output / ".lock").symlink_to("nowhere")
+    elif kind in (".lock", "steps.jsonl"):
+        (output / kind).mkdir()
+    elif kind == "file":
+        (output / ".saving-1").touch()
+    else:
+        (output / ".saving-1").symlink_to(output.parent)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "dangling", ".lock", "steps.jsonl", "file", "link"])
+def test_what_is_in_the_way_is_refused_before_training(settings, tmp_path, kind):
+    (tmp_path / "out").mkdir()
+    in_the_way(tmp_path / "out", kind)
+    with pytest.raises(OutputError, match="is in the way: it is no"):
+        preflight(load_config({**settings, "output": tmp_path / "out"}))
 
 
 def test_without_resume_a_stopped_run_is_not_overwritten(stopped):

@@ -27,6 +27,41 @@ def test_staged_files_appear_together_when_the_block_ends(tmp_path: Path):
     assert "2" == (tmp_path / "sub" / "b").read_text()
 
 
+def test_what_makes_a_model_is_moved_last_and_the_manifest_after_it(tmp_path: Path, monkeypatch):
+    moved, rename = [], Path.rename
+
+    def note(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        return rename(path, target)
+
+    with staging(tmp_path) as folder:
+        for name in ("mudpuppy.json", "adapter_config.json", "config.json", "tokens", "a"):
+            (folder / name).write_text(name)
+        monkeypatch.setattr(Path, "rename", note)
+
+    assert ["a", "tokens", "adapter_config.json", "config.json", "mudpuppy.json"] == moved
+
+
+def test_an_interrupt_between_two_moves_takes_back_what_was_moved(tmp_path: Path, monkeypatch):
+    (tmp_path / "theirs").write_text("x")
+    rename = Path.rename
+
+    def interrupt(path: Path, target: Path) -> Path:
+        if path.name == "b":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    def save() -> None:
+        with staging(tmp_path) as folder:
+            (folder / "a").write_text("1")
+            (folder / "b").write_text("2")
+            monkeypatch.setattr(Path, "rename", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert ["theirs"] == [path.name for path in tmp_path.iterdir()]
+
+
 def test_staged_files_get_the_permissions_of_new_files(tmp_path: Path):
     (tmp_path / "normal").write_text("")
     with staging(tmp_path) as folder:
@@ -82,6 +117,18 @@ def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path: Path):
 
     assert link.is_symlink()
     assert "new" == target.read_text()
+
+
+def test_a_saved_model_generates_with_its_cache_again(tmp_path: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = resolve_model("tiny:llama")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.use_cache = False  # as gradient checkpointing leaves it
+
+    save_model(model, AutoTokenizer.from_pretrained(base), tmp_path / "out", torch.float32)
+
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["use_cache"] is True
 
 
 @pytest.mark.parametrize("value", [float("nan"), 70000.0], ids=["nan", "too large for fp16"])

@@ -1,6 +1,8 @@
 """The merge on disk: equal to PEFT's for every kind of adapter, and nothing left half done."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from mudpuppy.adapters import fold
+from mudpuppy.adapters import fold, shard_merge
 from mudpuppy.adapters.fold import row_blocks
 from mudpuppy.adapters.shard_merge import merge_shards
 from mudpuppy.cli import main
@@ -584,6 +586,64 @@ def test_kill_9_leaves_no_model_and_the_next_merge_works(tmp_path):
 
     assert load_all(out)["x3.up.weight"].unique().tolist() == [9.0]
     assert {"config.json", "model.safetensors", "mudpuppy.json"} == {p.name for p in out.iterdir()}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: what comes after it is not what is looked at."""
+
+
+@pytest.mark.parametrize("last", ["config.json", "mudpuppy.json"])
+def test_a_merge_killed_while_it_is_moved_is_done_again(last, tmp_path, monkeypatch):
+    make_pair(tmp_path, ONE, PAIR)
+    words = [tmp_path / "base", tmp_path / "adapter", tmp_path / "out"]
+    left, rename = tmp_path / "left", Path.rename
+
+    def kill(path: Path, target: Path) -> Path:
+        if path.name == last:
+            shutil.copytree(words[2], left)
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        with pytest.raises(Killed):
+            merge_shards(*words)
+    assert (left / "model.safetensors").is_file()
+    assert not (left / last).exists()
+    words[2] = left
+
+    merge_shards(*words)
+
+    whole = {"config.json", "model.safetensors", "mudpuppy.json"}
+    assert whole == {p.name for p in left.iterdir()}
+    with pytest.raises(OutputError, match="not empty"):
+        merge_shards(*words)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_interrupted_merge_says_what_there_is(when, tmp_path, monkeypatch, capsys):
+    make_pair(tmp_path, ONE, PAIR)
+    whole = shard_merge.merge_shards
+
+    def interrupted(*words, **named):
+        if when == "after":
+            whole(*words, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shard_merge, "merge_shards", interrupted)
+    words = [str(tmp_path / name) for name in ("base", "adapter", "out")]
+
+    assert 130 == main(["merge", *words])
+
+    assert ("is complete" if when == "after" else "nothing was finished") in capsys.readouterr().err
+
+
+def test_a_pipe_in_place_of_the_adapter_is_not_waited_for(tmp_path):
+    make_pair(tmp_path, ONE, PAIR)
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    os.mkfifo(tmp_path / "adapter" / "adapter_config.json")
+    with pytest.raises(ModelError, match="no regular file"):
+        merge_shards(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
 
 
 def test_the_model_is_not_held_in_memory(tmp_path, monkeypatch):

@@ -1,0 +1,98 @@
+"""What a run or a merge that was killed leaves in its output folder, told from what is not ours.
+
+Standard library only: it is asked before torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from mudpuppy.errors import OutputError
+from mudpuppy.logs import LOG_FOLDERS
+from mudpuppy.provenance import PROVENANCE_FILE
+
+CHECKPOINT_MANIFEST = "mudpuppy-checkpoint.json"
+CHECKPOINT_MARK = ".mudpuppy-checkpoint.tmp"
+"""In a checkpoint of ours from before its first file until its manifest is there."""
+CHECKPOINT_FOLDER = re.compile(r"checkpoint-(\d+)")
+LOCK_FILE = ".lock"
+"""Held by the run that writes into an output folder, and removed at its end."""
+STEPS_FILE = "steps.jsonl"
+STAGING_PREFIX = ".saving-"
+MOVING_FILE = ".moving.json"
+"""In a staging folder while its entries are moved into place: their names."""
+LEFTOVERS = (STEPS_FILE, STAGING_PREFIX, LOCK_FILE, *LOG_FOLDERS.values())
+"""Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
+
+
+def is_unfinished_checkpoint(path: Path) -> bool:
+    """Return whether a checkpoint of ours was being written there when the run was killed."""
+    if not CHECKPOINT_FOLDER.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    if (path / CHECKPOINT_MANIFEST).exists():
+        return False
+    return (path / CHECKPOINT_MARK).is_file() or not any(path.iterdir())
+
+
+def half_moved(output: Path) -> set[str]:
+    """Return the names of what was being moved into place; none where the set is complete."""
+    if (output / PROVENANCE_FILE).exists():
+        return set()
+    names: set[str] = set()
+    for path in output.glob(f"{STAGING_PREFIX}*/{MOVING_FILE}"):
+        try:
+            listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        except (ValueError, RecursionError):
+            continue  # killed while it was written: nothing had been moved
+        names.update(str(name) for name in listed if Path(str(name)).name == name)
+    return names
+
+
+def holds_only_leftovers(output: Path) -> bool:
+    """Return whether nothing in a folder was finished, and nothing is anybody else's."""
+    moved = half_moved(output)
+    return all(
+        path.name.startswith(LEFTOVERS) or path.name in moved or is_unfinished_checkpoint(path)
+        for path in output.iterdir()
+    )
+
+
+def remove_unfinished(output: Path) -> None:
+    """Remove unfinished checkpoints and what was half moved; the caller holds the lock."""
+    remove_half_moved(output)
+    for path in list(output.iterdir()):
+        if is_unfinished_checkpoint(path):
+            shutil.rmtree(path)
+
+
+def remove_half_moved(output: Path) -> None:
+    """Remove the part of a set that has been moved into place, where the rest is missing."""
+    for path in [output / name for name in half_moved(output)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def require_ordinary(output: Path) -> None:
+    """Refuse names of ours that are of another kind: opening a pipe would wait for ever.
+
+    Raises:
+        OutputError: the lock or the step log is no file, or a staging folder is no folder.
+    """
+    for path in output.iterdir() if output.is_dir() else ():
+        if path.name in (LOCK_FILE, STEPS_FILE):
+            is_good = path.is_file() and not (path.name == LOCK_FILE and path.is_symlink())
+            kind = "regular file"
+        elif path.name.startswith(STAGING_PREFIX):
+            is_good, kind = path.is_dir() and not path.is_symlink(), "folder"
+        else:
+            continue
+        if not is_good:
+            raise OutputError(
+                f"{path} is in the way: it is no {kind}",
+                hint="remove it, or name another output folder",
+            )
