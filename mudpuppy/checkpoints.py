@@ -262,6 +262,8 @@ def take_up(
 ) -> Resumable | None:
     """Return where a run goes on, with everything newer that was half done out of the way.
 
+    The first of several processes calls it, and tells the others: it hashes and removes.
+
     Raises:
         OutputError: there is nothing to go on from.
         UsageError: the run was another one.
@@ -275,8 +277,6 @@ def take_up(
     steps = f"{found.step} step{'' if found.step == 1 else 's'}"
     over = ", and no step is left" if found.is_over else ""
     say(f"resuming from {found.folder.name}: {steps} done{over}")
-    if not team.is_first():
-        return found
     for step, folder in list_checkpoints(config.output):
         if step > found.step:
             shutil.rmtree(folder)

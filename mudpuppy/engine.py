@@ -247,7 +247,7 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         f"training {counted.trainable:,} of {counted.total:,} parameters on "
         f"{len(job.rows)} sample{'' if len(job.rows) == 1 else 's'}"
     )
-    resumed = team.agree(lambda: take_up(config, job.identity, say))
+    resumed = team.told_by_first(lambda: take_up(config, job.identity, say))
     predicted = predict_run(model, config, job.rows, job.runtime.device, say)
     result = _fit(job, model, resumed, watcher, report)
     if config.fsdp != "none":

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one: saving or merging takes longer than NCCL's ten minutes."""
+_waiting: list[Any] = []
+"""The group that `agree` waits in, once the processes have joined."""
 
 
 def rank() -> int:
@@ -50,6 +55,9 @@ def join(*, on_cpu: bool) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=on_cpu)
+        import torch.distributed as dist
+
+        _waiting[:] = [dist.new_group(backend="gloo", timeout=PATIENCE)]
 
 
 def leave() -> None:
@@ -57,6 +65,7 @@ def leave() -> None:
     if size() > 1:
         import torch.distributed as dist
 
+        _waiting.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -80,7 +89,7 @@ def agree(work: Callable[[], T]) -> T:
         failure = error
     mine = None if failure is None else _told(failure)
     everyone: list[Any] = [None] * size()
-    dist.all_gather_object(everyone, mine)
+    dist.all_gather_object(everyone, mine, group=next(iter(_waiting), None))
     failed = [(one, number) for number, one in enumerate(everyone) if one is not None]
     if not failed:
         done: T = value
@@ -104,3 +113,18 @@ def _told(failure: Exception) -> tuple[int, str, str]:
 def first_only(work: Callable[[], T]) -> T | None:
     """Do something in the first process alone, while the others wait; all fail where it fails."""
     return agree(lambda: work() if is_first() else None)
+
+
+def told_by_first(work: Callable[[], T]) -> T:
+    """Do something in the first process alone, and tell the others its result; all wait for it.
+
+    Raises:
+        MudpuppyError: the first process failed.
+    """
+    told: list[Any] = [first_only(work)]
+    if size() > 1:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(told, src=0, group=next(iter(_waiting), None))
+    value: T = told[0]
+    return value

@@ -50,5 +50,25 @@ def test_a_run_on_the_processor_leaves_the_gpu_alone(monkeypatch, on_cpu):
     asked = []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("accelerate.PartialState", lambda cpu: asked.append(cpu))
+    monkeypatch.setattr(dist, "new_group", lambda **settings: settings)
+    monkeypatch.setattr(team, "_waiting", [])
     team.join(on_cpu=on_cpu)
     assert [on_cpu] == asked
+    assert [{"backend": "gloo", "timeout": team.PATIENCE}] == team._waiting
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_alone_works_and_the_others_are_told(monkeypatch, rank):
+    among(monkeypatch, rank, None)
+    done = []
+
+    def broadcast(told, src, group=None):
+        del group
+        assert 0 == src
+        assert [None if rank else "found"] == told
+        told[:] = ["found"]
+
+    monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
+
+    assert "found" == team.told_by_first(lambda: done.append(rank) or "found")
+    assert ([] if rank else [0]) == done
