@@ -8,7 +8,6 @@ that the settings differ, is said before torch is imported.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -18,6 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from mudpuppy import team
+from mudpuppy.checkpoint_form import (
+    STATE_FILE,
+    find_lacking,
+    find_state_fault,
+    has_form,
+    read_json,
+)
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
 from mudpuppy.errors import OutputError, UsageError, shown
@@ -139,6 +145,17 @@ def find_fault(folder: Path, *, deep: bool) -> str:
         folder: the checkpoint.
         deep: also compare the content of every file with its hash, not only the sizes.
     """
+    fault = _find_own_fault(folder, deep=deep)
+    if fault:
+        return fault
+    best = _read_state(folder).get("best_global_step")
+    if best and (beside := folder.parent / f"checkpoint-{best}") != folder:
+        fault = _find_own_fault(beside, deep=deep)
+        return f"checkpoint-{best}, with the best weights so far, is not complete" if fault else ""
+    return ""
+
+
+def _find_own_fault(folder: Path, *, deep: bool) -> str:
     try:
         manifest = _read_manifest(folder)
     except FileNotFoundError:
@@ -153,11 +170,14 @@ def find_fault(folder: Path, *, deep: bool) -> str:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
         if deep and _describe(path) != expected:
             return f"the content of {name} has changed"
-    best = _read_state(folder).get("best_global_step")
-    if best and (beside := folder.parent / f"checkpoint-{best}") != folder:
-        fault = find_fault(beside, deep=deep)
-        return f"checkpoint-{best}, with the best weights so far, is not complete" if fault else ""
-    return ""
+    lacking = find_lacking(manifest["files"], manifest["identity"])
+    if lacking:
+        return f"{MANIFEST} does not list {lacking}"
+    try:
+        fault = find_state_fault(_read_state(folder), int(folder.name.rpartition("-")[2]))
+    except (OSError, ValueError) as error:
+        fault = str(error)
+    return f"{STATE_FILE} cannot be used: {fault}" if fault else ""
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -166,17 +186,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it has another form.
     """
-    value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    value = read_json(folder / MANIFEST)
     if not isinstance(value, dict) or value.get("schema_version") != MANIFEST_SCHEMA_VERSION:
         raise ValueError(f"no manifest of version {MANIFEST_SCHEMA_VERSION}")
-    if not isinstance(value.get("files"), dict) or not isinstance(value.get("identity"), dict):
+    if not has_form(value):
         raise ValueError("it has another form")
     return value
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
     """Return the trainer's own account of where it was."""
-    state: dict[str, Any] = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = read_json(folder / STATE_FILE)
     return state
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,30 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import TrainerCallback
 
 from mudpuppy.checkpoints import Identity, write_manifest
+from mudpuppy.errors import OutputError
 from mudpuppy.leftovers import CHECKPOINT_MARK
 from mudpuppy.memory.offload import OffloadedAdamW
+
+
+@contextmanager
+def _refusing(checkpoint: str | None) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint is loaded into a mistake that a person can mend.
+
+    Raises:
+        OutputError: a file of the checkpoint does not hold what it should.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # unpickling foreign bytes may raise anything
+        if checkpoint is None:
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise OutputError(
+            f"{Path(checkpoint).name} cannot be resumed from: {type(error).__name__} {reason}",
+            hint=f"go on from an older one by removing it: rm -r {shlex.quote(checkpoint)}",
+        ) from error
 
 
 class EngineTrainer:
@@ -66,6 +91,26 @@ class EngineTrainer:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CHECKPOINT_MARK).touch()
         super()._save_checkpoint(*words, **named)  # type: ignore[misc]  # the trainer's own
+
+    def _load_from_checkpoint(self, checkpoint: str, *words: Any, **named: Any) -> None:
+        """Load the weights."""
+        with _refusing(checkpoint):
+            super()._load_from_checkpoint(checkpoint, *words, **named)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load optimizer and schedule."""
+        with _refusing(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Load the gradient scaler."""
+        with _refusing(checkpoint):
+            super()._load_scaler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Load the random state."""
+        with _refusing(checkpoint):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: TRL would leave one in the output folder with every checkpoint."""

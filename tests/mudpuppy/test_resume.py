@@ -7,13 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from mudpuppy.checkpoints import MANIFEST, list_checkpoints, write_manifest
+from mudpuppy.checkpoints import (
+    MANIFEST,
+    Identity,
+    find_resumable,
+    list_checkpoints,
+    require_same,
+    write_manifest,
+)
 from mudpuppy.config_check import load_config
 from mudpuppy.engine import train
 from mudpuppy.errors import OutputError, UsageError
@@ -417,14 +425,100 @@ def test_a_checkpoint_that_was_moved_with_its_folder_keeps_its_best(settings, tm
 
 
 def test_a_manifest_is_not_believed_when_its_form_is_another(tmp_path):
-    from mudpuppy.checkpoints import Identity, find_fault
+    from mudpuppy.checkpoints import find_fault
 
     folder = tmp_path / "checkpoint-1"
     folder.mkdir()
-    (folder / "trainer_state.json").write_text("{}")
+    (folder / "trainer_state.json").write_text('{"global_step": 1}')
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"):
+        (folder / name).touch()
     same = Identity(settings={}, samples="", processes=1, versions={})
     write_manifest(folder, 1, same)
     assert "" == find_fault(folder, deep=True)
     for text in ("", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 2, "files": {}}'):
         (folder / MANIFEST).write_text(text)
         assert MANIFEST in find_fault(folder, deep=False)
+
+
+def rewrite(folder, change):
+    """Change a manifest as somebody would who keeps its hashes right."""
+    path = folder / MANIFEST
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def forget(name):
+    def change(manifest):
+        del manifest["files"][name]
+
+    return change
+
+
+DAMAGES = {
+    "no files": lambda m: m.update(files={}),
+    "a text as entry": lambda m: m["files"].update({"optimizer.pt": "x"}),
+    "a file elsewhere": lambda m: m["files"].update({"../x": {"bytes": 0, "sha256": ""}}),
+    "no identity": lambda m: m.update(identity={}),
+    "no versions": lambda m: m["identity"].pop("versions"),
+    "no base": lambda m: m["identity"].pop("base"),
+    "settings": lambda m: m["identity"].update(settings=[]),
+    "no scaler": lambda m: m["identity"]["settings"].update(precision="fp16"),
+    **{
+        name: forget(name)
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
+    },
+}
+
+
+def test_a_manifest_that_was_tampered_with_is_skipped(stopped):
+    newest = stopped["output"] / "checkpoint-2"
+    whole = (newest / MANIFEST).read_text()
+    for name, change in DAMAGES.items():
+        (newest / MANIFEST).write_text(whole)
+        rewrite(newest, change)
+        assert find_resumable(stopped["output"]).step == 1, name
+    (newest / MANIFEST).write_text("[" * 100_000)
+    assert 1 == find_resumable(stopped["output"]).step
+    (newest / MANIFEST).write_text(whole)
+    assert 2 == find_resumable(stopped["output"]).step
+
+
+@pytest.fixture
+def manifested(stopped):
+    """Return a function that replaces a file of the newest checkpoint and keeps its hash right."""
+    newest = stopped["output"] / "checkpoint-2"
+
+    def put(name, content):
+        (newest / name).write_bytes(content)
+        found = Identity(**json.loads((newest / MANIFEST).read_text())["identity"])
+        write_manifest(newest, 2, found)
+
+    return put
+
+
+def test_a_trainer_state_that_was_tampered_with_is_skipped(stopped, manifested):
+    for text in (b"[]", b"{}", b"", b"null", b"[" * 100_000):
+        manifested("trainer_state.json", text)
+        assert 1 == find_resumable(stopped["output"]).step
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors"]
+)
+def test_a_file_that_cannot_be_loaded_is_a_mistake_and_no_crash(stopped, manifested, name):
+    manifested(name, b"garbage")
+    with pytest.raises(OutputError, match="checkpoint-2 cannot be resumed from") as caught:
+        run({**stopped, "resume": True})
+    assert "rm -r" in caught.value.hint
+
+
+def test_other_processes_and_another_base_are_refused(stopped):
+    found = find_resumable(stopped["output"])
+    same = Identity(**found.identity)
+    require_same(found, same)
+    with pytest.raises(UsageError, match="1 processes trained, and now there are 2"):
+        require_same(found, replace(same, processes=2))
+    with pytest.raises(UsageError, match="the base model has other weights"):
+        require_same(found, replace(same, base="another"))
+    require_same(found, replace(same, base=None))
