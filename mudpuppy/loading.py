@@ -183,6 +183,9 @@ def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: Mod
             output_loading_info=True,
             **form.settings,
         )
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
+    if isinstance(layers, int) and layers < 1:
+        raise ModelError(f"{path}: config.json says num_hidden_layers = {layers}: nothing to train")
     missing = sorted(n for n in report["missing_keys"] if not n.startswith(form.new_parameters))
     if missing:
         # transformers fills these at random and only warns (FM34).

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from mudpuppy import team
+from mudpuppy.adapters.continued_check import require_continuable
 from mudpuppy.checkpoints import (
     MANIFEST,
     find_resumable,
@@ -44,7 +45,7 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
 
     Raises:
         OutputError: the output folder is not empty or cannot be made.
-        ModelError: the model path does not exist or is no model.
+        ModelError: the model path does not exist or is no model, or the adapter cannot go on.
         DatasetError: the dataset has unusable lines, or the method cannot learn from its kind,
             or there are too few samples.
     """
@@ -55,6 +56,8 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
             check_output(config.output, resume=config.resume)
     with _telling(ModelError, f"the model path {config.model}"):
         check_model(config.model)
+    if config.adapter is not None and config.trains_adapter:
+        require_continuable(config.adapter, config)
     samples = read_dataset(config.dataset, config.method).samples
     if config.resume and team.is_first():
         found = find_resumable(config.output, deep=False)

@@ -40,6 +40,7 @@ def attach_adapter(
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         adapted = get_peft_model(model, settings)
     hold_in_full_precision(adapted)
+    require_mergeable(adapted, config)
     verify_adapter(adapted)
     return adapted
 
@@ -53,6 +54,23 @@ def hold_in_full_precision(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def require_mergeable(adapted: PeftModel, config: TrainingConfig) -> None:
+    """Refuse before the first step what `--merge-lora` could not merge after the last.
+
+    Raises:
+        ConfigError: the adapter is on the fused experts of a language model, which the base stores
+            expert by expert.
+    """
+    (settings,) = adapted.peft_config.values()
+    if config.merge_lora and settings.task_type == "CAUSAL_LM" and settings.target_parameters:
+        named = ", ".join(sorted(settings.target_parameters))
+        raise ConfigError(
+            [f"--merge-lora: the adapter is on fused experts ({named}), which cannot be merged"],
+            hint="leave --merge-lora out, or adapt the attention alone: --lora-target-modules "
+            "q_proj k_proj v_proj o_proj",
+        )
 
 
 def lora_settings(

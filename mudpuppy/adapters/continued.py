@@ -9,24 +9,22 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 
-from mudpuppy.adapters.adapter_files import WEIGHTS_FILE, read_adapter_settings
-from mudpuppy.adapters.attach import hold_in_full_precision, verify_adapter
+from mudpuppy.adapters.adapter_files import WEIGHTS_FILE
+from mudpuppy.adapters.attach import hold_in_full_precision, require_mergeable, verify_adapter
 from mudpuppy.adapters.clean import require_clean
 from mudpuppy.adapters.codes import DOES_NOT_FIT
+from mudpuppy.adapters.continued_check import require_continuable
 from mudpuppy.config import TrainingConfig
-from mudpuppy.config_check import flag_of
-from mudpuppy.errors import ConfigError, ModelError
+from mudpuppy.errors import ModelError
 from mudpuppy.loading import local_folder
 from mudpuppy.provenance import fingerprint_model, read_provenance
 from mudpuppy.safefile import read_header
 
-SAME_SETTINGS = {
-    "lora_r": "r",
-    "lora_alpha": "lora_alpha",
-    "use_dora": "use_dora",
-    "use_rslora": "use_rslora",
-}
-"""Settings of a run, and what an adapter's own settings call them."""
+_DAMAGE = (
+    *(UserWarning, RuntimeError, ValueError, LookupError),
+    *(TypeError, AttributeError, ImportError),
+)
+"""What PEFT raises over settings that are wrong in a way that nobody has checked before."""
 
 
 def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> PeftModel:
@@ -47,8 +45,7 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
             belong together. MP-E03 to MP-E05, the adapter would not be what trains.
     """
     require_clean(model)
-    settings = read_adapter_settings(folder)
-    _require_same_settings(folder, settings, config)
+    require_continuable(folder, config)
     _require_same_base(model, folder)
     names = _tensor_names(folder)
     with warnings.catch_warnings():
@@ -58,7 +55,14 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         try:
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-        except (UserWarning, RuntimeError, ValueError, KeyError) as error:
+        except (
+            UserWarning,
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            ImportError,
+        ) as error:
             raise ModelError(
                 f"{DOES_NOT_FIT}: the adapter {folder} does not fit the model: "
                 f"{_first_lines(error)}",
@@ -66,28 +70,9 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
             ) from error
     _require_all_used(adapted, folder, names)
     hold_in_full_precision(adapted)
+    require_mergeable(adapted, config)
     verify_adapter(adapted)
     return adapted
-
-
-def _require_same_settings(folder: Path, settings: dict[str, Any], config: TrainingConfig) -> None:
-    """Refuse settings that were asked for and are not the adapter's."""
-    asked = config.model_dump(include=config.model_fields_set & {*SAME_SETTINGS})
-    problems = [
-        f"{flag_of(name)} is {value}, and the adapter in {folder} has {settings.get(own)}"
-        for name, value in asked.items()
-        if value is not None and settings.get(own := SAME_SETTINGS[name]) != value
-    ]
-    targets = settings.get("target_modules")
-    if "lora_target_modules" in config.model_fields_set and isinstance(targets, list):
-        wanted = sorted(config.lora_target_modules)
-        if wanted not in (sorted(targets), ["all-linear"]):
-            problems.append(
-                f"--lora-target-modules is {' '.join(wanted)}, and the adapter in {folder} has "
-                f"{' '.join(sorted(targets))}"
-            )
-    if problems:
-        raise ConfigError(problems, hint="leave the setting out: the adapter's own is used")
 
 
 def _require_same_base(model: Any, folder: Path) -> None:

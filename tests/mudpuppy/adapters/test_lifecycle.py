@@ -14,6 +14,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from mudpuppy.adapters.attach import attach_adapter, verify_adapter
@@ -196,6 +198,18 @@ def test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank():
 
     assert scales(plain) == {8 / 4}
     assert scales(stable) == {8 / 4**0.5}
+
+
+def test_a_merge_of_fused_experts_is_refused_before_the_first_step():
+    config = MixtralConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1)
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    attach_adapter(
+        MixtralForCausalLM(config), settings(merge_lora=True, lora_target_modules=attention)
+    )
+    with pytest.raises(ConfigError, match=r"fused experts .*cannot be merged") as caught:
+        attach_adapter(MixtralForCausalLM(config), settings(merge_lora=True))
+    assert "--lora-target-modules q_proj" in caught.value.hint
 
 
 def test_an_adapter_as_large_as_its_model_is_refused():
