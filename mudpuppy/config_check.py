@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -78,11 +79,13 @@ def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iter
         )
     if config.method != "grpo":
         return
-    answers = config.batch_size * config.gradient_accumulation
-    if answers % config.num_generations:
+    word = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
+    processes = int(word) if word.isdecimal() else 1
+    if config.batch_size * config.gradient_accumulation * processes % config.num_generations:
         yield (
             f"{name('num_generations')}: the {config.num_generations} answers to a prompt must "
-            f"fill a step of {config.batch_size} x {config.gradient_accumulation} answers "
+            f"fill a step of {config.batch_size} x {config.gradient_accumulation} answers in "
+            f"each of {processes} processes "
             f"({name('batch_size')} x {name('gradient_accumulation')}) evenly"
         )
     if not config.reward_funcs:

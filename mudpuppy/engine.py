@@ -126,8 +126,8 @@ def train(
     except torch.OutOfMemoryError as error:
         raise EngineError(
             f"{config.method} ran out of device memory: {str(error).splitlines()[0]}",
-            hint="lower --batch-size or --max-length, add --gradient-checkpointing, or use "
-            "--method qlora",
+            hint="lower --batch-size (with --gradient-accumulation) or --max-length, add "
+            "--gradient-checkpointing or --zero-offload; mud-puppy estimate tells what would fit",
         ) from error
     finally:
         if is_new and config.output.is_dir() and not any(config.output.iterdir()):

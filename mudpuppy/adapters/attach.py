@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from mudpuppy.adapters.clean import require_clean
 from mudpuppy.adapters.codes import BASE_TRAINS, NOTHING_TRAINS, TOO_LARGE
@@ -35,10 +36,14 @@ def attach_adapter(
     settings = lora_settings(model, config, task_type)
     with warnings.catch_warnings():
         # PEFT only warns where an adapter is stacked or a target is tied; both are damage here.
-        warnings.simplefilter("error", UserWarning)
+        for damage in ("Already found a `peft_config`", ".*for a second time", ".*tie_word_emb"):
+            warnings.filterwarnings("error", damage, UserWarning)
         # PEFT asks transformers by the old name; it is not our call.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        adapted = get_peft_model(model, settings)
+        try:
+            adapted = get_peft_model(model, settings)
+        except UserWarning as damage:
+            raise EngineError(f"PEFT attaches the adapter only with damage: {damage}") from damage
     hold_in_full_precision(adapted)
     require_mergeable(adapted, config)
     verify_adapter(adapted)
@@ -94,8 +99,14 @@ def lora_settings(
         target_modules=targets,
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
+        fan_in_fan_out=_is_transposed(model),
         task_type=task_type,
     )
+
+
+def _is_transposed(model: nn.Module) -> bool:
+    """Return whether the linear layers hold their weights as (in, out), as GPT-2's do."""
+    return any(isinstance(part, Conv1D) for part in model.modules())
 
 
 def _resolve_targets(model: Any, wanted: tuple[str, ...]) -> str | list[str]:
@@ -154,7 +165,7 @@ def _linear_names(model: nn.Module) -> set[str]:
     return {
         name.rpartition(".")[2]
         for name, part in model.named_modules()
-        if isinstance(part, nn.Linear)
+        if isinstance(part, nn.Linear | Conv1D)
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer
 
+from mudpuppy import team
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render_pairs import PromptRow, Side, cut_prompt, prompt_ids_of, render_prompts
 from mudpuppy.errors import DatasetError
@@ -44,7 +45,8 @@ def render(loaded: Loaded, samples: Sequence[Any], config: TrainingConfig) -> li
     """
     columns = set.intersection(*({*sample.fields} for sample in samples))
     find_rewards(config.reward_funcs, columns=columns)
-    needed = config.batch_size * config.gradient_accumulation // config.num_generations
+    answers = config.batch_size * config.gradient_accumulation * team.size()
+    needed = answers // config.num_generations
     if len(samples) < needed:
         raise DatasetError(
             f"{len(samples)} prompts are too few: a step takes {needed}, each with "

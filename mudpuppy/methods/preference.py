@@ -56,7 +56,9 @@ class ReadyRowsKTOTrainer(LeavesNoReference, CpuHalfPrecision, KTOTrainer):  # t
             random.Random(args.seed).shuffle(rows)
         for start in range(0, len(rows), args.per_device_train_batch_size):
             batch = rows[start : start + args.per_device_train_batch_size]
-            for row, before in zip(batch, [batch[-1], *batch[:-1]], strict=True):
+            # A row that is left over would stand in for itself: it takes that of the batch before.
+            last = rows[start - 1] if len(batch) == 1 else batch[-1]
+            for row, before in zip(batch, [last, *batch[:-1]], strict=True):
                 row["KL_completion_ids"] = before["completion_ids"]
         return Dataset.from_list(rows)
 

@@ -609,3 +609,24 @@ def test_plain_prompts_are_not_said_to_pass_the_chat_template(base, tmp_path):
 
     assert "not applied" == record.choices["chat_template"].value
     assert "plain texts" in record.choices["chat_template"].reason
+
+
+def test_an_adapter_of_gpt2_whose_weights_lie_the_other_way_round(base, dataset, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "gpt2"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = {"model": str(folder), "dataset": dataset, "output": tmp_path / "out"}
+    seen = Recorder()
+    more = {"precision": "fp32", "max_steps": 2, "learning_rate": 1e-2, "merge_lora": True}
+    train(load_config({**settings, **more}), watcher=seen)
+
+    reloaded = PeftModel.from_pretrained(load(folder), str(tmp_path / "out"))
+    merged = load(tmp_path / "out" / "merged")
+    torch.testing.assert_close(logits_of(reloaded, seen.row), seen.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits_of(merged, seen.row), seen.logits, rtol=0, atol=1e-5)
+    assert (logits_of(load(folder), seen.row) - seen.logits).abs().max() > 1e-3

@@ -225,3 +225,18 @@ def test_kto_mixes_a_sorted_set(base, tmp_path):
     # sorted, the first batch would hold good answers only
     assert "logps/rejected" in steps[0].metrics
     assert "logps/chosen" in steps[1].metrics
+
+
+def test_a_kto_row_that_is_left_over_is_not_its_own_stand_in():
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+
+    from mudpuppy.methods.preference import ReadyRowsKTOTrainer
+
+    rows = Dataset.from_list([{"completion_ids": [index]} for index in range(9)])
+    arguments = SimpleNamespace(seed=1, per_device_train_batch_size=4)
+    prepare = ReadyRowsKTOTrainer._prepare_dataset
+    made = prepare(None, rows, None, arguments, "train")
+
+    assert all(row["KL_completion_ids"] != row["completion_ids"] for row in made)
