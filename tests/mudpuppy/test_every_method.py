@@ -84,7 +84,10 @@ class Recorder:
 
 @torch.no_grad()
 def logits_of(model, row):
-    return model.eval()(input_ids=torch.tensor([row])).logits[0].float()
+    mixed = any("modules_to_save" in name for name, _ in model.named_parameters())
+    is_half = model.dtype != torch.float32
+    with torch.autocast("cpu", model.dtype, enabled=mixed and is_half):  # a head trains in fp32
+        return model.eval()(input_ids=torch.tensor([row])).logits[0].float()
 
 
 def reopen(config, folder: Path, base: str):
