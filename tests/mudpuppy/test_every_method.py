@@ -25,8 +25,10 @@ from mudpuppy.runtime import DTYPES
 from mudpuppy.tiny import resolve_model
 
 ACCEPTED = [(m, p) for m in METHODS for p in PRECISIONS if decide(m, p).accepted]
-TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3, "fp8": 0.1}
-"""Difference of the logits, relative to the largest: what is saved was rounded once."""
+TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "fp16": 5e-3, "fp8": 0.15}
+"""Difference of the logits, relative to the largest: what is saved was rounded once.
+
+In fp8 the trained model was asked with products in fp8, and what is saved multiplies in bf16."""
 
 ANSWERS = ["In the pond.", "Worms, mostly.", "At night, when it is cold.", "No.", "Gills."]
 QUESTIONS = ["Where?", "What does it eat?", "When is it awake?", "Does it bark?", "How?"]

@@ -49,7 +49,7 @@ def gpu_with_tf32_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Monkey
     for name in runtime.TF32_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(runtime, "machine_facts", lambda _: None)
-    monkeypatch.setattr(runtime, "plan", lambda *_: Plan(device="cuda:0"))
+    monkeypatch.setattr(runtime, "plan", lambda *_, **__: Plan(device="cuda:0"))
     monkeypatch.setattr(runtime, "list_devices", list)
     monkeypatch.setattr(runtime, "measure_matmul_error", lambda device, precision: 3e-4)
     before = torch.backends.cuda.matmul.allow_tf32

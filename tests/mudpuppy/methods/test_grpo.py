@@ -92,7 +92,7 @@ def test_prompts_are_tokenised_by_our_rules(base, tmp_path, monkeypatch):
 
 def test_a_broken_reward_ends_the_run_in_one_line(base, tmp_path):
     broken = {**BASE, "reward_funcs": (EVEN[0].replace("even", "raises"),)}
-    with pytest.raises(EngineError, match="raised ZeroDivisionError: no mercy for the answer"):
+    with pytest.raises(EngineError, match=r"ZeroDivisionError: no mercy .* for the answer"):
         run(base, tmp_path / "out", "grpo", batch_size=16, **broken)
     assert not (tmp_path / "out" / "mudpuppy.json").exists()
 
