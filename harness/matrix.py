@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mudpuppy.rules import describe
 from mudpuppy.tiny import is_tiny_name
 from mudpuppy.yamlfile import Place
 from scenarios.loader import LoadedScenarios, load_scenarios
-from scenarios.schema import Expectation, Scenario
+from scenarios.schema import Expectation, Scenario, ScenarioFile, Trial
 
 CELL_ID_DIGITS = 12
 
@@ -46,6 +46,16 @@ class Cell:
     """What must come out."""
     timeout_s: float
     """Seconds until it is killed."""
+    trial: Trial = "training"
+    """What is done with the settings."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the trial."""
+    needs: tuple[str, ...] = ()
+    """What the machine must have."""
+    needs_fresh: bool = False
+    """Whether it must run in an interpreter of its own."""
+    memory_limit: int | None = None
+    """Bytes of private memory that each of its processes may have."""
 
     @property
     def label(self) -> CellLabel:
@@ -61,6 +71,8 @@ class Cell:
             "number": self.number,
             "config": self.config,
             "expect": self.expect.model_dump(mode="json"),
+            "trial": self.trial,
+            "options": self.options,
         }
 
 
@@ -74,6 +86,11 @@ class _Row:
     expect: Expectation | None
     timeout_s: float
     place: Place
+    trial: Trial = "training"
+    options: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    needs_fresh: bool = False
+    memory_limit: int | None = None
 
 
 def load_cells(word: str | Path, *, model: str | None = None) -> tuple[Cell, ...]:
@@ -121,23 +138,30 @@ def _rows(loaded: LoadedScenarios) -> Iterator[_Row]:
     """Yield the product of the file's axes, then every scenario with its own product."""
     form = loaded.form
     if form.axes:
-        base = _Row("", "", dict(form.defaults), None, form.timeout_s, ("axes",))
+        base = _Row(
+            *("", "", dict(form.defaults), None, form.timeout_s, ("axes",)),
+            trial=form.trial,
+            options=dict(form.options),
+        )
         yield from _vary(base, form.axes, form.exclude)
     for index, scenario in enumerate(form.scenarios):
-        base = _base_row(scenario, form.defaults, form.timeout_s, index)
+        base = _base_row(scenario, form, index)
         yield from _vary(base, scenario.axes, form.exclude) if scenario.axes else [base]
 
 
-def _base_row(
-    scenario: Scenario, defaults: Mapping[str, Any], timeout_s: float, index: int
-) -> _Row:
+def _base_row(scenario: Scenario, form: ScenarioFile, index: int) -> _Row:
     return _Row(
         name=scenario.name,
         title=scenario.title or scenario.name,
-        settings={**defaults, **scenario.config},
+        settings={**form.defaults, **scenario.config},
         expect=scenario.expect,
-        timeout_s=scenario.timeout_s or timeout_s,
+        timeout_s=scenario.timeout_s or form.timeout_s,
         place=("scenarios", index),
+        trial=scenario.trial or form.trial,
+        options={**form.options, **scenario.options},
+        needs=scenario.needs,
+        needs_fresh=scenario.needs_fresh,
+        memory_limit=scenario.memory_limit,
     )
 
 
@@ -201,9 +225,10 @@ def _make_cell(
     expect = row.expect or _expect_by_rules(config)
     plain = config.model_dump(mode="json", exclude={"output"})
     # The id is made from the paths as written, so that it is the same wherever the project lies.
-    identity = json.dumps(
-        {"config": plain, "expect": expect.model_dump(mode="json")}, sort_keys=True
-    )
+    decisive: dict[str, Any] = {"config": plain, "expect": expect.model_dump(mode="json")}
+    if row.trial != "training":
+        decisive |= {"trial": row.trial, "options": row.options}
+    identity = json.dumps(decisive, sort_keys=True)
     return Cell(
         cell_id=hashlib.sha256(identity.encode()).hexdigest()[:CELL_ID_DIGITS],
         name=row.name,
@@ -216,6 +241,11 @@ def _make_cell(
         },
         expect=expect,
         timeout_s=row.timeout_s,
+        trial=row.trial,
+        options=row.options,
+        needs=row.needs,
+        needs_fresh=row.needs_fresh,
+        memory_limit=row.memory_limit,
     )
 
 

@@ -163,21 +163,24 @@ class Observations:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each phase."""
 
-    def write(self, folder: Path) -> None:
-        """Write `observations.json` into the folder, atomically."""
-        write_json_atomic(folder / OBSERVATIONS_FILE, asdict(self))
+    trial: dict[str, Any] = field(default_factory=dict)
+    """What a trial other than training measured; its form is that trial's."""
+
+    def write(self, folder: Path, name: str = OBSERVATIONS_FILE) -> None:
+        """Write `observations.json`, or another name, into the folder, atomically."""
+        write_json_atomic(folder / name, asdict(self))
 
 
 _ADAPTER = TypeAdapter(Observations)
 
 
-def read_observations(folder: Path) -> Observations | None:
+def read_observations(folder: Path, name: str = OBSERVATIONS_FILE) -> Observations | None:
     """Return what the worker wrote into the folder, or None when there is nothing.
 
     Raises:
         ValueError: the file is damaged, or its schema version is another.
     """
-    path = folder / OBSERVATIONS_FILE
+    path = folder / name
     if not path.is_file():
         return None
     seen = _ADAPTER.validate_json(path.read_bytes())

@@ -89,6 +89,7 @@ def start_worker(
     log: Path,
     environment: Mapping[str, str],
     timeout_s: float,
+    memory_limit: int | None = None,
 ) -> Worker:
     """Start a worker in its own session, its output going to `log`.
 
@@ -104,7 +105,7 @@ def start_worker(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with(os.getpid()),
+            preexec_fn=_confine(os.getpid(), memory_limit),
         )
     return Worker(process=process, folder=folder, timeout_s=timeout_s)
 
@@ -158,6 +159,19 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def _confine(parent: int, memory_limit: int | None) -> Callable[[], None]:
+    """Return what a child does first: die with its parent, and keep to its memory."""
+    ask = die_with(parent)
+
+    def confine() -> None:
+        if ask is not None:
+            ask()
+        if memory_limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+
+    return confine
 
 
 def die_with(parent: int) -> Callable[[], None] | None:

@@ -46,6 +46,12 @@ class Outcome(StrEnum):
     """It was killed at its time limit."""
     OUT_OF_MEMORY = "out-of-memory"
     """The worker ran out of host or device memory."""
+    LOST = "lost"
+    """The process that started workers ended, and the cell with it, more often than is tried."""
+    INFRASTRUCTURE = "infrastructure"
+    """The machine failed, not the cell: a device that is gone, a folder that cannot be written."""
+    FLAKY = "flaky"
+    """Repeated with the same code, it passed and it did not."""
     NOT_RUN = "not-run"
     """It did not run; the message says why."""
 
@@ -64,6 +70,9 @@ _STATUS = {
     Outcome.CRASHED: Status.CRASHED,
     Outcome.TIMEOUT: Status.CRASHED,
     Outcome.OUT_OF_MEMORY: Status.CRASHED,
+    Outcome.LOST: Status.CRASHED,
+    Outcome.INFRASTRUCTURE: Status.CRASHED,
+    Outcome.FLAKY: Status.FAILED,
     Outcome.NOT_RUN: Status.SKIPPED,
 }
 
@@ -113,6 +122,10 @@ class CellResult:
     """Every setting of the run."""
     expect: dict[str, Any]
     """What had to come out."""
+    trial: str = "training"
+    """What was done with the settings."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the trial."""
     outcome: Outcome
     """How it ended, in detail."""
     status: Status

@@ -8,14 +8,13 @@ one is kept. So a runner may be killed at any moment and started again.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.cell_folder import (
     LOG_FILE,
@@ -31,7 +30,9 @@ from harness.cell_folder import (
 from harness.environment import PROJECT, count_cores, describe_environment, is_same_code
 from harness.findings import Status
 from harness.matrix import Cell
-from harness.process import Worker, kill_marked, start_worker
+from harness.pools.base import Job, Pool, Running
+from harness.pools.spawn import SpawnPool
+from harness.process import kill_marked
 from harness.results import (
     CellResult,
     Event,
@@ -47,8 +48,6 @@ from mudpuppy.errors import OutputError
 
 POLL_S = 0.01
 """Seconds between two looks at the running workers."""
-WORKER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "harness.worker")
-"""What is started for a cell; the cell's folder is appended."""
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -75,8 +74,8 @@ class RunOptions:
     """Bug to plant into the workers."""
     jobs: int = 1
     """Workers at a time; each gets its share of the cores."""
-    worker_command: Sequence[str] | None = None
-    """Other command than `WORKER_COMMAND`."""
+    pool: Pool = field(default_factory=SpawnPool)
+    """Starts the workers."""
     environment: Mapping[str, Any]
     """Versions and the like, which go into every result."""
 
@@ -94,7 +93,7 @@ def run_matrix(
     model: str | None = None,
     left_out: Sequence[tuple[Cell, str]] = (),
     on_event: Listener = lambda event: None,
-    worker_command: Sequence[str] | None = None,
+    pool: Pool | None = None,
 ) -> MatrixResult:
     """Run every cell that has no result yet, and return the results of all.
 
@@ -110,7 +109,7 @@ def run_matrix(
         model: model that the cells were given instead of the one in the file, to be noted.
         left_out: cells that do not run, each with the reason.
         on_event: told whenever a cell starts or has its result.
-        worker_command: what to start for a cell instead of the real worker.
+        pool: starts the workers; by default a clean interpreter each.
 
     Raises:
         OutputError: the folder cannot be written, or another runner is using it.
@@ -121,7 +120,7 @@ def run_matrix(
         judge=judge,
         plant=plant,
         jobs=jobs,
-        worker_command=worker_command,
+        pool=pool or SpawnPool(),
         environment=describe_environment(),
     )
     with lock_folder(run_dir):
@@ -207,13 +206,20 @@ def worker_environment(scratch: Path, jobs: int) -> dict[str, str]:
     }
 
 
+def preload_of(cell: Cell) -> Literal["none", "light", "engine"]:
+    """Return what may be imported before the cell begins; a rejection must come before torch."""
+    if cell.needs_fresh:
+        return "none"
+    return "light" if cell.expect.outcome == "rejected" else "engine"
+
+
 @dataclass(frozen=True)
 class _RunningCell:
     """A cell whose worker runs."""
 
     cell: Cell
     folder: Path
-    worker: Worker
+    worker: Running
     attempt: int
     started: str
 
@@ -224,13 +230,16 @@ def _start(cell: Cell, run_dir: Path, options: RunOptions) -> _RunningCell:
     try:
         attempt = wipe_folder(folder) + 1
         scratch = make_folder(folder, cell, options.plant)
-        worker = start_worker(
-            [*(options.worker_command or WORKER_COMMAND), str(folder.resolve())],
-            folder=folder,
-            scratch=scratch,
-            log=folder / LOG_FILE,
-            environment=worker_environment(scratch, options.jobs),
-            timeout_s=cell.timeout_s,
+        worker = options.pool.start(
+            Job(
+                folder=folder.resolve(),
+                scratch=scratch,
+                log=folder.resolve() / LOG_FILE,
+                environment=worker_environment(scratch, options.jobs),
+                timeout_s=cell.timeout_s,
+                preload=preload_of(cell),
+                memory_limit=cell.memory_limit,
+            )
         )
     except OSError as error:
         raise OutputError(f"{folder}: the cell cannot be started: {error}") from None

@@ -19,7 +19,12 @@ DEFAULT_TIMEOUT_S = 300.0
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=1 << 26, le=1 << 44)]
 Axes = dict[str, Annotated[list[Any], Field(min_length=1)]]
+Trial = Literal["training", "lifecycle", "fault", "soak", "limits", "interop", "versions"]
+"""What is done with the settings of a cell: `harness/trials/` has a file for each."""
+Need = Literal["gpu", "two-gpus", "network", "root"]
+"""Something a machine may not have; a cell that needs it is not run there."""
 
 
 class _Form(BaseModel):
@@ -64,6 +69,16 @@ class Scenario(_Form):
     """What a person decided must happen; without it the rule table decides."""
     timeout_s: Seconds | None = None
     """Seconds the cell may take; by default those of the file."""
+    trial: Trial | None = None
+    """What is done with the settings; by default what the file says."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the trial, over those of the file."""
+    needs: tuple[Need, ...] = ()
+    """What the machine must have, beside what the rule table asks for."""
+    needs_fresh: bool = False
+    """Whether it must run in an interpreter of its own and not in a fork of a warm one."""
+    memory_limit: Bytes | None = None
+    """Bytes of private memory that each of its processes may have."""
 
 
 class ScenarioFile(_Form):
@@ -79,6 +94,10 @@ class ScenarioFile(_Form):
     """Settings that every cell starts from; paths are relative to the file."""
     timeout_s: Seconds = DEFAULT_TIMEOUT_S
     """Seconds a cell may take."""
+    trial: Trial = "training"
+    """What is done with the settings of every cell."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the trial."""
     axes: Axes = Field(default_factory=dict)
     """Settings to vary over the defaults; the product is taken."""
     exclude: tuple[dict[str, Any], ...] = ()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import harness.plugin
-import harness.runner
+import harness.pools.spawn
 from tests.harness import fake_worker
 
 MATRIX = """\
@@ -29,15 +29,15 @@ CONFTEST = f"""
 import sys
 sys.path.insert(0, {str(fake_worker.HERE.parent)!r})
 import fake_worker
-import harness.plugin, harness.runner
-harness.runner.WORKER_COMMAND = fake_worker.COMMAND
+import harness.plugin, harness.pools.spawn
+harness.pools.spawn.WORKER_COMMAND = fake_worker.COMMAND
 harness.plugin._load_judge = lambda: fake_worker.judge
 """
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.setattr(harness.runner, "WORKER_COMMAND", fake_worker.COMMAND)
+    monkeypatch.setattr(harness.pools.spawn, "WORKER_COMMAND", fake_worker.COMMAND)
     monkeypatch.setattr(harness.plugin, "_load_judge", lambda: fake_worker.judge)
     monkeypatch.setenv("TMPDIR", str(pytester.path))  # what failures leave to be looked at
     monkeypatch.setattr(tempfile, "tempdir", None)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from harness.cell_folder import lock_folder
+from harness.pools.spawn import SpawnPool
 from harness.results import (
     CellResult,
     Event,
@@ -34,7 +35,7 @@ from tests.harness import fake_worker
 def run(run_dir: Path, *names: str, timeout_s: float = 30.0, **options: Any) -> MatrixResult:
     cells = fake_worker.make_cells(*names, timeout_s=timeout_s)
     options.setdefault("judge", fake_worker.judge)
-    return run_matrix(cells, run_dir, worker_command=fake_worker.COMMAND, **options)
+    return run_matrix(cells, run_dir, pool=SpawnPool(fake_worker.COMMAND), **options)
 
 
 def run_one(run_dir: Path, name: str, **options: Any) -> CellResult:
@@ -193,7 +194,7 @@ def test_cells_left_out_are_not_run_and_say_why(tmp_path: Path) -> None:
     (cell, other) = fake_worker.make_cells("pass", "other")
 
     matrix = run_matrix(
-        [cell], tmp_path, judge=fake_worker.judge, worker_command=fake_worker.COMMAND,
+        [cell], tmp_path, judge=fake_worker.judge, pool=SpawnPool(fake_worker.COMMAND),
         left_out=[(other, "left out by --select pass")],
     )  # fmt: skip
 
@@ -282,10 +283,11 @@ DRIVER = """
     import sys
     from pathlib import Path
     import fake_worker
+    from harness.pools.spawn import SpawnPool
     from harness.runner import run_matrix
     cells = fake_worker.make_cells(*sys.argv[2:])
     run_matrix(cells, Path(sys.argv[1]), judge=fake_worker.judge, jobs=2,
-               worker_command=fake_worker.COMMAND)
+               pool=SpawnPool(fake_worker.COMMAND))
 """
 
 
@@ -299,11 +301,13 @@ def start_driver(run_dir: Path, *names: str) -> subprocess.Popen[bytes]:
 
 def test_a_result_that_other_code_made_is_not_kept(tmp_path, monkeypatch) -> None:
     cells = fake_worker.make_cells("pass-one")
-    first = run_matrix(cells, tmp_path, judge=fake_worker.judge, worker_command=fake_worker.COMMAND)
+    first = run_matrix(
+        cells, tmp_path, judge=fake_worker.judge, pool=SpawnPool(fake_worker.COMMAND)
+    )
     monkeypatch.setattr("harness.environment.hash_sources", lambda: "another")
 
     second = run_matrix(
-        cells, tmp_path, judge=fake_worker.judge, worker_command=fake_worker.COMMAND
+        cells, tmp_path, judge=fake_worker.judge, pool=SpawnPool(fake_worker.COMMAND)
     )
 
     assert (first.kept, second.kept) == ((), ())

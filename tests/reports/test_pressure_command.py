@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import harness.runner
+import harness.pools.spawn
 import reports.commands.pressure
 from reports.commands.pressure import main
 from tests.harness import fake_worker
@@ -32,7 +32,7 @@ scenarios:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness.runner, "WORKER_COMMAND", fake_worker.COMMAND)
+    monkeypatch.setattr(harness.pools.spawn, "WORKER_COMMAND", fake_worker.COMMAND)
     monkeypatch.setattr(reports.commands.pressure, "_load_judge", lambda: fake_worker.judge)
     (tmp_path / "small.yaml").write_text(MATRIX, encoding="utf-8")
     return tmp_path
@@ -164,8 +164,8 @@ def test_it_answers_without_importing_torch(words: list[str]) -> None:
 
 DRIVER = """
     import sys
-    import fake_worker, harness.runner, reports.commands.pressure as command
-    harness.runner.WORKER_COMMAND = fake_worker.COMMAND
+    import fake_worker, harness.pools.spawn, reports.commands.pressure as command
+    harness.pools.spawn.WORKER_COMMAND = fake_worker.COMMAND
     command._load_judge = lambda: fake_worker.judge
     sys.exit(command.main(sys.argv[1:]))
 """
