@@ -55,7 +55,12 @@ def test_a_word_of_the_axis_names_features_in_the_order_of_the_table(word: str, 
 
 @pytest.mark.parametrize(
     ("word", "why"),
-    [("pack", "did you mean"), ("dora+dora", "twice"), ("", "no feature ''"), ("none+dora", "none")],
+    [
+        ("pack", "did you mean"),
+        ("dora+dora", "twice"),
+        ("", "no feature ''"),
+        ("none+dora", "none"),
+    ],
 )
 def test_a_word_that_names_no_feature_is_refused(word: str, why: str):
     with pytest.raises(ValueError, match=why):
