@@ -128,6 +128,8 @@ def find_finished(folder: Path, plant: str | None, rerun: Rerun) -> CellResult |
         return None
     if old is None or rerun == "all" or old.plant != plant:
         return None
+    if old.status is Status.SKIPPED:  # what was missing may be there by now
+        return None
     return None if rerun == "failed" and old.status is not Status.PASSED else old
 
 

@@ -6,6 +6,7 @@ Runs in the runner's process, without torch: it reads what the worker left behin
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ REQUIRED_IF_TRAINED = ("MPD703", "MPD704", "MPD705", "MPD706")
 """The same for methods with an optimizer: what was trainable, the loss, the labels."""
 REQUIRED_IF_QUANTISED = ("MPD710",)
 """The same for GPTQ."""
+REQUIRED_BY_TRIAL: Mapping[str, tuple[str, ...]] = {
+    "soak": ("MPD740", "MPD741"),
+    "limits": ("MPD742", "MPD743"),
+    "interop": ("MPD744", "MPD745"),
+    "versions": ("MPD748", "MPD749"),
+}
+"""The same for the trials that are no ordinary training."""
 MEMORY_WORDS = ("OutOfMemoryError", "MemoryError", "Cannot allocate memory")
 
 
@@ -43,6 +51,8 @@ def judge_cell(cell: Cell, folder: Path, worker_exit: WorkerExit) -> CellResult:
     if seen.ending == "rejected":
         message = f"rejected with {' '.join(seen.codes)} and should have run: {seen.message}"
         return _result(cell, Outcome.WRONG_REJECTION, message, seen)
+    if seen.ending == "skipped":
+        return _result(cell, Outcome.NOT_RUN, seen.message, seen)
     if seen.ending == "refused":
         return _result(cell, Outcome.FAILED, f"refused: {seen.message}", seen)
     diagnosis = diagnose_cell(cell, folder, seen)
@@ -119,14 +129,20 @@ def _judge_artefact(cell: Cell, seen: Observations, diagnosis: Diagnosis) -> tup
 
 def _find_unchecked(cell: Cell, diagnosis: Diagnosis) -> str:
     """Return the first probe that had to answer and was skipped, with its reason."""
-    is_gptq = cell.config["method"] == "gptq"
-    required = ALWAYS_REQUIRED + (REQUIRED_IF_QUANTISED if is_gptq else REQUIRED_IF_TRAINED)
-    if cell.expect.stops_early:
-        required += ("MPD709",)
+    required = _required(cell)
     answered = {r.code for r in diagnosis.probes if r.status in (Status.PASSED, Status.FAILED)}
     reasons = {r.code: r.reason for r in diagnosis.probes if r.status is Status.SKIPPED}
     missing = [code for code in required if code not in answered]
     return "; ".join(f"{code} ({reasons.get(code, 'not run')})" for code in missing)
+
+
+def _required(cell: Cell) -> tuple[str, ...]:
+    """Return the probes that must have answered before the cell passes."""
+    if cell.trial != "training":
+        return REQUIRED_BY_TRIAL[cell.trial]
+    is_gptq = cell.config["method"] == "gptq"
+    required = ALWAYS_REQUIRED + (REQUIRED_IF_QUANTISED if is_gptq else REQUIRED_IF_TRAINED)
+    return required + (("MPD709",) if cell.expect.stops_early else ())
 
 
 def _result(
@@ -157,4 +173,5 @@ def _metrics(seen: Observations) -> dict[str, float]:
     numbers |= {f"{name}_s": value for name, value in seen.seconds.items()}
     for item in seen.comparisons:
         numbers[f"{item.artefact}_logit_error"] = item.relative
+    numbers |= {n: v for n, v in seen.trial.items() if isinstance(v, int | float)}
     return {name: float(value) for name, value in numbers.items() if value is not None}

@@ -124,8 +124,9 @@ class Observations:
 
     schema_version: int = OBSERVATIONS_SCHEMA_VERSION
     """Version of this form."""
-    ending: Literal["trained", "rejected", "refused", "crashed"]
-    """`rejected` is by a rule code; `refused` is any other mistake of the settings or the data."""
+    ending: Literal["trained", "measured", "skipped", "rejected", "refused", "crashed"]
+    """`rejected` is by a rule code; `refused` is any other mistake of the settings or the data. A
+    trial other than training is `measured`, or `skipped` for the reason in `message`."""
     codes: tuple[str, ...] = ()
     """Rule codes of a rejection."""
     message: str = ""

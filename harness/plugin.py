@@ -122,7 +122,11 @@ class CellItem(pytest.Item):
             CellFailure: it did not come out as expected.
         """
         from harness.findings import Status
+        from harness.needs import look_at_machine
 
+        missing = look_at_machine(wanted=[self.cell]).lacks(self.cell)
+        if missing:
+            pytest.skip(missing)
         result = _run_cell(self.cell, _run_folder(self.config))
         self.user_properties.append((OUTCOME, result.outcome.value))
         if result.status is Status.SKIPPED:

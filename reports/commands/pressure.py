@@ -18,6 +18,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from harness.matrix import Cell, expand, explain_rules
+from harness.needs import leave_out_unmet, look_at_machine
 from harness.prepare import check_plant, prepare_model
 from harness.results import MatrixResult
 from harness.runner import Judge, run_matrix
@@ -95,6 +96,13 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="which finished cells run again: none of them, those that did not pass, or all",
     )
     run.add_argument("--plant", metavar="NAME", help="plant a bug into the engine: who notices?")
+    run.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=("network",),
+        help="let cells that need it use the network; without it they are not run",
+    )
     run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
     run.set_defaults(run=_run)
 
@@ -121,6 +129,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 1:
         raise UsageError(f"-j {arguments.jobs}: expected 1 or more cells at a time")
     loaded, cells, selection = _choose(arguments)
+    machine = look_at_machine(arguments.allow, wanted=selection.chosen)
+    selection = leave_out_unmet(selection, machine)
     run_dir = _run_folder(arguments, loaded)
     console = Console(highlight=False)
     _require_writable(run_dir)

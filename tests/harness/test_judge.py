@@ -122,3 +122,22 @@ def test_an_expected_finding_that_comes_is_no_surprise(tmp_path: Path):
     expected = judge_cell(make_cell(Expectation(findings=("MPD704",))), tmp_path, FINE)
 
     assert (Outcome.FAILED, Outcome.PASSED) == (surprised.outcome, expected.outcome)
+
+
+def test_a_trial_that_could_not_be_done_is_not_run_and_never_passed(tmp_path: Path):
+    Observations(ending="skipped", message="no reader is installed").write(tmp_path)
+
+    result = judge_cell(replace(make_cell(), trial="interop"), tmp_path, FINE)
+
+    assert Outcome.NOT_RUN is result.outcome
+    assert "no reader is installed" == result.message
+
+
+@pytest.mark.parametrize("trial", ["soak", "limits", "interop", "versions"])
+def test_a_trial_that_measured_nothing_never_passes(tmp_path: Path, trial):
+    Observations(ending="measured").write(tmp_path)
+
+    result = judge_cell(replace(make_cell(), trial=trial), tmp_path, FINE)
+
+    assert Outcome.CRASHED is result.outcome
+    assert "could not be checked" in result.message
