@@ -77,6 +77,7 @@ class Worker:
             timed_out=self.asked_to_end_s is not None,
             wall_s=round(time.monotonic() - self.started_s, 3),
             peak_rss_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            cpu_s=usage.ru_utime + usage.ru_stime,
             killed_leftovers=leftovers,
         )
 

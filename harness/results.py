@@ -91,6 +91,10 @@ class WorkerExit:
     """Seconds from start to end."""
     peak_rss_bytes: int
     """Largest resident memory of the worker or one of its children."""
+    cpu_s: float | None = None
+    """Seconds of processor time of the worker and its children, where they were measured."""
+    device_bytes: int | None = None
+    """Largest device memory, where it was measured."""
     killed_leftovers: int = 0
     """Processes it left behind, which were killed."""
 
@@ -152,6 +156,8 @@ class CellResult:
     """End in UTC, ISO 8601."""
     environment: dict[str, Any] = field(default_factory=dict)
     """Versions, platform and git revision."""
+    run_id: str = ""
+    """The run that executed it; empty outside of one that is kept in the history."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON types; numbers that JSON cannot say become text."""
