@@ -22,6 +22,7 @@ from typing import Any
 from harness.environment import DECISIVE
 from harness.history import History
 from harness.history_rows import RunRow
+from harness.history_schema import explained
 from harness.results import RESULT_FILE, CellResult, ResultError, read_result
 from mudpuppy.files import write_json_atomic
 
@@ -84,24 +85,31 @@ class Recorder:
     _file: _RunFile | None = None
     _key: int | None = None
 
+    @property
+    def advice(self) -> str:
+        """What a person should know when something is not in the history in the end."""
+        return (
+            f"{self.history.path}: {len(self.pending)} results could not be recorded: "
+            f"{self.problem}\n  hint: they are recorded when the same command is run again"
+        )
+
     def recover(self, run_dir: Path) -> int:
         """Record what lies finished in a run's folder and is not in the history; return how much.
 
         Must be called before results are set aside to be made anew.
 
         Raises:
-            MudpuppyError: the history cannot be read.
-            sqlite3.Error: it cannot be written.
+            MudpuppyError: the history cannot be read or written.
         """
         self._folder = run_dir
         self._file = _read_run_file(run_dir)
         if self._file is None:
             return 0
-        known = self.history.recorded(self._file.run_id)
+        known = {self._file.run_id: self.history.recorded(self._file.run_id)}
         number = 0
         for path in sorted(run_dir.glob(f"*/{RESULT_FILE}")):
-            if path.parent.name not in known:
-                number += self._recover_one(path.parent)
+            if path.parent.name not in known[self._file.run_id]:
+                number += self._recover_one(path.parent, known)
         return number
 
     def begin(self, start: RunStart, kept: Sequence[CellResult], waiting: int) -> str:
@@ -113,7 +121,7 @@ class Recorder:
             waiting: cells that will run; with none, and nothing interrupted, no run is begun.
 
         Raises:
-            sqlite3.Error: the history cannot be written.
+            MudpuppyError: the history cannot be written.
             OSError: `run.json` cannot be written.
         """
         assert self._folder is not None, "recover comes first"
@@ -133,8 +141,9 @@ class Recorder:
             # gone on with under the same id.
             self._write_file()
         row = _make_row(self._file, start, self._folder)
-        self._key = self.history.begin_run(row, dict(start.environment))
-        self.history.keep(self._key, kept)
+        with explained(self.history.path):
+            self._key = self.history.begin_run(row, dict(start.environment))
+            self.history.keep(self._key, kept)
         return self._file.run_id
 
     def add(self, result: CellResult) -> None:
@@ -176,7 +185,7 @@ class Recorder:
         except sqlite3.Error as error:
             self.problem = str(error)
 
-    def _recover_one(self, folder: Path) -> bool:
+    def _recover_one(self, folder: Path, known: dict[str, frozenset[str]]) -> bool:
         """Record a cell's result under the run that executed it, unless it is there already."""
         try:
             result = read_result(folder)
@@ -184,9 +193,12 @@ class Recorder:
             return False
         if result is None or not result.run_id:
             return False
-        if result.cell_id in self.history.recorded(result.run_id):
+        if result.run_id not in known:
+            known[result.run_id] = self.history.recorded(result.run_id)
+        if result.cell_id in known[result.run_id]:
             return False
-        self.history.record(self._find_or_make_run(result), result)
+        with explained(self.history.path):
+            self.history.record(self._find_or_make_run(result), result)
         return True
 
     def _find_or_make_run(self, result: CellResult) -> int:
@@ -197,9 +209,7 @@ class Recorder:
         assert self._folder is not None
         file = self._file if self._file and self._file.run_id == result.run_id else None
         name = file.name if file else self._folder.name
-        start = RunStart(
-            name=name, matrix="", plant=result.plant, environment=result.environment
-        )
+        start = RunStart(name=name, matrix="", plant=result.plant, environment=result.environment)
         of_result = _RunFile(
             run_id=result.run_id,
             name=name,

@@ -216,6 +216,8 @@ class MatrixResult:
     """End in UTC, ISO 8601."""
     kept: tuple[str, ...] = ()
     """Names of the cells whose result is from an earlier run in the same folder."""
+    run_id: str = ""
+    """The run in the history; empty where none is kept."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON types; numbers that JSON cannot say become text."""

@@ -33,6 +33,7 @@ from harness.matrix import Cell
 from harness.pools.base import Job, Pool, Running
 from harness.pools.spawn import SpawnPool
 from harness.process import kill_marked
+from harness.recorder import Recorder, RunStart
 from harness.results import (
     CellResult,
     Event,
@@ -78,6 +79,8 @@ class RunOptions:
     """Starts the workers."""
     environment: Mapping[str, Any]
     """Versions and the like, which go into every result."""
+    run_id: str = ""
+    """The run in the history; empty where none is kept."""
 
 
 def run_matrix(
@@ -94,6 +97,7 @@ def run_matrix(
     left_out: Sequence[tuple[Cell, str]] = (),
     on_event: Listener = lambda event: None,
     pool: Pool | None = None,
+    recorder: Recorder | None = None,
 ) -> MatrixResult:
     """Run every cell that has no result yet, and return the results of all.
 
@@ -110,6 +114,7 @@ def run_matrix(
         left_out: cells that do not run, each with the reason.
         on_event: told whenever a cell starts or has its result.
         pool: starts the workers; by default a clean interpreter each.
+        recorder: writes the run and each result into the history.
 
     Raises:
         OutputError: the folder cannot be written, or another runner is using it.
@@ -125,14 +130,31 @@ def run_matrix(
     )
     with lock_folder(run_dir):
         kill_marked(run_dir)  # workers of a runner that was killed
+        if recorder is not None:
+            recorder.recover(run_dir)
         kept, waiting = _split_finished(cells, run_dir, options, rerun)
+        if recorder is not None:
+            start = RunStart(
+                name=name,
+                matrix=matrix,
+                plant=plant,
+                model=model,
+                environment=options.environment,
+                is_rerun=rerun != "none",
+            )
+            options = replace(options, run_id=recorder.begin(start, kept, len(waiting)))
         results = [*(not_run(cell, why) for cell, why in left_out), *kept]
         for result in results:
             on_event(Finished(result, kept=True))
         with closing(run_cells(waiting, run_dir, options, on_event)) as new:
-            results += new
+            for result in new:
+                results.append(result)
+                if recorder is not None:
+                    recorder.add(result)
+        verdict, exit_code, counts = judge_matrix(result.status for result in results)
+        if recorder is not None:
+            recorder.finish(verdict)
     results.sort(key=lambda result: result.number)
-    verdict, exit_code, counts = judge_matrix(result.status for result in results)
     return MatrixResult(
         name=name,
         matrix=matrix,
@@ -147,6 +169,7 @@ def run_matrix(
         started=started,
         finished=_now(),
         kept=tuple(result.name for result in kept),
+        run_id=options.run_id,
     )
 
 
@@ -263,6 +286,7 @@ def _conclude(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -
         started=one.started,
         finished=_now(),
         environment=dict(options.environment),
+        run_id=options.run_id,
     )
     drop_scratch(one.folder)
     write_result(one.folder, result)

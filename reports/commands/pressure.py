@@ -17,9 +17,11 @@ from types import FrameType
 from rich.console import Console
 from tabulate import tabulate
 
+from harness.history import DEFAULT_PATH, History
 from harness.matrix import Cell, expand, explain_rules
 from harness.needs import leave_out_unmet, look_at_machine
 from harness.prepare import check_plant, prepare_model
+from harness.recorder import Recorder
 from harness.results import MatrixResult
 from harness.runner import Judge, run_matrix
 from harness.selection import Selection, find_cell, select_cells
@@ -103,6 +105,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         choices=("network",),
         help="let cells that need it use the network; without it they are not run",
     )
+    run.add_argument(
+        "--history", type=Path, default=DEFAULT_PATH, metavar="FILE", help="(default %(default)s)"
+    )
     run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
     run.set_defaults(run=_run)
 
@@ -137,7 +142,12 @@ def _run(arguments: argparse.Namespace) -> int:
     prepare_model(selection.chosen, console.print)
     progress = Progress(console, [cell.label for cell in cells], quiet=arguments.quiet)
     try:
-        with _terminated_like_interrupted(), progress:
+        with (
+            History(arguments.history, create=True) as history,
+            _terminated_like_interrupted(),
+            progress,
+        ):
+            recorder = Recorder(history)
             matrix = run_matrix(
                 selection.chosen,
                 run_dir,
@@ -150,10 +160,13 @@ def _run(arguments: argparse.Namespace) -> int:
                 model=arguments.model,
                 left_out=selection.left_out,
                 on_event=progress.on_event,
+                recorder=recorder,
             )
     except KeyboardInterrupt:
         _say_how_to_go_on(arguments.typed)
         return INTERRUPTED
+    if recorder.problem:
+        print(f"{PROGRAM}: {clean_lines(recorder.advice)}", file=sys.stderr)
     report = _write_reports(run_dir, matrix)
     print_verdict(console, matrix, str(report), quiet=arguments.quiet)
     return matrix.exit_code
