@@ -29,6 +29,7 @@ from mudpuppy.loading import Loaded, ModelForm
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import configure
 from mudpuppy.methods.sft import MixedPrecisionSFTTrainer
+from mudpuppy.methods.trainers import round_up, width_multiple
 from mudpuppy.records import Choice
 
 BY_POSITION = ("token_type_ids", "mm_token_type_ids")
@@ -70,6 +71,8 @@ class ImageCollator:
 
     processor: Any
     """A processor whose tokenizer has a pad token."""
+    multiple: int | None = None
+    """The width of a batch is a multiple of it."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return what the model takes: ids (batch, tokens), labels, mask, and pixels.
@@ -97,7 +100,7 @@ class ImageCollator:
                     hint="start again, and leave the images alone",
                 )
         pad_id = self.processor.tokenizer.pad_token_id
-        width = max(len(row["input_ids"]) for row in rows)
+        width = round_up(max(len(row["input_ids"]) for row in rows), self.multiple)
         made["input_ids"] = _pad([row["input_ids"] for row in rows], width, pad_id)
         made["labels"] = _pad([row["labels"] for row in rows], width, IGNORED)
         made["attention_mask"] = _pad([[1] * len(row["input_ids"]) for row in rows], width, 0)
@@ -123,7 +126,7 @@ def make_trainer(parts: TrainerParts) -> Any:
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
-        data_collator=ImageCollator(processor=processor),
+        data_collator=ImageCollator(processor=processor, multiple=width_multiple(parts.config)),
         train_dataset=parts.train,
         eval_dataset=parts.held_out,
         processing_class=processor,

@@ -18,7 +18,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from mudpuppy.methods.family import TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
-from mudpuppy.methods.trainers import LogsMeans
+from mudpuppy.methods.trainers import LogsMeans, width_multiple
 
 BETA = 0.1
 """Weight of the odds ratio; the paper's lambda."""
@@ -111,7 +111,10 @@ def make_trainer(parts: TrainerParts) -> Any:
         response_only=config.response_only,
         model=model,
         args=configure(TrainingArguments, parts.arguments),
-        data_collator=DataCollatorForPreference(pad_token_id=parts.loaded.tokenizer.pad_token_id),
+        data_collator=DataCollatorForPreference(
+            pad_token_id=parts.loaded.tokenizer.pad_token_id,
+            pad_to_multiple_of=width_multiple(config),
+        ),
         train_dataset=parts.train,
         eval_dataset=parts.held_out,
         processing_class=parts.loaded.tokenizer,

@@ -25,7 +25,7 @@ from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 from mudpuppy.methods.odds_ratio import make_trainer as make_orpo_trainer
 from mudpuppy.methods.sft import make_renderer
-from mudpuppy.methods.trainers import LeavesNoReference, forget_reference
+from mudpuppy.methods.trainers import LeavesNoReference, forget_reference, width_multiple
 from mudpuppy.records import Choice
 
 BETA = 0.1
@@ -116,6 +116,7 @@ def _make(parts: TrainerParts, trainer: Any, settings: Callable[..., Any]) -> An
         beta=BETA if config.beta is None else config.beta,
         # Otherwise TRL sets the dropout of the adapter to 0 without a word.
         disable_dropout=config.lora_dropout == 0.0,
+        pad_to_multiple_of=width_multiple(config),
     )
     with dropping_reference(parts):
         return trainer(

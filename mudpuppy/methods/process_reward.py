@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainingArguments
-from trl.trainer.utils import disable_dropout_in_model
+from trl.trainer.utils import disable_dropout_in_model, pad
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import IGNORED, control_tokens, leading_bos, refuse_control_token
@@ -28,7 +27,7 @@ from mudpuppy.loading import Loaded, ModelForm
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 from mudpuppy.methods.reward import NEW_HEADS
-from mudpuppy.methods.trainers import LogsMeans
+from mudpuppy.methods.trainers import LogsMeans, width_multiple
 from mudpuppy.records import Choice
 
 SEPARATOR = "\n"
@@ -161,15 +160,18 @@ class StepsCollator:
 
     pad_id: int
     """Fills the ids; neither attended to nor judged."""
+    multiple: int | None = None
+    """The width of a batch is a multiple of it."""
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return ids, mask and classes, each (rows, tokens)."""
         ids = [torch.tensor(row["input_ids"]) for row in rows]
         judged = [torch.tensor(row["labels"]) for row in rows]
+        mask = [torch.ones_like(x) for x in ids]
         return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id),
-            "attention_mask": pad_sequence([torch.ones_like(x) for x in ids], batch_first=True),
-            "labels": pad_sequence(judged, batch_first=True, padding_value=IGNORED),
+            "input_ids": pad(ids, self.pad_id, pad_to_multiple_of=self.multiple),
+            "attention_mask": pad(mask, 0, pad_to_multiple_of=self.multiple),
+            "labels": pad(judged, IGNORED, pad_to_multiple_of=self.multiple),
         }
 
 
@@ -180,7 +182,9 @@ def make_trainer(parts: TrainerParts) -> Any:
     return ProcessRewardTrainer(
         model=parts.model,
         args=configure(TrainingArguments, parts.arguments),
-        data_collator=StepsCollator(pad_id=parts.loaded.tokenizer.pad_token_id),
+        data_collator=StepsCollator(
+            pad_id=parts.loaded.tokenizer.pad_token_id, multiple=width_multiple(parts.config)
+        ),
         train_dataset=parts.train,
         eval_dataset=parts.held_out,
         processing_class=parts.loaded.tokenizer,

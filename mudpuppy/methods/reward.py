@@ -15,6 +15,7 @@ from mudpuppy.loading import Loaded, ModelForm, require_known_ids
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
 from mudpuppy.methods.sft import make_renderer
+from mudpuppy.methods.trainers import width_multiple
 
 NEW_HEADS = ("score.", "classifier.", "classification_head.")
 """Beginnings of the names of heads that a base for generation does not have."""
@@ -61,6 +62,7 @@ def make_trainer(parts: TrainerParts) -> Any:
             max_length=None,
             # Otherwise TRL sets the dropout of the adapter to 0 without a word.
             disable_dropout=parts.config.lora_dropout == 0.0,
+            pad_to_multiple_of=width_multiple(parts.config),
         ),
         train_dataset=parts.train,
         eval_dataset=parts.held_out,

@@ -15,6 +15,7 @@ from mudpuppy.loading import Loaded
 from mudpuppy.methods.batching import ChunkedLoss, TokenBatches
 from mudpuppy.methods.family import Family, TrainerParts
 from mudpuppy.methods.fitting import CpuHalfPrecision, configure
+from mudpuppy.methods.trainers import width_multiple
 
 
 class MixedPrecisionSFTTrainer(
@@ -58,6 +59,7 @@ def make_trainer(parts: TrainerParts) -> Any:
             parts.arguments,
             max_length=parts.config.max_length,
             dataset_kwargs={"skip_prepare_dataset": True},
+            pad_to_multiple_of=width_multiple(parts.config),
         ),
         train_dataset=parts.train,
         eval_dataset=parts.held_out,

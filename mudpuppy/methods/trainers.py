@@ -8,8 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
+from mudpuppy.config import TrainingConfig
+
 REFERENCE = "ref"
 """The name TRL gives to the frozen copy of an adapter."""
+COMPILED_MULTIPLE = 64
+"""Tokens to whose multiple a batch is padded where the model is compiled: torch compiles again for
+every width it meets, which costs more than the padding ever does."""
+
+
+def width_multiple(config: TrainingConfig) -> int | None:
+    """Return the number to whose multiple batches are padded, or None for no such wish."""
+    return COMPILED_MULTIPLE if config.compile else None
+
+
+def round_up(width: int, multiple: int | None) -> int:
+    """Return the next multiple, `width` itself where there is no wish."""
+    return width if multiple is None else -(-width // multiple) * multiple
 
 
 class LogsMeans:
