@@ -5,6 +5,7 @@ Precedence: flags over the file given with `--config` over the defaults here. No
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -205,32 +206,7 @@ class TrainingConfig(BaseModel):
     @property
     def features(self) -> frozenset[str]:
         """The features that are on, by their names in the rule table."""
-        asked = {
-            "streaming": self.stream,
-            "gradient-checkpointing": self.gradient_checkpointing,
-            "early-stopping": self.early_stopping is not None,
-            "lr-scheduler": self.lr_scheduler != "linear",
-            "merge-lora": self.merge_lora,
-            "merge-precision": self.merge_precision is not None,
-            "no-evaluation": self.eval_fraction == 0.0,
-            "full-weights": self.use_peft is False,
-            "dora": self.use_dora,
-            "rslora": self.use_rslora,
-            "continue-adapter": self.adapter is not None,
-            "packing": self.packing,
-            "tokens-per-batch": self.tokens_per_batch is not None,
-            "device-map": self.device_map not in (None, "cpu"),
-            "zero-offload": self.zero_offload,
-            "compile": self.compile,
-            "checkpoints": self.save_steps is not None,
-            "all-tokens": not self.response_only,
-            "no-chat-template": not self.chat_template,
-            "num-workers": self.num_workers > 0,
-            "preprocess-workers": self.preprocess_workers > 1,
-            "logging": bool(self.report_to),
-            "fsdp": self.fsdp != "none",
-        }
-        return frozenset(name for name, is_on in asked.items() if is_on)
+        return features_of(vars(self))
 
     def decide(self) -> Decision:
         """Look this configuration up in the rule table."""
@@ -287,6 +263,43 @@ class TrainingConfig(BaseModel):
             return str(Path(text).expanduser()) if text.startswith("~") else value
         except RuntimeError:
             raise ValueError("there is no such home folder") from None
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
+SWITCHES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "streaming": ("stream", bool),
+    "gradient-checkpointing": ("gradient_checkpointing", bool),
+    "early-stopping": ("early_stopping", _is_given),
+    "lr-scheduler": ("lr_scheduler", lambda value: value != "linear"),
+    "merge-lora": ("merge_lora", bool),
+    "merge-precision": ("merge_precision", _is_given),
+    "no-evaluation": ("eval_fraction", lambda value: value == 0.0),
+    "full-weights": ("use_peft", lambda value: value is False),
+    "dora": ("use_dora", bool),
+    "rslora": ("use_rslora", bool),
+    "continue-adapter": ("adapter", _is_given),
+    "packing": ("packing", bool),
+    "tokens-per-batch": ("tokens_per_batch", _is_given),
+    "device-map": ("device_map", lambda value: value not in (None, "cpu")),
+    "zero-offload": ("zero_offload", bool),
+    "compile": ("compile", bool),
+    "checkpoints": ("save_steps", _is_given),
+    "all-tokens": ("response_only", lambda value: not value),
+    "no-chat-template": ("chat_template", lambda value: not value),
+    "num-workers": ("num_workers", lambda value: value > 0),
+    "preprocess-workers": ("preprocess_workers", lambda value: value > 1),
+    "logging": ("report_to", bool),
+    "fsdp": ("fsdp", lambda value: value != "none"),
+}
+"""The one setting that each feature is switched on by, and what its value says."""
+
+
+def features_of(settings: Mapping[str, Any]) -> frozenset[str]:
+    """Return the features that are on in checked settings, all of which must be there."""
+    return frozenset(name for name, (field, is_on) in SWITCHES.items() if is_on(settings[field]))
 
 
 def _path_fault(text: str) -> str:

@@ -50,6 +50,13 @@ def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote
     return config
 
 
+CHECKED_TOGETHER = (
+    *("method", "preference", "use_peft", "max_steps", "warmup_steps", "batch_size"),
+    *("gradient_accumulation", "num_generations", "reward_funcs"),
+)
+"""Settings whose values `check_values` weighs against each other; every other stands by itself."""
+
+
 def check_values(
     values: Mapping[str, Any], *, name: Callable[[str], str] = quote
 ) -> TrainingConfig:
