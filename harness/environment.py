@@ -40,7 +40,7 @@ def hash_sources() -> str:
     digest = hashlib.sha256()
     for package in SOURCES:
         for path in sorted((PROJECT / package).rglob("*")):
-            if path.suffix in (".py", ".yaml", ".jinja", ".jsonl") and path.is_file():
+            if path.suffix in (".py", ".yaml", ".jinja", ".jsonl", ".png") and path.is_file():
                 digest.update(path.relative_to(PROJECT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

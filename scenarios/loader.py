@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, near_names
 from mudpuppy.yamlfile import Document, Place, read_document
-from scenarios.schema import Expectation, Scenario, ScenarioFile
+from scenarios.schema import FEATURE_AXIS, Covering, Expectation, Scenario, ScenarioFile
 
 SHIPPED = Path(__file__).parent
 """Folder of the scenario files that come with the project."""
@@ -34,6 +34,8 @@ class LoadedScenarios:
     """What it says."""
     document: Document
     """Where it says it."""
+    inherited: int = 0
+    """How many rows of `include` at the beginning are those of the file that it extends."""
 
 
 def find_scenarios(word: str | Path) -> Path:
@@ -79,7 +81,38 @@ def load_scenarios(word: str | Path) -> LoadedScenarios:
         problems += [_explain(item, document) for item in error.errors()]
     if form is None or problems:
         raise ConfigError(problems)
-    return LoadedScenarios(path=path.resolve(), shown=shown, form=form, document=document)
+    loaded = LoadedScenarios(path=path.resolve(), shown=shown, form=form, document=document)
+    return loaded if form.extends is None else _extend(loaded, form.extends)
+
+
+def _extend(loaded: LoadedScenarios, name: str) -> LoadedScenarios:
+    """Take over what another file of the same folder says of every cell.
+
+    Raises:
+        ConfigError: there is no such file, it extends a third one, or something in it is wrong.
+    """
+    path = loaded.path.parent / name
+    where = loaded.document.where(("extends",))
+    if not path.is_file():
+        beside = [one.name for one in loaded.path.parent.glob("*.yaml")]
+        raise ConfigError([f"{where}: there is no file '{name}' beside{near_names(name, beside)}"])
+    if _says_extends(path):
+        raise ConfigError([f"{where}: {name} extends a file itself, and only one step is taken"])
+    parent = load_scenarios(path).form
+    own = loaded.form
+    changes: dict[str, Any] = {
+        "defaults": {**parent.defaults, **own.defaults},
+        "include": (*parent.include, *own.include),
+    }
+    if "timeout_s" not in own.model_fields_set:
+        changes["timeout_s"] = parent.timeout_s
+    return replace(loaded, form=own.model_copy(update=changes), inherited=len(parent.include))
+
+
+def _says_extends(path: Path) -> bool:
+    """Return whether a file extends one: two that extend each other would never be read."""
+    value = read_document(path.read_text(encoding="utf-8"), str(path)).value
+    return isinstance(value, dict) and "extends" in value
 
 
 def _shown(path: Path) -> str:
@@ -109,6 +142,8 @@ def _keys_at(place: Place) -> tuple[str, ...]:
     """Return the keys that the form knows at a place."""
     if place and place[-1] == "expect":
         return tuple(Expectation.model_fields)
+    if place == ("covering",):
+        return tuple(Covering.model_fields)
     return tuple(Scenario.model_fields if place else ScenarioFile.model_fields)
 
 
@@ -119,6 +154,8 @@ def _unknown_settings(document: Document) -> Iterator[str]:
         for key in settings:
             if key in RUNNER_OWNS:
                 why = f"'{key}' may not be set here: every cell has its own folder"
+            elif key == FEATURE_AXIS and not {"defaults", "config"} & {*place}:
+                continue
             elif key not in known:
                 why = f"unknown setting '{key}'{near_names(str(key), known)}"
             else:
@@ -129,7 +166,11 @@ def _unknown_settings(document: Document) -> Iterator[str]:
 def _setting_tables(top: dict[str, Any]) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Yield every mapping of the file whose keys are settings, with its place."""
     places: list[tuple[Place, Any]] = [((key,), top.get(key)) for key in ("defaults", "axes")]
-    for list_key, keys in (("exclude", ("",)), ("scenarios", ("config", "axes"))):
+    for list_key, keys in (
+        ("include", ("",)),
+        ("exclude", ("",)),
+        ("scenarios", ("config", "axes")),
+    ):
         rows = top.get(list_key)
         for index, row in enumerate(rows if isinstance(rows, list) else []):
             for key in keys:
