@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from harness.process import die_with
+from harness.process import die_with, name_signal
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 """Environment variable with the number of threads that a phase may use."""
@@ -26,7 +25,7 @@ class PhaseEnded(Exception):
 
     def __init__(self, name: str, code: int) -> None:
         """Describe the ending; a negative `code` is a signal, as in `subprocess`."""
-        ending = f"ended by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+        ending = f"ended by {name_signal(-code)}" if code < 0 else f"exit code {code}"
         super().__init__(f"{name}: {ending}, see above")
         self.code = code
 
@@ -74,9 +73,3 @@ def _use_threads() -> None:
     threads = os.environ.get(THREADS_VARIABLE, "")
     if torch is not None and threads.isdecimal():
         torch.set_num_threads(int(threads))
-
-
-def _signal_name(number: int) -> str:
-    with suppress(ValueError):
-        return signal.Signals(number).name
-    return f"signal {number}"

@@ -17,6 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.matrix import Cell
+    from harness.pools.base import Pool
     from harness.results import CellResult
     from harness.runner import Judge
 
@@ -28,6 +29,7 @@ TIMEOUT_MARGIN_S = 60.0
 """What pytest-timeout grants an item beyond the limit of its cell, which ends it first."""
 
 RUN_FOLDER = pytest.StashKey[Path]()
+POOL = pytest.StashKey["Pool"]()
 
 
 class CellFailure(Exception):
@@ -86,6 +88,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the processes that cells were forked from."""
+    pool = config.stash.get(POOL, None)
+    if pool is not None:
+        pool.close()
+        del config.stash[POOL]
+
+
 class MatrixFile(pytest.File):
     """A scenario file whose items are its cells."""
 
@@ -127,7 +137,7 @@ class CellItem(pytest.Item):
         missing = look_at_machine(wanted=[self.cell]).lacks(self.cell)
         if missing:
             pytest.skip(missing)
-        result = _run_cell(self.cell, _run_folder(self.config))
+        result = _run_cell(self.cell, _run_folder(self.config), _pool(self.config))
         self.user_properties.append((OUTCOME, result.outcome.value))
         if result.status is Status.SKIPPED:
             pytest.skip(result.message)
@@ -159,7 +169,7 @@ def pytest_report_teststatus(
     return "rejected as expected", "R", "REJECTED AS EXPECTED"
 
 
-def _run_cell(cell: Cell, run_dir: Path) -> CellResult:
+def _run_cell(cell: Cell, run_dir: Path, pool: Pool) -> CellResult:
     """Run one cell anew, sharing the run's folder with the other pytest workers."""
     from harness.cell_folder import lock_folder
     from harness.environment import describe_environment
@@ -168,7 +178,9 @@ def _run_cell(cell: Cell, run_dir: Path) -> CellResult:
 
     prepare_model([cell], print)
     jobs = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # they share the cores
-    options = RunOptions(judge=_load_judge(), jobs=jobs, environment=describe_environment())
+    options = RunOptions(
+        judge=_load_judge(), jobs=jobs, pool=pool, environment=describe_environment()
+    )
     with lock_folder(run_dir, shared=True):
         (result,) = run_cells([cell], run_dir, options)
     return result
@@ -178,6 +190,19 @@ def _load_judge() -> Judge:
     from harness.judge import judge_cell
 
     return judge_cell
+
+
+def _pool(config: pytest.Config) -> Pool:
+    """Return what starts the cells of this pytest process; with xdist each worker has its own."""
+    if POOL not in config.stash:
+        config.stash[POOL] = _make_pool()
+    return config.stash[POOL]
+
+
+def _make_pool() -> Pool:
+    from harness.pools.warm import WarmPool
+
+    return WarmPool()
 
 
 def _run_folder(config: pytest.Config) -> Path:

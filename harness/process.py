@@ -73,7 +73,7 @@ class Worker:
         leftovers = kill_marked(self.folder, group=self.process.pid)
         return WorkerExit(
             exit_code=code if code >= 0 else None,
-            signal=_signal_name(-code) if code < 0 else None,
+            signal=name_signal(-code) if code < 0 else None,
             timed_out=self.asked_to_end_s is not None,
             wall_s=round(time.monotonic() - self.started_s, 3),
             peak_rss_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
@@ -155,7 +155,8 @@ def signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _signal_name(number: int) -> str:
+def name_signal(number: int) -> str:
+    """Return the name of a signal, such as SIGSEGV."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -95,14 +95,22 @@ class WorkerExit:
     """Seconds of processor time of the worker and its children, where they were measured."""
     device_bytes: int | None = None
     """Largest device memory, where it was measured."""
+    added_rss_bytes: int | None = None
+    """The part of that which came on top of what it was forked with; absent if not forked."""
     killed_leftovers: int = 0
     """Processes it left behind, which were killed."""
+    preload: str = "none"
+    """What had been imported when it began: none, light or engine."""
+    lost: bool = False
+    """Whether it ended with the process that it was forked from, by no fault that is known."""
 
     @property
     def words(self) -> str:
         """The ending as a person says it."""
         if self.timed_out:
             return f"killed at its time limit after {self.wall_s:.1f} s"
+        if self.lost:
+            return "lost with the process that it was forked from"
         if self.signal is not None:
             return f"ended by {self.signal}"
         return f"exit code {self.exit_code}"

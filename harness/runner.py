@@ -8,9 +8,8 @@ one is kept. So a runner may be killed at any moment and started again.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +29,10 @@ from harness.cell_folder import (
 from harness.environment import PROJECT, count_cores, describe_environment, is_same_code
 from harness.findings import Status
 from harness.matrix import Cell
-from harness.pools.base import Job, Pool, Running
-from harness.pools.spawn import SpawnPool
+from harness.pools.base import THREAD_VARIABLES, Job, Pool, Running
+from harness.pools.warm import WarmPool
 from harness.process import kill_marked
+from harness.queue import CellQueue
 from harness.recorder import Recorder, RunStart
 from harness.results import (
     CellResult,
@@ -47,16 +47,8 @@ from harness.results import (
 )
 from mudpuppy.errors import OutputError
 
-POLL_S = 0.01
-"""Seconds between two looks at the running workers."""
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
-"""What the libraries below a worker read to learn their share of the cores."""
+WAIT_S = 0.1
+"""Seconds after which time limits are looked at, when nobody ends meanwhile."""
 
 Judge = Callable[[Cell, Path, WorkerExit], CellResult]
 """Turns what a worker left behind into a result; it must not write into the folder."""
@@ -75,7 +67,7 @@ class RunOptions:
     """Bug to plant into the workers."""
     jobs: int = 1
     """Workers at a time; each gets its share of the cores."""
-    pool: Pool = field(default_factory=SpawnPool)
+    pool: Pool = field(default_factory=WarmPool)
     """Starts the workers."""
     environment: Mapping[str, Any]
     """Versions and the like, which go into every result."""
@@ -113,22 +105,23 @@ def run_matrix(
         model: model that the cells were given instead of the one in the file, to be noted.
         left_out: cells that do not run, each with the reason.
         on_event: told whenever a cell starts or has its result.
-        pool: starts the workers; by default a clean interpreter each.
         recorder: writes the run and each result into the history.
+        pool: starts the workers, and stays open; by default they are forks of a warm process.
 
     Raises:
         OutputError: the folder cannot be written, or another runner is using it.
         KeyboardInterrupt: as it came; running workers were killed, finished cells stay finished.
     """
     started = _now()
-    options = RunOptions(
-        judge=judge,
-        plant=plant,
-        jobs=jobs,
-        pool=pool or SpawnPool(),
-        environment=describe_environment(),
-    )
-    with lock_folder(run_dir):
+    with ExitStack() as stack:
+        stack.enter_context(lock_folder(run_dir))
+        options = RunOptions(
+            judge=judge,
+            plant=plant,
+            jobs=jobs,
+            pool=pool or stack.enter_context(closing(WarmPool())),
+            environment=describe_environment(),
+        )
         kill_marked(run_dir)  # workers of a runner that was killed
         if recorder is not None:
             recorder.recover(run_dir)
@@ -186,25 +179,34 @@ def run_cells(
     Raises:
         OutputError: a cell's folder cannot be made.
     """
-    waiting = list(reversed(cells))
+    queue = CellQueue(cells)
     running: list[_RunningCell] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < options.jobs:
-                running.append(_start(waiting.pop(), run_dir, options))
-                on_event(Started(running[-1].cell.cell_id))
-            for one in list(running):
-                worker_exit = one.worker.poll()
-                if worker_exit is not None:
-                    running.remove(one)
-                    result = _conclude(one, worker_exit, options)
-                    on_event(Finished(result))
-                    yield result
-            time.sleep(POLL_S)
+        while queue or running:
+            while (cell := queue.take(len(running), options.jobs)) is not None:
+                running.append(_start(cell, run_dir, options, queue.losses(cell)))
+                on_event(Started(cell.cell_id))
+            for one, worker_exit in _find_ended(running):
+                running.remove(one)
+                if worker_exit.lost and queue.lose(one.cell):
+                    continue
+                result = _conclude(one, worker_exit, options)
+                on_event(Finished(result))
+                yield result
+            if running:
+                options.pool.wait(WAIT_S)
     finally:
         for one in running:
             one.worker.kill()
             drop_scratch(one.folder)
+
+
+def _find_ended(running: Sequence[_RunningCell]) -> Iterator[tuple[_RunningCell, WorkerExit]]:
+    """Yield the cells whose workers have ended."""
+    for one in list(running):
+        worker_exit = one.worker.poll()
+        if worker_exit is not None:
+            yield one, worker_exit
 
 
 def not_run(cell: Cell, reason: str) -> CellResult:
@@ -247,11 +249,11 @@ class _RunningCell:
     started: str
 
 
-def _start(cell: Cell, run_dir: Path, options: RunOptions) -> _RunningCell:
+def _start(cell: Cell, run_dir: Path, options: RunOptions, losses: int) -> _RunningCell:
     """Make the cell's folder anew and start its worker."""
     folder = run_dir / cell.cell_id
     try:
-        attempt = wipe_folder(folder) + 1
+        attempt = wipe_folder(folder) + 1 + losses
         scratch = make_folder(folder, cell, options.plant)
         worker = options.pool.start(
             Job(
@@ -271,11 +273,7 @@ def _start(cell: Cell, run_dir: Path, options: RunOptions) -> _RunningCell:
 
 def _conclude(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -> CellResult:
     """Have a cell judged and write its result."""
-    try:
-        judged = options.judge(one.cell, one.folder, worker_exit)
-    except Exception as error:  # noqa: BLE001 - one cell that cannot be judged is not the end
-        why = f"could not be judged: {type(error).__name__}: {error}"
-        judged = _plain_result(one.cell, Outcome.CRASHED, why)
+    judged = _judge(one, worker_exit, options)
     tail = "" if judged.status is Status.PASSED else read_tail(one.folder / LOG_FILE)
     result = replace(
         judged,
@@ -291,6 +289,18 @@ def _conclude(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -
     drop_scratch(one.folder)
     write_result(one.folder, result)
     return result
+
+
+def _judge(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -> CellResult:
+    """Return what the judge says; one cell that cannot be judged is not the end."""
+    if worker_exit.lost:
+        why = f"{worker_exit.words}, also when it ran alone; log in {one.folder / LOG_FILE}"
+        return _plain_result(one.cell, Outcome.LOST, why)
+    try:
+        return options.judge(one.cell, one.folder, worker_exit)
+    except Exception as error:  # noqa: BLE001 - whatever the judge does, the cell has a result
+        why = f"could not be judged: {type(error).__name__}: {error}"
+        return _plain_result(one.cell, Outcome.CRASHED, why)
 
 
 def _split_finished(

@@ -69,6 +69,12 @@ def import_engine() -> None:
         importlib.import_module(name)
 
 
+def import_light() -> None:
+    """Import what a rejection needs, and nothing that brings torch."""
+    for name in ("harness.trials.training", "harness.mutants", "mudpuppy.preflight"):
+        importlib.import_module(name)
+
+
 def _train(*words: Any, **named: Any) -> Any:
     """Call the engine, imported no earlier than now."""
     from mudpuppy.engine import train

@@ -9,6 +9,15 @@ from typing import Literal, Protocol
 
 from harness.results import WorkerExit
 
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+"""What the libraries below a worker read to learn their share of the cores."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -50,6 +59,9 @@ class Pool(Protocol):
         Raises:
             OSError: it cannot be started.
         """
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until a worker may have ended, at most this long."""
 
     def close(self) -> None:
         """Give back what the pool holds; running workers have ended before."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.pools.base import Job
 from harness.process import Worker, start_worker
 
+POLL_S = 0.01
+"""Seconds between two looks at the running workers."""
 WORKER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "harness.worker")
 """What is started for a cell; the cell's folder is appended."""
 
@@ -35,6 +38,10 @@ class SpawnPool:
             timeout_s=job.timeout_s,
             memory_limit=job.memory_limit,
         )
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for a moment: children of ours are asked one by one."""
+        time.sleep(min(seconds, POLL_S))
 
     def close(self) -> None:
         """Hold nothing, give nothing back."""

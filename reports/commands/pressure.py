@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from tabulate import tabulate
 from harness.history import DEFAULT_PATH, History
 from harness.matrix import Cell, expand, explain_rules
 from harness.needs import leave_out_unmet, look_at_machine
+from harness.pools.warm import ISOLATIONS, make_pool
 from harness.prepare import check_plant, prepare_model
 from harness.recorder import Recorder
 from harness.results import MatrixResult
@@ -97,6 +98,12 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         default="none",
         help="which finished cells run again: none of them, those that did not pass, or all",
     )
+    run.add_argument(
+        "--isolation",
+        choices=ISOLATIONS,
+        default="warm",
+        help="a cell is a fork of a process that has imported everything, or a clean interpreter",
+    )
     run.add_argument("--plant", metavar="NAME", help="plant a bug into the engine: who notices?")
     run.add_argument(
         "--allow",
@@ -144,6 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with (
             History(arguments.history, create=True) as history,
+            closing(make_pool(arguments.isolation)) as pool,
             _terminated_like_interrupted(),
             progress,
         ):
@@ -161,6 +169,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 left_out=selection.left_out,
                 on_event=progress.on_event,
                 recorder=recorder,
+                pool=pool,
             )
     except KeyboardInterrupt:
         _say_how_to_go_on(arguments.typed)

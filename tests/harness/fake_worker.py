@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
+PATH = os.pathsep.join(map(str, (HERE.parent, HERE.parents[2])))
+"""What a script needs on its path to import this file and the project."""
 COMMAND = (sys.executable, str(HERE))
 FINDING: dict[str, object] = {
     "code": "MPD203",
@@ -30,6 +32,20 @@ FINDING: dict[str, object] = {
 }
 
 
+def main(argv: list[str]) -> int:
+    """Be the entry of a fork: as `harness.worker.main`."""
+    return work(Path(argv[0]))
+
+
+def preload() -> None:
+    """Be what a zygote calls once."""
+
+
+def fail_to_preload() -> None:
+    """Fail like a preload with a typing mistake in it."""
+    import harness.no_such_module  # type: ignore[import-not-found]  # noqa: F401
+
+
 def work(folder: Path) -> int:
     """Behave as the first word of the cell's name says."""
     cell = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -39,6 +55,9 @@ def work(folder: Path) -> int:
         handle.write(f"{cell['name']}\n")
     if behaviour == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if behaviour == "patricide":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
     if behaviour == "raise":
         raise RuntimeError("the worker broke <b>here</b> | there")
     if behaviour in ("hang", "stubborn", "escape"):
@@ -57,6 +76,7 @@ def work(folder: Path) -> int:
         "plant": cell["plant"],
         "environment": {k: os.environ[k] for k in ("TMPDIR", "OMP_NUM_THREADS")},
         "is_session_leader": os.getsid(0) == os.getpid(),
+        "parent": os.getppid(),
     }
     (folder / "observations.json").write_text(json.dumps(seen), encoding="utf-8")
     return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import harness.plugin
-import harness.pools.spawn
+from harness.pools.spawn import SpawnPool
 from tests.harness import fake_worker
 
 MATRIX = """\
@@ -29,15 +29,16 @@ CONFTEST = f"""
 import sys
 sys.path.insert(0, {str(fake_worker.HERE.parent)!r})
 import fake_worker
-import harness.plugin, harness.pools.spawn
-harness.pools.spawn.WORKER_COMMAND = fake_worker.COMMAND
+import harness.plugin
+from harness.pools.spawn import SpawnPool
+harness.plugin._make_pool = lambda: SpawnPool(fake_worker.COMMAND)
 harness.plugin._load_judge = lambda: fake_worker.judge
 """
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.setattr(harness.pools.spawn, "WORKER_COMMAND", fake_worker.COMMAND)
+    monkeypatch.setattr(harness.plugin, "_make_pool", lambda: SpawnPool(fake_worker.COMMAND))
     monkeypatch.setattr(harness.plugin, "_load_judge", lambda: fake_worker.judge)
     monkeypatch.setenv("TMPDIR", str(pytester.path))  # what failures leave to be looked at
     monkeypatch.setattr(tempfile, "tempdir", None)

@@ -294,7 +294,7 @@ DRIVER = """
 def start_driver(run_dir: Path, *names: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(DRIVER), str(run_dir), *names],
-        env={**os.environ, "PYTHONPATH": str(fake_worker.HERE.parent)},
+        env={**os.environ, "PYTHONPATH": fake_worker.PATH},
         stderr=subprocess.PIPE,
     )
 

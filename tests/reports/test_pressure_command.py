@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import harness.pools.spawn
 import reports.commands.pressure
+from harness.pools.spawn import SpawnPool
 from reports.commands.pressure import main
 from tests.harness import fake_worker
 
@@ -29,10 +29,14 @@ scenarios:
 """
 
 
+def make_fake_pool(isolation: str) -> SpawnPool:
+    return SpawnPool(fake_worker.COMMAND)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness.pools.spawn, "WORKER_COMMAND", fake_worker.COMMAND)
+    monkeypatch.setattr(reports.commands.pressure, "make_pool", make_fake_pool)
     monkeypatch.setattr(reports.commands.pressure, "_load_judge", lambda: fake_worker.judge)
     (tmp_path / "small.yaml").write_text(MATRIX, encoding="utf-8")
     return tmp_path
@@ -164,8 +168,9 @@ def test_it_answers_without_importing_torch(words: list[str]) -> None:
 
 DRIVER = """
     import sys
-    import fake_worker, harness.pools.spawn, reports.commands.pressure as command
-    harness.pools.spawn.WORKER_COMMAND = fake_worker.COMMAND
+    import fake_worker, reports.commands.pressure as command
+    from harness.pools.spawn import SpawnPool
+    command.make_pool = lambda isolation: SpawnPool(fake_worker.COMMAND)
     command._load_judge = lambda: fake_worker.judge
     sys.exit(command.main(sys.argv[1:]))
 """
@@ -180,7 +185,7 @@ def test_an_interrupt_keeps_finished_cells_and_says_how_to_go_on(
     words = ["run", "small.yaml", "--rerun", "all"]
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(DRIVER), *words],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(fake_worker.HERE.parent)},
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": fake_worker.PATH},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     starts = tmp_path / "runs/small/starts.txt"

@@ -1,0 +1,62 @@
+"""Which cell runs next: those that take longest first, and those under suspicion alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from harness.matrix import Cell
+
+MAX_LOSSES = 2
+"""How often a cell may be lost before it is parked; the second time it has run alone."""
+
+
+class CellQueue:
+    """The cells of a run that have not begun."""
+
+    def __init__(self, cells: Sequence[Cell], durations: Mapping[str, float] | None = None) -> None:
+        """Put the cells in order.
+
+        Args:
+            cells: cells to run, in matrix order.
+            durations: seconds that cells took before, by id. The longest go first, so that none
+                of them is alone at the end; cells nobody knows go before all of them.
+        """
+        known = durations or {}
+        ordered = sorted(cells, key=lambda cell: -known.get(cell.cell_id, float("inf")))
+        self._waiting = list(reversed(ordered))
+        self._suspects: list[Cell] = []
+        self._losses: Counter[str] = Counter()
+        self._is_alone = False
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._suspects)
+
+    def take(self, running: int, jobs: int) -> Cell | None:
+        """Return the cell to start beside those that run, or None when it has to wait.
+
+        A cell that was lost once may be what ends the process that forks all the others. It runs
+        again when the rest is done, and alone, so that a second loss can be laid to its charge.
+        """
+        if running == 0:
+            self._is_alone = False
+        if self._is_alone or running >= jobs:
+            return None
+        if self._waiting:
+            return self._waiting.pop()
+        if self._suspects and running == 0:
+            self._is_alone = True
+            return self._suspects.pop()
+        return None
+
+    def lose(self, cell: Cell) -> bool:
+        """Take back a cell that was lost; return False when that was once too often."""
+        self._losses[cell.cell_id] += 1
+        if self._losses[cell.cell_id] >= MAX_LOSSES:
+            return False
+        self._suspects.append(cell)
+        return True
+
+    def losses(self, cell: Cell) -> int:
+        """Return how often a cell was lost."""
+        return self._losses[cell.cell_id]
