@@ -137,12 +137,35 @@ class HistoryQueries:
             )
         return tuple(row[0] for row in rows)
 
-    def results_of(self, cell_id: str, *, limit: int | None = None) -> tuple[ResultRow, ...]:
-        """Return all results of a cell, the newest first."""
+    def count_runs(self, *, name: str | None = None) -> int:
+        """Return how many runs there are."""
+        rows = self.query(
+            "SELECT count(*) FROM runs WHERE :name IS NULL OR name = :name", {"name": name}
+        )
+        return int(rows[0][0])
+
+    def matrix_names(self) -> tuple[str, ...]:
+        """Return the names of all matrices that were ever run."""
+        return tuple(row[0] for row in self.query("SELECT DISTINCT name FROM runs ORDER BY name"))
+
+    def count_results(self, cell_id: str, *, name: str | None = None) -> int:
+        """Return how many results a cell has."""
+        rows = self.query(
+            "SELECT count(*) FROM cells JOIN results USING (cell_key) JOIN runs u USING (run_key) "
+            "WHERE cell_id = :cell AND (:name IS NULL OR u.name = :name)",
+            {"cell": cell_id, "name": name},
+        )
+        return int(rows[0][0])
+
+    def results_of(
+        self, cell_id: str, *, name: str | None = None, limit: int | None = None
+    ) -> tuple[ResultRow, ...]:
+        """Return all results of a cell, or those in one matrix, the newest first."""
         rows = self.query(
             f"{_RESULT} FROM cells c JOIN results r USING (cell_key) JOIN runs u USING (run_key) "
-            "WHERE c.cell_id = ? ORDER BY r.run_key DESC LIMIT ?",
-            (cell_id, -1 if limit is None else limit),
+            "WHERE c.cell_id = :cell AND (:name IS NULL OR u.name = :name) "
+            "ORDER BY r.run_key DESC LIMIT :limit",
+            {"cell": cell_id, "name": name, "limit": -1 if limit is None else limit},
         )
         return tuple(_result_row(row) for row in rows)
 

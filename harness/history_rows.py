@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from harness.findings import Status
 from harness.results import Outcome
@@ -120,7 +121,7 @@ class Kind(StrEnum):
     NO_LONGER_RUN = "no longer run"
     """It ran before, and did not run now."""
     APPEARED = "appeared"
-    """It was not there before, and does not fail."""
+    """It was not there before or did not run, and passes."""
     DISAPPEARED = "disappeared"
     """It was there before."""
 
@@ -156,9 +157,11 @@ class Comparison:
     compared: int
     """Cells that stand in both."""
     unchanged: int
-    """Cells that pass in both, or are skipped in both, and about which nothing is said."""
+    """Those of them about which nothing is to be said."""
     changes: tuple[Change, ...]
     """Everything that differs, by kind and then in order of names."""
+    environment: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Versions and the like that are not the same, each before and after."""
 
     def of(self, *kinds: Kind) -> tuple[Change, ...]:
         """Return the changes of some kinds."""

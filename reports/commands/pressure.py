@@ -1,4 +1,4 @@
-"""mudpuppy-pressure: run the pressure matrix, list it, explain one of its cells."""
+"""mudpuppy-pressure: run the pressure matrix, list it, explain a cell, show what changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from types import FrameType
 from rich.console import Console
 from tabulate import tabulate
 
-from harness.history import DEFAULT_PATH, History
+from harness.history import History
 from harness.matrix import Cell, expand, explain_rules
 from harness.needs import leave_out_unmet, look_at_machine
 from harness.pools.warm import ISOLATIONS, make_pool
@@ -29,6 +29,7 @@ from harness.selection import Selection, find_cell, select_cells
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser
+from reports.commands.pressure_history import add_history_commands, add_history_flag
 from reports.matrix_console import Progress, print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
@@ -46,6 +47,8 @@ examples:
   mudpuppy-pressure run seed --model Qwen/Qwen2.5-0.5B-Instruct
   mudpuppy-pressure list seed
   mudpuppy-pressure explain lora-streaming-rejected
+  mudpuppy-pressure history lora-fp16
+  mudpuppy-pressure diff last~1 last
 
 A word of --select and --ignore is a glob on names, an id, a number, or setting=value.
 exit codes: 0 all as expected, 1 failures, 2 wrong usage, 3 something crashed, timed out or could
@@ -81,6 +84,7 @@ def _parser() -> FriendlyParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run the cells of a file", allow_abbrev=False))
     _add_list(commands.add_parser("list", help="show the cells of a file", allow_abbrev=False))
+    add_history_commands(commands.add_parser)
     explain = commands.add_parser("explain", help="explain one cell", allow_abbrev=False)
     explain.add_argument("words", nargs="+", metavar="[FILE] CELL", help="name, id or number")
     _add_model(explain)
@@ -112,9 +116,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         choices=("network",),
         help="let cells that need it use the network; without it they are not run",
     )
-    run.add_argument(
-        "--history", type=Path, default=DEFAULT_PATH, metavar="FILE", help="(default %(default)s)"
-    )
+    add_history_flag(run)
     run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
     run.set_defaults(run=_run)
 

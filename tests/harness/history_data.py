@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def make_result(
     if outcome is Outcome.FAILED:
         more.setdefault("findings", (FINDING,))
     values: dict[str, Any] = {
-        "cell_id": name.encode().hex()[-12:].rjust(12, "0"), "name": name, "title": name.title(),
+        "cell_id": sha256(name.encode()).hexdigest()[:12], "name": name, "title": name.title(),
         "number": 1, "config": {"method": "lora"}, "expect": {"outcome": "trained"},
         "message": "as expected" if outcome is Outcome.PASSED else f"it {outcome}",
         "worker": worker, "started": "2026-02-01T10:00:00+00:00",
