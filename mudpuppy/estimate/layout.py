@@ -223,12 +223,15 @@ class _Kept:
         self.is_inside = False
         self._seen: dict[int, Any] = {}
 
-    def pack(self, tensor: Tensor) -> Tensor:
-        """Count a tensor that is saved."""
+    def pack(self, tensor: Tensor) -> None:
+        """Count a tensor that is saved, and save nothing in its place: no backward pass follows.
+
+        A saved tensor that is the output of its own operation would hold itself for good.
+        """
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.own or key in self._seen:
-            return tensor
+            return
         self._seen[key] = storage  # kept, so that no other storage gets its address
         size = storage.nbytes()
         is_copy = tuple(tensor.shape) in self.shapes
@@ -239,7 +242,6 @@ class _Kept:
             self.outside += size
             self.copies_outside += size * is_copy
         self.largest = max(self.largest, 0 if is_copy else size)
-        return tensor
 
     def enter(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
         """Note that a decoder layer begins."""
@@ -284,12 +286,22 @@ def _run(
         with (
             torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
             _around(body, config),
-            saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+            saved_tensors_hooks(kept.pack, _no_backward),
         ):
             functional_call(body, everything, (), inputs)
         for hook in hooks:
             hook.remove()
     return kept
+
+
+def _no_backward(packed: None) -> Tensor:
+    """Stand where a saved tensor would be brought back.
+
+    Raises:
+        RuntimeError: always.
+    """
+    del packed
+    raise RuntimeError("a forward pass that is only counted has no backward pass")
 
 
 def _around(body: nn.Module, config: TrainingConfig) -> AbstractContextManager[Any]:

@@ -1,10 +1,12 @@
 """What the estimate says is trained is what the engine trains, for every method with an adapter."""
 
+import gc
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig
 
 from mudpuppy.adapters.attach import attach_adapter
@@ -51,3 +53,10 @@ def test_a_target_that_the_model_does_not_have_is_refused_as_in_a_run():
 
     with pytest.raises(ConfigError, match="no linear module 'q_prj'"):
         predict(AutoConfig.from_pretrained(base_of("lora")), run)
+
+
+def test_predicting_leaves_no_fake_tensor_behind():
+    predict(AutoConfig.from_pretrained(base_of("lora")), run_of("lora", {}))
+    gc.collect()
+
+    assert [] == [one for one in gc.get_objects() if type(one) is FakeTensor]
