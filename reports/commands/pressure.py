@@ -29,7 +29,7 @@ from harness.selection import Selection, find_cell, select_cells
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser
-from reports.commands.pressure_history import add_history_commands, add_history_flag
+from reports.commands.pressure_history import add_history_commands, add_history_flag, find_past
 from reports.matrix_console import Progress, print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
@@ -50,7 +50,8 @@ examples:
   mudpuppy-pressure history lora-fp16
   mudpuppy-pressure diff last~1 last
 
-A word of --select and --ignore is a glob on names, an id, a number, or setting=value.
+A word of --select and --ignore is a glob on names, an id, a number, setting=value, or asks the
+history for the last result: failed, crashed, passed, new, slow (the slowest tenth).
 exit codes: 0 all as expected, 1 failures, 2 wrong usage, 3 something crashed, timed out or could
 not be checked, 130 interrupted (finished cells stay finished: run the same command again)
 """
@@ -116,7 +117,6 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         choices=("network",),
         help="let cells that need it use the network; without it they are not run",
     )
-    add_history_flag(run)
     run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
     run.set_defaults(run=_run)
 
@@ -130,6 +130,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="scenario file, or the name of a shipped one")
     parser.add_argument("--select", action="append", default=[], metavar="WORD", help="only these")
     parser.add_argument("--ignore", action="append", default=[], metavar="WORD", help="not these")
+    add_history_flag(parser)
     _add_model(parser)
 
 
@@ -226,7 +227,8 @@ def _choose(
 ) -> tuple[LoadedScenarios, tuple[Cell, ...], Selection]:
     loaded = load_scenarios(arguments.file)
     cells = expand(loaded, model=arguments.model)
-    return loaded, cells, select_cells(cells, arguments.select, arguments.ignore)
+    ask = find_past(arguments.history)
+    return loaded, cells, select_cells(cells, arguments.select, arguments.ignore, ask)
 
 
 def _expectation(cell: Cell) -> str:

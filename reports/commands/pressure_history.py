@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from harness.history import DEFAULT_PATH, History
 from harness.history_diff import compare_runs
 from harness.history_find import WORDS, find_run
+from harness.history_rows import LastResult
+from harness.selection import AskHistory
 from mudpuppy.errors import UsageError
 from reports.history_console import write_cell, write_comparison, write_runs
 
@@ -72,6 +74,18 @@ def add_history_flag(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where every run is recorded (default %(default)s)",
     )
+
+
+def find_past(path: Path) -> AskHistory | None:
+    """Return what looks up how cells ended last, or None where there is no history yet."""
+    if not path.is_file():
+        return None
+
+    def ask(cell_ids: Iterable[str]) -> Mapping[str, LastResult]:
+        with History(path) as history:
+            return history.last_results(cell_ids)
+
+    return ask
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

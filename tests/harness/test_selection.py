@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
 import pytest
 
+from harness.history_rows import LastResult
 from harness.matrix import load_cells
+from harness.results import Outcome
 from harness.selection import find_cell, select_cells
 from mudpuppy.errors import UsageError
 
@@ -86,3 +91,65 @@ def test_one_word_finds_one_cell() -> None:
 
     with pytest.raises(UsageError, match="names 7 cells"):
         find_cell(CELLS, "method=lora")
+
+
+def past(cell_ids: Iterable[str]) -> Mapping[str, LastResult]:
+    """Know all cells but the last: the second failed, the third was slow and hit its limit."""
+    outcomes = {1: Outcome.FAILED, 2: Outcome.TIMEOUT, 6: Outcome.REJECTED_AS_EXPECTED}
+    last = {}
+    for place, cell in enumerate(CELLS[:-1]):
+        outcome, wall_s = outcomes.get(place, Outcome.PASSED), 9.0 if place == 2 else 1.0
+        last[cell.cell_id] = LastResult(outcome=outcome, status=outcome.status, wall_s=wall_s)
+    return {cell_id: last[cell_id] for cell_id in cell_ids if cell_id in last}
+
+
+@pytest.mark.parametrize(
+    ("select", "ignore", "places"),
+    [
+        (["failed"], [], [1, 2]),
+        (["crashed"], [], [2]),
+        (["passed"], [], [0, 3, 4, 5, 6, 7, 8, 9]),
+        (["new"], [], [10]),
+        (["slow"], [], [2]),
+        (["failed", "gptq"], ["crashed"], [1, 10]),
+        ([], ["passed", "failed"], [10]),
+    ],
+)
+def test_a_word_asks_how_a_cell_ended_last(
+    select: list[str], ignore: list[str], places: list[int]
+) -> None:
+    selection = select_cells(CELLS, select, ignore, past)
+
+    assert [cell.number - 1 for cell in selection.chosen] == places
+
+
+def test_without_a_history_every_cell_is_new_and_nothing_else_is_known() -> None:
+    assert len(select_cells(CELLS, ["new"]).chosen) == len(CELLS)
+
+    with pytest.raises(UsageError, match="'failed' asks the history, and there is none yet"):
+        select_cells(CELLS, ["failed"])
+    with pytest.raises(UsageError, match="'slow' asks the history, and none of these cells is in"):
+        select_cells(CELLS, ["gptq"], ["slow"], lambda cell_ids: {})
+
+
+def test_a_word_that_names_nothing_now_is_no_mistake_beside_others() -> None:
+    passed = past([CELLS[0].cell_id])
+
+    selection = select_cells(CELLS, ["failed", "gptq"], [], lambda _: passed)
+
+    assert [cell.name for cell in selection.chosen] == ["gptq"]
+    with pytest.raises(UsageError, match="nothing is left to run: of no cell can it be said that"):
+        select_cells(CELLS, ["failed", "crashed"], [], lambda _: passed)
+
+
+def test_a_cell_of_that_name_has_precedence() -> None:
+    cells = [replace(CELLS[0], name="new"), CELLS[1]]
+
+    assert [cell.name for cell in select_cells(cells, ["new"]).chosen] == ["new"]
+
+
+def test_the_history_is_asked_only_when_a_word_needs_it() -> None:
+    def refuse(cell_ids: Iterable[str]) -> Mapping[str, LastResult]:
+        raise AssertionError("nobody asked for it")
+
+    assert select_cells(CELLS, ["gptq"], ["lora-*"], refuse).chosen

@@ -236,3 +236,19 @@ def test_escapes_in_a_scenario_reach_no_terminal(
     assert "\x1b" not in out
     assert "\u202e" not in out
     assert out.count("\\x1b[31m") == 2
+
+
+def test_cells_can_be_chosen_by_how_they_ended_last(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", "small.yaml", "--select", "failed"]) == 2
+    assert "'failed' asks the history, and there is none yet" in capsys.readouterr().err
+
+    main(["run", "small.yaml"])
+    capsys.readouterr()
+
+    assert main(["list", "small.yaml", "--select", "failed"]) == 0
+    assert "1 cells of small.yaml" in (out := capsys.readouterr().out)
+    assert "fail-two" in out
+    assert main(["history"]) == 0
+    assert "small      2     1      0     0" in capsys.readouterr().out
