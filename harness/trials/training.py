@@ -12,6 +12,7 @@ from typing import Any
 from harness.observations import Comparison, Observations, read_observations
 from harness.phases import PhaseEnded, run_phase
 from harness.trials.order import CHECKPOINT, Order
+from harness.trials.prior import with_prior_adapter
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
 from mudpuppy.data.samples import answers_of
@@ -30,6 +31,7 @@ def perform(order: Order) -> Observations:
         PhaseEnded: a phase died without having said why.
     """
     config = load_config({**order.config, "output": order.folder / CHECKPOINT})
+    config = with_prior_adapter(order, config)
     samples = preflight(config)
     started = time.monotonic()
     order.import_engine()
