@@ -29,6 +29,11 @@ SLOW_SHARE = 10
 Groups = Mapping[str, frozenset[str]]
 """For each word that asks the history, the ids of the cells that it names."""
 
+FEATURE = "feature"
+"""Stands for the features that are on: `feature=packing`, `feature=none`."""
+EXPECTED = "expect"
+"""Stands for what is expected: `expect=rejected`."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -109,10 +114,19 @@ def matches(cell: Cell, word: str, groups: Groups) -> bool:
         return cell.cell_id in groups[word]
     key, equals, value = word.partition("=")
     if equals:
-        return key in cell.config and fnmatchcase(_text(cell.config[key]), value.lower())
+        return any(fnmatchcase(text, value.lower()) for text in _texts(cell, key))
     if word.isdecimal() and int(word) == cell.number:
         return True
     return fnmatchcase(cell.name, word) or fnmatchcase(cell.cell_id, word)
+
+
+def _texts(cell: Cell, key: str) -> tuple[str, ...]:
+    """Return what a cell has of a setting; of `feature` those that are on, or `none`."""
+    if key == FEATURE:
+        return tuple(sorted(cell.features)) or ("none",)
+    if key == EXPECTED:
+        return (cell.expect.outcome,)
+    return (_text(cell.config[key]),) if key in cell.config else ()
 
 
 def _text(value: Any) -> str:
@@ -174,11 +188,11 @@ def _complaints(word: str, cells: Sequence[Cell]) -> Iterator[str]:
     if any(matches(cell, word, {}) for cell in cells):
         return
     key, equals, _ = word.partition("=")
-    settings = sorted({name for cell in cells for name in cell.config})
+    settings = [FEATURE, EXPECTED, *(sorted(cells[0].config) if cells else ())]
     if equals and key not in settings:
         yield f"'{word}': unknown setting '{key}'{near_names(key, settings)}"
     elif equals:
-        seen = sorted({_text(cell.config[key]) for cell in cells if key in cell.config})
+        seen = sorted({text for cell in cells for text in _texts(cell, key)})
         yield f"'{word}' matches no cell; {key} is one of: {', '.join(seen[:12])}"
     else:
         yield f"'{word}' matches no cell{near_names(word, [cell.name for cell in cells])}"

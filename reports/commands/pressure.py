@@ -15,29 +15,31 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from tabulate import tabulate
 
 from harness.history import History
-from harness.matrix import Cell, expand, explain_rules
 from harness.needs import leave_out_unmet, look_at_machine
 from harness.pools.warm import ISOLATIONS, make_pool
 from harness.prepare import check_plant, prepare_model
 from harness.recorder import Recorder
 from harness.results import MatrixResult
 from harness.runner import Judge, run_matrix
-from harness.selection import Selection, find_cell, select_cells
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser
-from reports.commands.pressure_history import add_history_commands, add_history_flag, find_past
+from reports.commands.pressure_history import add_history_commands
+from reports.commands.pressure_list import (
+    PROGRAM,
+    add_list_commands,
+    add_selection,
+    choose,
+    write_dry_run,
+)
 from reports.matrix_console import Progress, print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
-from reports.text import clean, clean_lines
-from scenarios.loader import LoadedScenarios, load_scenarios
+from reports.text import clean_lines
+from scenarios.loader import LoadedScenarios
 
-PROGRAM = "mudpuppy-pressure"
-SEED = "seed"
 INTERRUPTED = 130
 EPILOG = """\
 examples:
@@ -45,13 +47,16 @@ examples:
   mudpuppy-pressure run seed -j 4 --select method=qlora  four at a time, only QLoRA
   mudpuppy-pressure run seed --select 'lora-*' --ignore 7 --rerun failed
   mudpuppy-pressure run seed --model Qwen/Qwen2.5-0.5B-Instruct
+  mudpuppy-pressure run full --sample 30 --dry-run       thirty cells, others each day
+  mudpuppy-pressure run full --shard 2/8 --select feature=packing
   mudpuppy-pressure list seed
   mudpuppy-pressure explain lora-streaming-rejected
   mudpuppy-pressure history lora-fp16
   mudpuppy-pressure diff last~1 last
 
-A word of --select and --ignore is a glob on names, an id, a number, setting=value, or asks the
-history for the last result: failed, crashed, passed, new, slow (the slowest tenth).
+A word of --select and --ignore is a glob on names, an id, a number, setting=value (also
+feature=packing, feature=none, expect=rejected), or asks the history for the last result: failed,
+crashed, passed, new, slow (the slowest tenth).
 exit codes: 0 all as expected, 1 failures, 2 wrong usage, 3 something crashed, timed out or could
 not be checked, 130 interrupted (finished cells stay finished: run the same command again)
 """
@@ -84,17 +89,13 @@ def _parser() -> FriendlyParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run the cells of a file", allow_abbrev=False))
-    _add_list(commands.add_parser("list", help="show the cells of a file", allow_abbrev=False))
+    add_list_commands(commands.add_parser)
     add_history_commands(commands.add_parser)
-    explain = commands.add_parser("explain", help="explain one cell", allow_abbrev=False)
-    explain.add_argument("words", nargs="+", metavar="[FILE] CELL", help="name, id or number")
-    _add_model(explain)
-    explain.set_defaults(run=_explain)
     return parser
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    _add_selection(run)
+    add_selection(run)
     run.add_argument("-o", "--output", metavar="DIR", help="folder (default runs/NAME)")
     run.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="cells at a time")
     run.add_argument(
@@ -117,25 +118,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         choices=("network",),
         help="let cells that need it use the network; without it they are not run",
     )
+    run.add_argument(
+        "--dry-run", action="store_true", help="only show which cells would run, and which not"
+    )
     run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
     run.set_defaults(run=_run)
-
-
-def _add_list(listing: argparse.ArgumentParser) -> None:
-    _add_selection(listing)
-    listing.set_defaults(run=_list)
-
-
-def _add_selection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="scenario file, or the name of a shipped one")
-    parser.add_argument("--select", action="append", default=[], metavar="WORD", help="only these")
-    parser.add_argument("--ignore", action="append", default=[], metavar="WORD", help="not these")
-    add_history_flag(parser)
-    _add_model(parser)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="model for every cell, instead of the one in the file")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -143,11 +130,17 @@ def _run(arguments: argparse.Namespace) -> int:
     check_plant(arguments.plant)
     if arguments.jobs < 1:
         raise UsageError(f"-j {arguments.jobs}: expected 1 or more cells at a time")
-    loaded, cells, selection = _choose(arguments)
+    choice = choose(arguments)
+    loaded, cells, selection = choice.loaded, choice.cells, choice.selection
     machine = look_at_machine(arguments.allow, wanted=selection.chosen)
     selection = leave_out_unmet(selection, machine)
+    if arguments.dry_run:
+        print(write_dry_run(choice, selection))
+        return 0
     run_dir = _run_folder(arguments, loaded)
     console = Console(highlight=False)
+    for remark in choice.remarks:
+        console.print(clean_lines(remark), markup=False)
     _require_writable(run_dir)
     prepare_model(selection.chosen, console.print)
     progress = Progress(console, [cell.label for cell in cells], quiet=arguments.quiet)
@@ -182,64 +175,6 @@ def _run(arguments: argparse.Namespace) -> int:
     report = _write_reports(run_dir, matrix)
     print_verdict(console, matrix, str(report), quiet=arguments.quiet)
     return matrix.exit_code
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    """Print the selected cells as a table."""
-    loaded, _, selection = _choose(arguments)
-    rows = [
-        (cell.number, *map(clean, (cell.name, _expectation(cell), cell.cell_id, cell.title)))
-        for cell in selection.chosen
-    ]
-    headers = ("#", "name", "expected", "id", "title")
-    align = ("right", "left", "left", "left", "left")
-    print(tabulate(rows, headers, tablefmt="simple", disable_numparse=True, colalign=align))
-    print(clean_lines(f"\n{len(rows)} cells of {loaded.shown} ({loaded.form.name})"))
-    return 0
-
-
-def _explain(arguments: argparse.Namespace) -> int:
-    """Print everything that is known of one cell before it runs, and how to run it."""
-    *files, word = arguments.words
-    if len(files) > 1:
-        raise UsageError(
-            f"expected one file and one cell, got: {' '.join(arguments.words)}",
-            hint=f"{PROGRAM} explain seed lora-fp16",
-        )
-    loaded = load_scenarios(files[0] if files else SEED)
-    cell = find_cell(expand(loaded, model=arguments.model), word)
-    model = ["--model", arguments.model] if arguments.model else []
-    again = [PROGRAM, "run", loaded.shown, "--select", cell.name, "--rerun", "all", *model]
-    item = ["pytest", "-m", "pressure", "--pressure-matrix", loaded.shown]
-    item += ["--pressure-select", cell.name]
-    item += ["--pressure-model", arguments.model] if arguments.model else []
-    lines = [f"{cell.number}. {cell.title} ({cell.name}, {cell.cell_id})", ""]
-    lines += [f"expected  {_expectation(cell)}", f"time      at most {cell.timeout_s:g} s", ""]
-    lines += ["settings", *(f"  {key}: {value}" for key, value in cell.config.items()), ""]
-    lines += ["what the rule table says", *_indent(explain_rules(cell)), ""]
-    lines += ["run just this cell", f"  {shlex.join(again)}", f"  {shlex.join(item)}"]
-    print(clean_lines("\n".join(lines)))
-    return 0
-
-
-def _choose(
-    arguments: argparse.Namespace,
-) -> tuple[LoadedScenarios, tuple[Cell, ...], Selection]:
-    loaded = load_scenarios(arguments.file)
-    cells = expand(loaded, model=arguments.model)
-    ask = find_past(arguments.history)
-    return loaded, cells, select_cells(cells, arguments.select, arguments.ignore, ask)
-
-
-def _expectation(cell: Cell) -> str:
-    expect = cell.expect
-    words = [expect.outcome, *([expect.code] if expect.code else [])]
-    words += ["early"] if expect.stops_early else []
-    return " ".join([*words, *expect.findings])
-
-
-def _indent(text: str) -> list[str]:
-    return [f"  {line}" for line in text.splitlines()]
 
 
 def _run_folder(arguments: argparse.Namespace, loaded: LoadedScenarios) -> Path:

@@ -153,3 +153,19 @@ def test_the_history_is_asked_only_when_a_word_needs_it() -> None:
         raise AssertionError("nobody asked for it")
 
     assert select_cells(CELLS, ["gptq"], ["lora-*"], refuse).chosen
+
+
+FULL = load_cells("full")
+
+
+def test_features_and_expectations_are_words_too() -> None:
+    packed = select_cells(FULL, ["feature=packing"], ["expect=rejected"]).chosen
+
+    assert {"packing"} == {feature for cell in packed for feature in cell.features}
+    assert {"full", "lora", "qlora", "qat"} == {cell.config["method"] for cell in packed}
+    assert 13 * 4 == len(select_cells(FULL, ["feature=none"]).chosen)
+
+
+def test_a_feature_that_does_not_exist_is_told_what_there_is() -> None:
+    with pytest.raises(UsageError, match="feature is one of: all-tokens, checkpoints"):
+        select_cells(FULL, ["feature=pakking"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import reports.commands.pressure
+import reports.commands.pressure_list
 from harness.pools.spawn import SpawnPool
 from reports.commands.pressure import main
 from tests.harness import fake_worker
@@ -210,7 +211,7 @@ def test_a_misspelt_flag_of_a_subcommand_is_told_its_neighbours(
     with pytest.raises(SystemExit) as stopped:
         main(["run", "seed", "--selekt", "x"])
     assert stopped.value.code == 2
-    assert "did you mean '--select'?" in capsys.readouterr().err
+    assert "did you mean '--select'" in capsys.readouterr().err
 
 
 def test_a_crash_of_the_program_is_no_failed_cell(
@@ -219,7 +220,7 @@ def test_a_crash_of_the_program_is_no_failed_cell(
     def crash(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(reports.commands.pressure, "load_scenarios", crash)
+    monkeypatch.setattr(reports.commands.pressure_list, "load_scenarios", crash)
     assert main(["list", "small.yaml"]) == 3
     assert "ZeroDivisionError: by zero" in capsys.readouterr().err
 
@@ -252,3 +253,57 @@ def test_cells_can_be_chosen_by_how_they_ended_last(
     assert "fail-two" in out
     assert main(["history"]) == 0
     assert "small      2     1      0     0" in capsys.readouterr().out
+
+
+def test_a_dry_run_shows_what_would_run_and_leaves_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+
+    assert 0 == main(["run", "full", "--sample", "3", "--seed", "x", "--dry-run"])
+
+    said = capsys.readouterr().out
+    assert "of 1248 cells would run" in said
+    assert "1245 would not: left out by --sample 3 --seed x" in said
+    assert before == sorted(folder.rglob("*"))
+
+
+def test_a_sample_is_drawn_by_the_date_and_says_how_to_draw_it_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert 0 == main(["list", "full", "--sample", "3"])
+    first = capsys.readouterr().out
+    (again,) = re.findall(r"--sample 3 --seed \d{4}-\d\d-\d\d", first)
+    assert 0 == main(["list", "full", *again.split()])
+
+    assert first == capsys.readouterr().out
+
+
+def test_a_seed_without_a_sample_is_a_slip(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 2 == main(["list", "full", "--seed", "1"])
+    assert "give --sample N as well" in capsys.readouterr().err
+
+
+def test_coverage_is_told_of_files_with_a_covering_array_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "few.yaml"
+    path.write_text(
+        "schema_version: 1\nname: few\ndefaults: {model: tiny, dataset: d.jsonl}\n"
+        "covering: {method: [lora], precision: [bf16], feature: [packing, dora, rslora]}\n"
+    )
+    assert 0 == main(["list", str(path), "--coverage"])
+    assert "12 of 12 pairs of features" in capsys.readouterr().out
+
+    assert 1 == main(["list", str(path), "--coverage", "--select", "1"])
+    assert "missing: lora bf16: " in capsys.readouterr().out
+
+    assert 2 == main(["list", "seed", "--coverage"])
+    assert "no covering array" in capsys.readouterr().err
+
+
+def test_the_schema_is_printed_as_it_is_checked_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == main(["schema"])
+
+    checked_in = Path(__file__).parents[2] / "docs" / "scenario.schema.json"
+    assert checked_in.read_text(encoding="utf-8") == capsys.readouterr().out

@@ -55,7 +55,10 @@ def test_the_run_before_is_the_same_without_a_feature(cells: Any, method: str, p
 def test_features_of_the_cell_do_not_reach_the_run_before():
     config = {
         **settings_for("full", "fp32", FEATURES),
-        **{"model": "tiny", "dataset": "d", "warmup_steps": 3, "max_steps": 9},
+        "model": "tiny",
+        "dataset": "d",
+        "warmup_steps": 3,
+        "max_steps": 9,
     }
 
     before = load_config({**prior_settings(config), "output": "prior"})
