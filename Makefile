@@ -12,7 +12,7 @@ JOBS ?= 2
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure test lint doctor bench bench-throughput bench-merge clean
+.PHONY: always help setup pressure test lint doctor bench bench-throughput bench-merge bench-timings clean
 
 help:
 	@sed -n '1,7p' Makefile
@@ -45,6 +45,9 @@ bench: bench-throughput bench-merge
 
 bench-throughput: $(STAMP)
 	@$(BIN)/python -m benchmarks.throughput
+
+bench-timings: $(STAMP)
+	@$(BIN)/pytest benchmarks/test_timings.py -m pressure
 
 bench-merge: $(STAMP)
 	@$(BIN)/python -m benchmarks.merge

@@ -29,6 +29,10 @@ class CellQueue:
         self._losses: Counter[str] = Counter()
         self._is_alone = False
 
+    def add(self, cells: Sequence[Cell]) -> None:
+        """Put further cells behind those that wait."""
+        self._waiting[:0] = reversed(cells)
+
     def __len__(self) -> int:
         return len(self._waiting) + len(self._suspects)
 

@@ -75,6 +75,10 @@ class RunOptions:
     """The run in the history; empty where none is kept."""
 
 
+Dispatch = Callable[[Sequence[Cell], Path, RunOptions, Listener], Generator[CellResult, None, None]]
+"""Runs cells, as `run_cells` does."""
+
+
 def run_matrix(
     cells: Sequence[Cell],
     run_dir: Path,
@@ -90,6 +94,7 @@ def run_matrix(
     on_event: Listener = lambda event: None,
     pool: Pool | None = None,
     recorder: Recorder | None = None,
+    dispatch: Dispatch | None = None,
 ) -> MatrixResult:
     """Run every cell that has no result yet, and return the results of all.
 
@@ -107,6 +112,7 @@ def run_matrix(
         on_event: told whenever a cell starts or has its result.
         recorder: writes the run and each result into the history.
         pool: starts the workers, and stays open; by default they are forks of a warm process.
+        dispatch: runs the cells elsewhere, and writes their results as `run_cells` does.
 
     Raises:
         OutputError: the folder cannot be written, or another runner is using it.
@@ -139,7 +145,7 @@ def run_matrix(
         results = [*(not_run(cell, why) for cell, why in left_out), *kept]
         for result in results:
             on_event(Finished(result, kept=True))
-        with closing(run_cells(waiting, run_dir, options, on_event)) as new:
+        with closing((dispatch or run_cells)(waiting, run_dir, options, on_event)) as new:
             for result in new:
                 results.append(result)
                 if recorder is not None:
@@ -167,7 +173,7 @@ def run_matrix(
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    cells: Sequence[Cell] | CellQueue,
     run_dir: Path,
     options: RunOptions,
     on_event: Listener = lambda event: None,
@@ -179,7 +185,7 @@ def run_cells(
     Raises:
         OutputError: a cell's folder cannot be made.
     """
-    queue = CellQueue(cells)
+    queue = cells if isinstance(cells, CellQueue) else CellQueue(cells)
     running: list[_RunningCell] = []
     try:
         while queue or running:

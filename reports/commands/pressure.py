@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from harness.pools.warm import ISOLATIONS, make_pool
 from harness.prepare import check_plant, prepare_model
 from harness.recorder import Recorder
 from harness.results import MatrixResult
-from harness.runner import Judge, run_matrix
+from harness.runner import Dispatch, Judge, run_matrix
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser
@@ -110,6 +111,17 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         default="warm",
         help="a cell is a fork of a process that has imported everything, or a clean interpreter",
     )
+    run.add_argument(
+        "--pool",
+        choices=("local", "ray"),
+        default="local",
+        help="run cells here, or on every host of a Ray cluster (-j is then cells per host)",
+    )
+    run.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; by default one is started here",
+    )
     run.add_argument("--plant", metavar="NAME", help="plant a bug into the engine: who notices?")
     run.add_argument(
         "--allow",
@@ -165,6 +177,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 left_out=selection.left_out,
                 on_event=progress.on_event,
                 recorder=recorder,
+                dispatch=_dispatch(arguments),
                 pool=pool,
             )
     except KeyboardInterrupt:
@@ -175,6 +188,24 @@ def _run(arguments: argparse.Namespace) -> int:
     report = _write_reports(run_dir, matrix)
     print_verdict(console, matrix, str(report), quiet=arguments.quiet)
     return matrix.exit_code
+
+
+def _dispatch(arguments: argparse.Namespace) -> Dispatch | None:
+    """Return what runs the cells on other hosts, where that was asked for.
+
+    Raises:
+        UsageError: an address without the pool that it belongs to.
+    """
+    if arguments.pool == "local":
+        if arguments.address is not None:
+            raise UsageError("--address is the address of a Ray cluster", hint="add --pool ray")
+        return None
+    from harness.pools.ray_pool import RayOptions, run_cells_on_ray
+
+    options = RayOptions(
+        address=arguments.address, jobs=arguments.jobs, isolation=arguments.isolation
+    )
+    return partial(run_cells_on_ray, options)
 
 
 def _run_folder(arguments: argparse.Namespace, loaded: LoadedScenarios) -> Path:
