@@ -12,7 +12,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.findings import Status
 from harness.history_queries import HistoryQueries
@@ -35,6 +35,8 @@ class Yardstick:
 
     kind: Kind
     """What to call it."""
+    column: str
+    """Where it is stored."""
     unit: str
     """Its unit, as shown."""
     scale: float
@@ -47,21 +49,34 @@ class Yardstick:
     """The same where there are too few earlier values for a spread."""
 
 
-TIME = Yardstick(kind=Kind.SLOWER, unit="s", scale=1.0, least_ratio=1.25, least=0.5, few_ratio=1.5)
+TIME = Yardstick(
+    kind=Kind.SLOWER,
+    column="wall_s",
+    unit="s",
+    scale=1.0,
+    least_ratio=1.25,
+    least=0.5,
+    few_ratio=1.5,
+)
 MEMORY = Yardstick(
-    kind=Kind.BIGGER, unit="MiB", scale=2**20, least_ratio=1.1, least=32 * 2**20, few_ratio=1.25
+    kind=Kind.BIGGER,
+    column="peak_rss_bytes",
+    unit="MiB",
+    scale=2**20,
+    least_ratio=1.1,
+    least=32 * 2**20,
+    few_ratio=1.25,
 )
 
 
-@dataclass(frozen=True)
-class _Light:
+class _Light(NamedTuple):
     """As much of a result as is needed to see that nothing changed."""
 
     cell_key: int
     status: str
     outcome: str
     wall_s: float | None
-    peak_rss_bytes: int | None
+    peak_rss_bytes: float | None
 
 
 Pair = tuple[_Light | None, _Light | None]
@@ -70,33 +85,24 @@ Pair = tuple[_Light | None, _Light | None]
 
 def compare_runs(history: HistoryQueries, old: RunRow, new: RunRow) -> Comparison:
     """Return how a run differs from another one, cell by cell."""
-    pairs, renewed = _pair(history, _load(history, old.key), _load(history, new.key))
+    before, after = _load(history, old.key), _load(history, new.key)
+    pairs, renewed = _pair(history, before, after)
     kinds = {key: _classify(*pair) for key, pair in pairs.items()}
     kinds |= dict.fromkeys(_find_flaky(history, old, new, kinds), Kind.FLAKY)
-    words: dict[int, tuple[Kind, str]] = {
-        key: (kind, "") for key, kind in kinds.items() if kind is not None
-    }
-    passed = {
-        key: (one, other)
-        for key, (one, other) in pairs.items()
-        if one and other and (one.status, other.status) == (Status.PASSED, Status.PASSED)
-    }
-    more = [
-        (key, (yardstick.kind, what))
-        for yardstick in (TIME, MEMORY)
-        for key, what in _find_larger(history, old, new, passed, yardstick)
-    ]
-    writer = _Writer(history, old, new, pairs, renewed, [*words, *(key for key, _ in more)])
-    changes = [writer.write(key, *word) for key, word in [*words.items(), *more]]
+    words = [(key, kind, "") for key, kind in kinds.items() if kind is not None]
+    for yardstick in (TIME, MEMORY):
+        words += _find_larger(history, old, new, pairs, yardstick)
+    told = {key for key, _, _ in words}
+    writer = _Writer(history, old, new, pairs, renewed, told)
+    changes = [writer.write(*word) for word in words]
     order = {kind: place for place, kind in enumerate(Kind)}
     changes.sort(key=lambda change: (order[change.kind], change.name, change.cell_id))
-    both = {key for key, (one, other) in pairs.items() if one and other}
-    told = {*words, *(key for key, _ in more)}
+    compared = len(before.keys() & after.keys()) + len(renewed)
     return Comparison(
         old=old,
         new=new,
-        compared=len(both),
-        unchanged=len(both - told),
+        compared=compared,
+        unchanged=compared - sum(1 for key in told if all(pairs[key])),
         changes=tuple(changes),
         environment=_compare_environments(history, old, new),
     )
@@ -118,30 +124,56 @@ def _compare_environments(
     }
 
 
-def _load(history: HistoryQueries, run_key: int) -> dict[int, _Light]:
+def _load(history: HistoryQueries, run_key: int) -> dict[int, tuple[Any, ...]]:
+    """Return what stands in a run, by cell, as the fields of `_Light`."""
     rows = history.query(
-        "SELECT s.cell_key, r.status, r.outcome, r.wall_s, r.peak_rss_bytes FROM standing s "
-        "JOIN results r USING (result_key) WHERE s.run_key = ?",
+        "SELECT cell_key, status, outcome, wall_s, peak_rss_bytes FROM standing WHERE run_key = ?",
         (run_key,),
     )
-    return {row[0]: _Light(*row) for row in rows}
+    return {row[0]: row for row in rows}
 
 
 def _pair(
-    history: HistoryQueries, before: dict[int, _Light], after: dict[int, _Light]
+    history: HistoryQueries,
+    before: dict[int, tuple[Any, ...]],
+    after: dict[int, tuple[Any, ...]],
 ) -> tuple[dict[int, Pair], frozenset[int]]:
-    """Pair cells by id, and what is left by name; return also whose settings have changed."""
-    pairs: dict[int, Pair] = {key: (before.get(key), light) for key, light in after.items()}
+    """Pair the cells about which something may be said; return also whose settings have changed.
+
+    Cells are the same by id, and what is left over by name.
+    """
+    pairs: dict[int, Pair] = {
+        key: (_light(before.get(key)), _light(now))
+        for key, now in after.items()
+        if not _is_quiet(before.get(key), now)
+    }
     gone = _names(history, before.keys() - after.keys())
     come = {name: key for key, name in _names(history, after.keys() - before.keys()).items()}
     renewed = set()
     for key, name in gone.items():
         if name in come:
-            pairs[come[name]] = (before[key], after[come[name]])
+            pairs[come[name]] = (_light(before[key]), _light(after[come[name]]))
             renewed.add(come[name])
         else:
-            pairs[key] = (before[key], None)
+            pairs[key] = (_light(before[key]), None)
     return pairs, frozenset(renewed)
+
+
+def _light(row: tuple[Any, ...] | None) -> _Light | None:
+    return None if row is None else _Light._make(row)
+
+
+def _is_quiet(was: tuple[Any, ...] | None, now: tuple[Any, ...]) -> bool:
+    """Return whether a cell passed both times and took no more; nearly all of them did."""
+    if was is None or not was[1] == now[1] == "passed":
+        return False
+    return not (_has_grown(was[3], now[3], TIME) or _has_grown(was[4], now[4], MEMORY))
+
+
+def _has_grown(was: float | None, now: float | None, yardstick: Yardstick) -> bool:
+    if was is None or now is None:
+        return False
+    return now > was * yardstick.least_ratio and now > was + yardstick.least
 
 
 def _names(history: HistoryQueries, cell_keys: Collection[int]) -> dict[int, str]:
@@ -198,18 +230,13 @@ def _find_larger(
     history: HistoryQueries,
     old: RunRow,
     new: RunRow,
-    pairs: dict[int, tuple[_Light, _Light]],
+    pairs: dict[int, Pair],
     yardstick: Yardstick,
-) -> Iterator[tuple[int, str]]:
-    """Yield the cells whose number grew beyond chance, each with the numbers in words."""
-    column = "wall_s" if yardstick is TIME else "peak_rss_bytes"
-    numbers = {key: tuple(getattr(light, column) for light in pair) for key, pair in pairs.items()}
-    grown = {
-        key: (was, now)
-        for key, (was, now) in numbers.items()
-        if was is not None and now is not None and _exceeds(now, was, yardstick)
-    }
-    earlier = _load_earlier(history, old, new, column, grown)
+) -> list[tuple[int, Kind, str]]:
+    """Return the cells whose number grew beyond chance, each with the numbers in words."""
+    grown = dict(_list_grown(pairs, yardstick))
+    earlier = _load_earlier(history, old, new, yardstick.column, grown)
+    found = []
     for key, (was, now) in grown.items():
         values = earlier.get(key, [])
         known = len(values) >= ENOUGH
@@ -217,11 +244,21 @@ def _find_larger(
         spread = _spread(values, median) if known else 0.0
         ratio = yardstick.least_ratio if known else yardstick.few_ratio
         if now > median + max(SPREADS * spread, (ratio - 1) * median, yardstick.least):
-            yield key, _in_words(was, now, median, spread, len(values) if known else 0, yardstick)
+            number = len(values) if known else 0
+            words = _in_words(was, now, median, spread, number, yardstick)
+            found.append((key, yardstick.kind, words))
+    return found
 
 
-def _exceeds(now: float, was: float, yardstick: Yardstick) -> bool:
-    return now > was * yardstick.least_ratio and now > was + yardstick.least
+def _list_grown(
+    pairs: dict[int, Pair], yardstick: Yardstick
+) -> Iterator[tuple[int, tuple[float, float]]]:
+    """Yield the cells that passed both times with a larger number, and both numbers."""
+    for key, (one, other) in pairs.items():
+        if one and other and one.status == other.status == Status.PASSED:
+            was, now = getattr(one, yardstick.column), getattr(other, yardstick.column)
+            if _has_grown(was, now, yardstick):
+                yield key, (was, now)
 
 
 def _load_earlier(

@@ -95,10 +95,8 @@ class ResultRow:
 class LastResult:
     """What is known of a cell before it runs again: its last result that was one."""
 
-    outcome: Outcome
-    """How it ended, in detail."""
     status: Status
-    """The same as one of the four endings; never skipped."""
+    """How it ended; never skipped."""
     wall_s: float | None
     """Seconds it took."""
 

@@ -111,6 +111,15 @@ MIGRATIONS: tuple[Migration, ...] = (
             PRIMARY KEY (result_key, place)
         ) WITHOUT ROWID""",
     ),
+    (  # what stands in a run without looking every row up a second time
+        "DROP VIEW standing",
+        """CREATE VIEW standing AS
+            SELECT run_key, cell_key, result_key, outcome, status, wall_s, peak_rss_bytes
+                FROM results
+            UNION ALL
+            SELECT k.run_key, k.cell_key, k.result_key, r.outcome, r.status, r.wall_s,
+                r.peak_rss_bytes FROM kept k JOIN results r USING (result_key)""",
+    ),
 )
 """How each version comes out of the one before it; `PRAGMA user_version` counts them."""
 

@@ -99,7 +99,7 @@ def past(cell_ids: Iterable[str]) -> Mapping[str, LastResult]:
     last = {}
     for place, cell in enumerate(CELLS[:-1]):
         outcome, wall_s = outcomes.get(place, Outcome.PASSED), 9.0 if place == 2 else 1.0
-        last[cell.cell_id] = LastResult(outcome=outcome, status=outcome.status, wall_s=wall_s)
+        last[cell.cell_id] = LastResult(status=outcome.status, wall_s=wall_s)
     return {cell_id: last[cell_id] for cell_id in cell_ids if cell_id in last}
 
 
