@@ -7,6 +7,7 @@ that a run of a few steps on a tiny model really exercises. No torch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from mudpuppy.errors import near_names
@@ -83,6 +84,7 @@ def feature_settings(feature: str, precision: str) -> dict[str, Any]:
     return dict(_SETTINGS[feature])
 
 
+@cache
 def read_features(word: str) -> tuple[str, ...]:
     """Return the features that a word of the axis `feature` names, in the order of the table.
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mudpuppy.config import SWITCHES, TrainingConfig
 from mudpuppy.config_check import CHECKED_TOGETHER, check_values, load_config
@@ -54,8 +54,7 @@ class Layered(Mapping[str, Any]):
         return repr(dict(self))
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(NamedTuple):
     """The settings of a cell, complete and checked."""
 
     config: Mapping[str, Any]

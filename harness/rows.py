@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.axes import TOGETHER, feature_settings, read_features
 from harness.covering import Array, load_rows
@@ -26,8 +26,7 @@ _ABOUT = frozenset({"method", "precision"})
 _DEFAULTS = {name: TrainingConfig.model_fields[name].default for name in _ABOUT}
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A cell before its settings were checked."""
 
     name: str
@@ -67,6 +66,7 @@ class RowMaker:
         self._loaded = loaded
         self._form = loaded.form
         self._named = {key for row in loaded.form.include for key in row} - {FEATURE_AXIS}
+        self._about: dict[Place, tuple[str, ...]] = {}
         self._shared: dict[Any, Mapping[str, Any]] = {}
         self._included: set[int] = set()
         self._excluded: set[int] = set()
@@ -163,11 +163,14 @@ class RowMaker:
         self, source: _Source, values: Mapping[str, Any], features: tuple[str, ...] | None
     ) -> Mapping[str, Any]:
         """Return everything under the values of the axes, the same object for the same answer."""
-        form = self._form
-        seen = {**_DEFAULTS, **form.defaults, **source.settings, **values}
-        about = _ABOUT | (self._named & source.axes.keys())
-        key = (source.place, features, *(repr(seen.get(name)) for name in sorted(about)))
+        about = self._about.get(source.place)
+        if about is None:
+            about = tuple(sorted(_ABOUT | (self._named & source.axes.keys())))
+            self._about[source.place] = about
+        key = (source.place, features, *[repr(values.get(name)) for name in about])
         if key not in self._shared:
+            form = self._form
+            seen = {**_DEFAULTS, **form.defaults, **source.settings, **values}
             settings = dict(form.defaults)
             for name in features or ():
                 settings |= feature_settings(name, _precision(seen))

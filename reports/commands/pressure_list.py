@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 
 from harness.coverage import measure_cells
 from harness.matrix import Cell, expand, explain_rules
@@ -20,6 +21,7 @@ from reports.coverage_text import write_coverage
 from reports.text import clean, clean_lines, write_columns
 from scenarios.json_schema import scenario_schema
 from scenarios.loader import LoadedScenarios, load_scenarios
+from scenarios.schema import Expectation
 
 PROGRAM = "mudpuppy-pressure"
 SEED = "seed"
@@ -110,7 +112,13 @@ def choose(arguments: argparse.Namespace) -> Choice:
 def write_cells(cells: Iterable[Cell]) -> str:
     """Return a table of cells."""
     rows = [
-        (str(cell.number), *map(clean, (cell.name, _expectation(cell), cell.cell_id, cell.title)))
+        (
+            str(cell.number),
+            clean(cell.name),
+            _expectation(cell.expect),
+            cell.cell_id,
+            clean(cell.title),
+        )
         for cell in cells
     ]
     return write_columns(rows, HEADERS, right=(0,))
@@ -161,7 +169,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     item += ["--pressure-select", cell.name]
     item += ["--pressure-model", arguments.model] if arguments.model else []
     lines = [f"{cell.number}. {cell.title} ({cell.name}, {cell.cell_id})", ""]
-    lines += [f"expected  {_expectation(cell)}", f"time      at most {cell.timeout_s:g} s", ""]
+    lines += [
+        f"expected  {_expectation(cell.expect)}",
+        f"time      at most {cell.timeout_s:g} s",
+        "",
+    ]
     lines += ["settings", *(f"  {key}: {value}" for key, value in cell.config.items()), ""]
     lines += ["what the rule table says", *_indent(explain_rules(cell)), ""]
     lines += ["run just this cell", f"  {shlex.join(again)}", f"  {shlex.join(item)}"]
@@ -175,8 +187,8 @@ def _schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _expectation(cell: Cell) -> str:
-    expect = cell.expect
+@cache
+def _expectation(expect: Expectation) -> str:
     words = [expect.outcome, *([expect.code] if expect.code else [])]
     words += ["early"] if expect.stops_early else []
     return " ".join([*words, *expect.findings])
