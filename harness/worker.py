@@ -26,6 +26,25 @@ from harness.trials.order import CHECKPOINT, Order
 from mudpuppy.errors import MudpuppyError, UnsupportedCombination, UsageError
 
 
+MEASURING = (
+    "harness.artefact",
+    "harness.evidence.behaviour_models",
+    "harness.evidence.files",
+    "harness.reload",
+    "harness.trials.training",
+    "harness.watcher",
+)
+"""Modules that watch a run and measure what it left behind."""
+IMPORTED_LATE = (
+    "numpy.ctypeslib",
+    "peft.utils.transformers_weight_conversion",
+    "torch.profiler._cupti_monitor",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llava.modeling_llava",
+)
+"""Modules that the libraries import only once a model is loaded or trained."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the cell in the folder that is named, and return 0 when it was observed."""
     (folder_name,) = sys.argv[1:] if argv is None else argv
@@ -60,13 +79,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def import_engine() -> None:
-    """Import the engine, every method and the libraries below; compute nothing, ask no device."""
+    """Import the engine and all that cells use of the libraries; compute nothing, ask no device."""
     importlib.import_module("mudpuppy.engine")
     package = importlib.import_module("mudpuppy.methods")
     for info in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"mudpuppy.methods.{info.name}")
-    for name in ("harness.watcher", "harness.reload", "harness.trials.training"):
+    for name in (*MEASURING, *IMPORTED_LATE):
         importlib.import_module(name)
+    # Thousands of patterns, the same for every model, compiled when the first one is loaded.
+    conversion: Any = importlib.import_module("transformers.conversion_mapping")
+    conversion.get_checkpoint_conversion_mapping("llama")
 
 
 def import_light() -> None:
