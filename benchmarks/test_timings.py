@@ -18,12 +18,13 @@ import torch
 
 from harness.doctor import diagnose
 from harness.environment import describe_environment
+from harness.execution import RunOptions
 from harness.judge import judge_cell
 from harness.matrix import load_cells
 from harness.pools.warm import WarmPool
 from harness.prepare import prepare_model
 from harness.results import Outcome
-from harness.runner import RunOptions, run_cells
+from harness.runner import run_cells
 from mudpuppy.data.packing import plan_rows
 from mudpuppy.quant.fake_quant import fake_quant_linear
 from mudpuppy.quant.int4_pack import dequantize_int4, quantize_int4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -24,6 +25,8 @@ LOG_FILE = "output.log"
 LOCK_FILE = ".lock"
 SCRATCH_FILE = "scratch.path"
 PREVIOUS_FILE = "previous.json"
+EARLIER = "earlier_attempts"
+"""Key of the instructions: how many attempts had a result before this one."""
 TAIL_LINES = 50
 TAIL_BYTES = 16_384
 
@@ -66,10 +69,11 @@ def lock_folder(run_dir: Path, *, shared: bool = False) -> Iterator[None]:
         yield
 
 
-def make_folder(folder: Path, cell: Cell, plant: str | None) -> Path:
+def make_folder(folder: Path, cell: Cell, plant: str | None, *, earlier: int = 0) -> Path:
     """Make a cell's empty folder with its instructions, and a scratch folder; return the latter.
 
     The scratch folder is not inside the first: sockets in it would have names that are too long.
+    `earlier` is how many attempts had a result before this one.
 
     Raises:
         OSError: one of them cannot be made.
@@ -78,7 +82,7 @@ def make_folder(folder: Path, cell: Cell, plant: str | None) -> Path:
     scratch = Path(tempfile.mkdtemp(prefix=_scratch_prefix(folder)))
     (folder / SCRATCH_FILE).write_text(str(scratch), encoding="utf-8")
     instructions = {"schema_version": CELL_SCHEMA_VERSION, **cell.identity(), "plant": plant}
-    write_json_atomic(folder / CELL_FILE, instructions)
+    write_json_atomic(folder / CELL_FILE, {**instructions, EARLIER: earlier})
     return scratch
 
 
@@ -89,6 +93,7 @@ def wipe_folder(folder: Path) -> int:
         OSError: the folder cannot be removed.
     """
     attempts = [_attempts(folder, name) for name in (RESULT_FILE, PREVIOUS_FILE)]
+    attempts.append(_earlier_attempts(folder))
     drop_scratch(folder)
     if folder.exists():
         shutil.rmtree(folder)
@@ -107,6 +112,15 @@ def _attempts(folder: Path, name: str) -> int:
     except ResultError:
         return 0
     return 0 if old is None else old.attempt
+
+
+def _earlier_attempts(folder: Path) -> int:
+    """Return how many attempts had a result before the one that was interrupted."""
+    try:
+        told = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))
+        return int(told[EARLIER])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def drop_scratch(folder: Path) -> None:

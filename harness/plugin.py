@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from harness.execution import Judge
     from harness.matrix import Cell
     from harness.pools.base import Pool
     from harness.results import CellResult
-    from harness.runner import Judge
 
 SEED = Path(__file__).resolve().parents[1] / "scenarios" / "seed.yaml"
 """Collected unless another file is named."""
@@ -173,8 +173,9 @@ def _run_cell(cell: Cell, run_dir: Path, pool: Pool) -> CellResult:
     """Run one cell anew, sharing the run's folder with the other pytest workers."""
     from harness.cell_folder import lock_folder
     from harness.environment import describe_environment
+    from harness.execution import RunOptions
     from harness.prepare import prepare_model
-    from harness.runner import RunOptions, run_cells
+    from harness.runner import run_cells
 
     prepare_model([cell], print)
     jobs = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # they share the cores

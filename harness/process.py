@@ -121,12 +121,12 @@ def kill_marked(folder: Path, *, group: int | None = None) -> int:
     Returns:
         How many were found by their mark.
     """
-    if group is not None:
-        signal_group(group, signal.SIGKILL)
     wanted = str(folder.resolve())
     killed: set[int] = set()
     for _ in range(10):  # a process may fork while it is being looked for
         found = set(_find_marked(wanted))
+        if group is not None:
+            signal_group(group, signal.SIGKILL)
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

@@ -7,33 +7,34 @@ one is kept. So a runner may be killed at any moment and started again.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-from harness.cell_folder import (
-    LOG_FILE,
-    Rerun,
-    drop_scratch,
-    find_finished,
-    lock_folder,
-    make_folder,
-    read_tail,
-    retire_result,
-    wipe_folder,
+from harness.cell_folder import Rerun, drop_scratch, find_finished, lock_folder, retire_result
+from harness.environment import describe_environment, is_same_code
+from harness.execution import (
+    CodeWatch,
+    Execution,
+    Judge,
+    Plan,
+    RunOptions,
+    conclude_cell,
+    now,
+    plain_result,
+    start_cell,
 )
-from harness.environment import PROJECT, count_cores, describe_environment, is_same_code
 from harness.findings import Status
+from harness.gpus import gpus_wanted
 from harness.matrix import Cell
-from harness.pools.base import THREAD_VARIABLES, Job, Pool, Running
+from harness.pools.base import Pool
 from harness.pools.warm import WarmPool
 from harness.process import kill_marked
 from harness.queue import CellQueue
 from harness.recorder import Recorder, RunStart
+from harness.repeats import fold, put_aside
 from harness.results import (
     CellResult,
     Event,
@@ -45,34 +46,12 @@ from harness.results import (
     judge_matrix,
     write_result,
 )
-from mudpuppy.errors import OutputError
 
 WAIT_S = 0.1
 """Seconds after which time limits are looked at, when nobody ends meanwhile."""
 
-Judge = Callable[[Cell, Path, WorkerExit], CellResult]
-"""Turns what a worker left behind into a result; it must not write into the folder."""
-
-
 Listener = Callable[[Event], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What is the same for every cell of a run."""
-
-    judge: Judge
-    """Judges a cell after its worker ended."""
-    plant: str | None = None
-    """Bug to plant into the workers."""
-    jobs: int = 1
-    """Workers at a time; each gets its share of the cores."""
-    pool: Pool = field(default_factory=WarmPool)
-    """Starts the workers."""
-    environment: Mapping[str, Any]
-    """Versions and the like, which go into every result."""
-    run_id: str = ""
-    """The run in the history; empty where none is kept."""
+"""Told whenever a cell starts or has its result."""
 
 
 Dispatch = Callable[[Sequence[Cell], Path, RunOptions, Listener], Generator[CellResult, None, None]]
@@ -95,6 +74,7 @@ def run_matrix(
     pool: Pool | None = None,
     recorder: Recorder | None = None,
     dispatch: Dispatch | None = None,
+    plan: Plan | None = None,
 ) -> MatrixResult:
     """Run every cell that has no result yet, and return the results of all.
 
@@ -113,12 +93,13 @@ def run_matrix(
         recorder: writes the run and each result into the history.
         pool: starts the workers, and stays open; by default they are forks of a warm process.
         dispatch: runs the cells elsewhere, and writes their results as `run_cells` does.
+        plan: in which order cells run, how often, on which GPUs, and whether a failure ends it.
 
     Raises:
         OutputError: the folder cannot be written, or another runner is using it.
         KeyboardInterrupt: as it came; running workers were killed, finished cells stay finished.
     """
-    started = _now()
+    started = now()
     with ExitStack() as stack:
         stack.enter_context(lock_folder(run_dir))
         options = RunOptions(
@@ -127,6 +108,8 @@ def run_matrix(
             jobs=jobs,
             pool=pool or stack.enter_context(closing(WarmPool())),
             environment=describe_environment(),
+            plan=plan or Plan(),
+            on_attempt=recorder.add_attempt if recorder else lambda result: None,
         )
         kill_marked(run_dir)  # workers of a runner that was killed
         if recorder is not None:
@@ -142,7 +125,7 @@ def run_matrix(
                 is_rerun=rerun != "none",
             )
             options = replace(options, run_id=recorder.begin(start, kept, len(waiting)))
-        results = [*(not_run(cell, why) for cell, why in left_out), *kept]
+        results = [*(plain_result(cell, Outcome.NOT_RUN, why) for cell, why in left_out), *kept]
         for result in results:
             on_event(Finished(result, kept=True))
         with closing((dispatch or run_cells)(waiting, run_dir, options, on_event)) as new:
@@ -150,8 +133,10 @@ def run_matrix(
                 results.append(result)
                 if recorder is not None:
                     recorder.add(result)
+        stopped = _list_missing(cells, results) if options.plan.fail_fast else []
+        results += stopped
         verdict, exit_code, counts = judge_matrix(result.status for result in results)
-        if recorder is not None:
+        if recorder is not None and not stopped:
             recorder.finish(verdict)
     results.sort(key=lambda result: result.number)
     return MatrixResult(
@@ -166,7 +151,7 @@ def run_matrix(
         model=model,
         environment=dict(options.environment),
         started=started,
-        finished=_now(),
+        finished=now(),
         kept=tuple(result.name for result in kept),
         run_id=options.run_id,
     )
@@ -178,135 +163,144 @@ def run_cells(
     options: RunOptions,
     on_event: Listener = lambda event: None,
 ) -> Generator[CellResult, None, None]:
-    """Run cells in their order and yield each result once it is written.
+    """Run cells, the longest first, and yield each result once it is written.
 
     Closing the iterator, or an exception such as Ctrl-C, kills the workers that still run.
 
+    Args:
+        cells: cells to run.
+        run_dir: folder of the run.
+        options: what is the same for all cells.
+        on_event: told whenever a cell starts or has its result.
+
     Raises:
         OutputError: a cell's folder cannot be made.
+        PoolError: there is nothing that workers could be forked from.
     """
-    queue = cells if isinstance(cells, CellQueue) else CellQueue(cells)
-    running: list[_RunningCell] = []
+    queue = cells if isinstance(cells, CellQueue) else CellQueue(cells, options.plan.durations)
+    loop = _Loop(queue, run_dir, options, on_event)
     try:
-        while queue or running:
-            while (cell := queue.take(len(running), options.jobs)) is not None:
-                running.append(_start(cell, run_dir, options, queue.losses(cell)))
-                on_event(Started(cell.cell_id))
-            for one, worker_exit in _find_ended(running):
-                running.remove(one)
-                if worker_exit.lost and queue.lose(one.cell):
-                    continue
-                result = _conclude(one, worker_exit, options)
-                on_event(Finished(result))
-                yield result
-            if running:
-                options.pool.wait(WAIT_S)
+        yield from loop.run()
     finally:
-        for one in running:
+        loop.stop()
+
+
+class _Loop:
+    """The cells of a run on their way from waiting to their result."""
+
+    def __init__(
+        self,
+        queue: CellQueue,
+        run_dir: Path,
+        options: RunOptions,
+        on_event: Listener,
+    ) -> None:
+        self._run_dir = run_dir
+        self._options = options
+        self._plan = options.plan
+        self._on_event = on_event
+        self._queue = queue
+        self._code = CodeWatch(options.environment)
+        self._running: list[Execution] = []
+        self._last_attempt: dict[str, int] = {}
+        self._times: dict[str, list[CellResult]] = defaultdict(list)
+
+    def run(self) -> Iterator[CellResult]:
+        """Run until nothing waits, or until the first failure where that is wanted."""
+        while self._queue or self._running:
+            yield from self._fill()
+            # The free places are taken before anybody is judged: judging takes a while.
+            ended = list(self._take_ended())
+            yield from self._fill() if ended else ()
+            for one, worker_exit, trouble in ended:
+                result = self._conclude(one, worker_exit, trouble)
+                if result is None:
+                    continue
+                self._on_event(Finished(result))
+                yield result
+                if self._plan.fail_fast and result.status in (Status.FAILED, Status.CRASHED):
+                    return
+            if self._running and not ended:
+                self._options.pool.wait(WAIT_S)
+
+    def stop(self) -> None:
+        """End what still runs."""
+        for one in self._running:
             one.worker.kill()
             drop_scratch(one.folder)
 
-
-def _find_ended(running: Sequence[_RunningCell]) -> Iterator[tuple[_RunningCell, WorkerExit]]:
-    """Yield the cells whose workers have ended."""
-    for one in list(running):
-        worker_exit = one.worker.poll()
-        if worker_exit is not None:
-            yield one, worker_exit
-
-
-def not_run(cell: Cell, reason: str) -> CellResult:
-    """Return the result of a cell that did not run."""
-    return _plain_result(cell, Outcome.NOT_RUN, reason)
-
-
-def worker_environment(scratch: Path, jobs: int) -> dict[str, str]:
-    """Return the environment of a worker: its share of the cores and a place of its own."""
-    threads = str(max(1, count_cores() // jobs))
-    search = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        **os.environ,
-        **dict.fromkeys(THREAD_VARIABLES, threads),
-        "PYTHONPATH": os.pathsep.join(search),
-        "PYTHONFAULTHANDLER": "1",
-        "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TMPDIR": str(scratch),
-        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
-        "TRITON_CACHE_DIR": str(scratch / "triton"),
-    }
-
-
-def preload_of(cell: Cell) -> Literal["none", "light", "engine"]:
-    """Return what may be imported before the cell begins; a rejection must come before torch."""
-    if cell.needs_fresh:
-        return "none"
-    return "light" if cell.expect.outcome == "rejected" else "engine"
-
-
-@dataclass(frozen=True)
-class _RunningCell:
-    """A cell whose worker runs."""
-
-    cell: Cell
-    folder: Path
-    worker: Running
-    attempt: int
-    started: str
-
-
-def _start(cell: Cell, run_dir: Path, options: RunOptions, losses: int) -> _RunningCell:
-    """Make the cell's folder anew and start its worker."""
-    folder = run_dir / cell.cell_id
-    try:
-        attempt = wipe_folder(folder) + 1 + losses
-        scratch = make_folder(folder, cell, options.plant)
-        worker = options.pool.start(
-            Job(
-                folder=folder.resolve(),
-                scratch=scratch,
-                log=folder.resolve() / LOG_FILE,
-                environment=worker_environment(scratch, options.jobs),
-                timeout_s=cell.timeout_s,
-                preload=preload_of(cell),
-                memory_limit=cell.memory_limit,
+    def _fill(self) -> Iterator[CellResult]:
+        """Start cells where there is room; yield the results of those that never can."""
+        gpus = self._plan.gpus
+        while cell := self._queue.take(len(self._running), self._options.jobs, self._fits):
+            number = gpus_wanted(cell)
+            if gpus is not None and not gpus.can_ever_run(number):
+                yield self._give_up(cell, "; ".join(gpus.set_aside.values()))
+                continue
+            one = start_cell(
+                cell,
+                self._run_dir,
+                self._options,
+                environment=self._code.look(),
+                last_attempt=self._last_attempt.get(cell.cell_id),
+                devices=gpus.take(number) if gpus else (),
             )
+            self._last_attempt[cell.cell_id] = one.attempt
+            self._running.append(one)
+            self._on_event(Started(cell.cell_id))
+
+    def _fits(self, cell: Cell) -> bool:
+        """Whether there are free devices for a cell, or will never be."""
+        gpus, number = self._plan.gpus, gpus_wanted(cell)
+        return gpus is None or gpus.is_free(number) or not gpus.can_ever_run(number)
+
+    def _take_ended(self) -> Iterator[tuple[Execution, WorkerExit, str]]:
+        """Yield the executions that have ended, and what is wrong with their devices since."""
+        for one in list(self._running):
+            worker_exit = one.worker.poll()
+            if worker_exit is None:
+                continue
+            self._running.remove(one)
+            trouble = self._plan.gpus.give_back(one.devices) if self._plan.gpus else ""
+            if not worker_exit.lost or not self._queue.lose(one.cell):
+                yield one, worker_exit, trouble
+
+    def _conclude(self, one: Execution, worker_exit: WorkerExit, trouble: str) -> CellResult | None:
+        """Write the result of a cell and return it, or None when it has to run again."""
+        result = conclude_cell(one, worker_exit, self._options, trouble=trouble)
+        if self._plan.repeat > 1:
+            times = self._times[one.cell.cell_id]
+            times.append(result)
+            self._options.on_attempt(result)
+            if len(times) < self._plan.repeat:
+                write_result(put_aside(self._run_dir, one.cell.cell_id, one.attempt), result)
+                self._queue.again(one.cell)
+                return None
+            result = fold(times)
+        write_result(one.folder, result)
+        return result
+
+    def _give_up(self, cell: Cell, why: str) -> CellResult:
+        """Write and return the result of a cell for which no device is left."""
+        folder = self._run_dir / cell.cell_id
+        folder.mkdir(parents=True, exist_ok=True)
+        result = replace(
+            plain_result(cell, Outcome.INFRASTRUCTURE, f"no GPU is left for it: {why}"),
+            plant=self._options.plant,
+            run_id=self._options.run_id,
+            environment=dict(self._options.environment),
+            finished=now(),
         )
-    except OSError as error:
-        raise OutputError(f"{folder}: the cell cannot be started: {error}") from None
-    return _RunningCell(cell, folder, worker, attempt, _now())
+        write_result(folder, result)
+        self._on_event(Finished(result))
+        return result
 
 
-def _conclude(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -> CellResult:
-    """Have a cell judged and write its result."""
-    judged = _judge(one, worker_exit, options)
-    tail = "" if judged.status is Status.PASSED else read_tail(one.folder / LOG_FILE)
-    result = replace(
-        judged,
-        worker=worker_exit,
-        log_tail=judged.log_tail or tail,
-        plant=options.plant,
-        attempt=one.attempt,
-        started=one.started,
-        finished=_now(),
-        environment=dict(options.environment),
-        run_id=options.run_id,
-    )
-    drop_scratch(one.folder)
-    write_result(one.folder, result)
-    return result
-
-
-def _judge(one: _RunningCell, worker_exit: WorkerExit, options: RunOptions) -> CellResult:
-    """Return what the judge says; one cell that cannot be judged is not the end."""
-    if worker_exit.lost:
-        why = f"{worker_exit.words}, also when it ran alone; log in {one.folder / LOG_FILE}"
-        return _plain_result(one.cell, Outcome.LOST, why)
-    try:
-        return options.judge(one.cell, one.folder, worker_exit)
-    except Exception as error:  # noqa: BLE001 - whatever the judge does, the cell has a result
-        why = f"could not be judged: {type(error).__name__}: {error}"
-        return _plain_result(one.cell, Outcome.CRASHED, why)
+def _list_missing(cells: Sequence[Cell], results: Sequence[CellResult]) -> list[CellResult]:
+    """Return a result for every cell that a run which ended early did not come to."""
+    known = {result.cell_id for result in results}
+    why = "the run ended with the first failure (--fail-fast)"
+    return [plain_result(c, Outcome.NOT_RUN, why) for c in cells if c.cell_id not in known]
 
 
 def _split_finished(
@@ -324,11 +318,3 @@ def _split_finished(
             # Wording and place may have changed since; the id says that the content did not.
             kept.append(replace(old, name=cell.name, title=cell.title, number=cell.number))
     return kept, waiting
-
-
-def _plain_result(cell: Cell, outcome: Outcome, message: str) -> CellResult:
-    return CellResult(**cell.identity(), outcome=outcome, status=outcome.status, message=message)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -25,7 +25,6 @@ from harness.phases import PhaseEnded
 from harness.trials.order import CHECKPOINT, Order
 from mudpuppy.errors import MudpuppyError, UnsupportedCombination, UsageError
 
-
 MEASURING = (
     "harness.artefact",
     "harness.evidence.behaviour_models",

@@ -14,7 +14,7 @@ import select
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from harness.cell_folder import lock_folder
 from harness.environment import describe_environment, is_same_code
+from harness.execution import RunOptions
 from harness.findings import Status
 from harness.judge import judge_cell
 from harness.matrix import Cell
@@ -32,7 +33,7 @@ from harness.prepare import prepare_model
 from harness.process import die_with
 from harness.queue import CellQueue
 from harness.results import CellResult
-from harness.runner import RunOptions, run_cells
+from harness.runner import run_cells
 
 IDLE_S = 0.1
 """Seconds to wait for an order when there is nothing else to do."""
@@ -103,10 +104,12 @@ class OrderQueue(CellQueue):
     def __len__(self) -> int:
         return super().__len__() + self._is_open
 
-    def take(self, running: int, jobs: int) -> Cell | None:
+    def take(
+        self, running: int, jobs: int, fits: Callable[[Cell], bool] = lambda cell: True
+    ) -> Cell | None:
         """Return the cell to start, taking in what was ordered meanwhile."""
         self._read(0.0 if running or super().__len__() else IDLE_S)
-        return super().take(running, jobs)
+        return super().take(running, jobs, fits)
 
     def _read(self, seconds: float) -> None:
         number = self._pipe.fileno()

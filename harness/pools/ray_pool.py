@@ -27,11 +27,11 @@ from typing import Any
 
 from harness.cell_folder import wipe_folder
 from harness.environment import DECISIVE, PROJECT
+from harness.execution import RunOptions
 from harness.matrix import Cell
 from harness.pools.leases import LEASE_S, Lease, Leases
 from harness.pools.orders import encode_order, unpack_files
 from harness.results import CellResult, Event, Finished, Outcome, Started, write_result
-from harness.runner import RunOptions
 from mudpuppy.errors import ConfigError, EngineError
 
 EXCHANGE_S = 0.5

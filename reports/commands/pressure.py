@@ -17,13 +17,14 @@ from types import FrameType
 
 from rich.console import Console
 
+from harness.execution import Judge
 from harness.history import History
 from harness.needs import leave_out_unmet, look_at_machine
 from harness.pools.warm import ISOLATIONS, make_pool
 from harness.prepare import check_plant, prepare_model
 from harness.recorder import Recorder
 from harness.results import MatrixResult
-from harness.runner import Dispatch, Judge, run_matrix
+from harness.runner import Dispatch, run_matrix
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser

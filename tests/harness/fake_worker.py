@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve()
 PATH = os.pathsep.join(map(str, (HERE.parent, HERE.parents[2])))
 """What a script needs on its path to import this file and the project."""
 COMMAND = (sys.executable, str(HERE))
+SHOWN = ("TMPDIR", "OMP_NUM_THREADS", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 FINDING: dict[str, object] = {
     "code": "MPD203",
     "name": "adapter-never-trained",
@@ -41,9 +42,15 @@ def preload() -> None:
     """Be what a zygote calls once."""
 
 
-def fail_to_preload() -> None:
-    """Fail like a preload with a typing mistake in it."""
-    import harness.no_such_module  # type: ignore[import-not-found]  # noqa: F401
+def make_warm_pool():  # type: ignore[no-untyped-def]
+    """Return a pool whose forks are this worker."""
+    from harness.pools.spawn import SpawnPool
+    from harness.pools.warm import Recipe, WarmPool
+
+    name = "tests.harness.fake_worker"
+    recipe = Recipe(f"{name}:preload", f"{name}:main")
+    recipes = {"light": recipe, "engine": recipe}
+    return WarmPool(recipes, spawn=SpawnPool(COMMAND))
 
 
 def work(folder: Path) -> int:
@@ -66,6 +73,10 @@ def work(folder: Path) -> int:
         _shout()
     if behaviour == "leave":
         _spawn(folder, new_session=False)
+    if behaviour == "sometimes":
+        times = (folder.parent / "starts.txt").read_text(encoding="utf-8").split()
+        if times.count(cell["name"]) % 2 == 0:
+            raise RuntimeError("it was one of those days")
     if behaviour == "slow":
         time.sleep(1.0)
     if behaviour == "memory":
@@ -74,7 +85,7 @@ def work(folder: Path) -> int:
         "behaviour": behaviour,
         "cwd": str(Path.cwd()),
         "plant": cell["plant"],
-        "environment": {k: os.environ[k] for k in ("TMPDIR", "OMP_NUM_THREADS")},
+        "environment": {k: os.environ[k] for k in SHOWN if k in os.environ},
         "is_session_leader": os.getsid(0) == os.getpid(),
         "parent": os.getppid(),
     }

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from harness.environment import describe_environment
+from harness.execution import RunOptions
 from harness.pools.orders import decode_order, encode_order
 from harness.pools.ray_pool import RayOptions, run_cells_on_ray
 from harness.results import Outcome, read_result
-from harness.runner import RunOptions, run_matrix
+from harness.runner import run_matrix
 from mudpuppy.errors import ConfigError, EngineError
 from tests.harness import fake_worker
 
