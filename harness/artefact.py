@@ -31,6 +31,8 @@ def describe_artefact(name: str, folder: Path, base: Path) -> ArtefactFacts:
         vocabulary_kept=_vocabulary(folder) == _vocabulary(base),
         template_kept=_template(folder) == _template(base),
         eos_kept=name == "adapter" or _eos(folder) == _eos(base),
+        dora=bool(settings.get("use_dora")),
+        rslora=bool(settings.get("use_rslora")),
     )
 
 

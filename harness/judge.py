@@ -6,7 +6,6 @@ Runs in the runner's process, without torch: it reads what the worker left behin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,13 @@ from harness.findings import Diagnosis, Status
 from harness.matrix import Cell
 from harness.observations import Observations, read_observations
 from harness.registry import load_probes, run_probes, select_probes
+from harness.required import required_probes
 from harness.results import CellResult, Outcome, WorkerExit
 from harness.verdict import judge
 
 CHECKPOINT = "checkpoint"
 RUN_PROBES = "MPD7"
 """Beginning of the codes of the probes that judge a run by what was observed."""
-ALWAYS_REQUIRED = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711", "MPD712", "MPD713")
-"""Probes without whose answer no cell passes: what moved, reload, effect, save, settings."""
-REQUIRED_IF_TRAINED = ("MPD703", "MPD704", "MPD705", "MPD706")
-"""The same for methods with an optimizer: what was trainable, the loss, the labels."""
-REQUIRED_IF_QUANTISED = ("MPD710",)
-"""The same for GPTQ."""
-REQUIRED_BY_TRIAL: Mapping[str, tuple[str, ...]] = {
-    "soak": ("MPD740", "MPD741"),
-    "limits": ("MPD742", "MPD743"),
-    "interop": ("MPD744", "MPD745"),
-    "versions": ("MPD748", "MPD749"),
-}
-"""The same for the trials that are no ordinary training."""
 MEMORY_WORDS = ("OutOfMemoryError", "MemoryError", "Cannot allocate memory")
 
 
@@ -129,20 +116,10 @@ def _judge_artefact(cell: Cell, seen: Observations, diagnosis: Diagnosis) -> tup
 
 def _find_unchecked(cell: Cell, diagnosis: Diagnosis) -> str:
     """Return the first probe that had to answer and was skipped, with its reason."""
-    required = _required(cell)
     answered = {r.code for r in diagnosis.probes if r.status in (Status.PASSED, Status.FAILED)}
     reasons = {r.code: r.reason for r in diagnosis.probes if r.status is Status.SKIPPED}
-    missing = [code for code in required if code not in answered]
+    missing = [code for code in required_probes(cell) if code not in answered]
     return "; ".join(f"{code} ({reasons.get(code, 'not run')})" for code in missing)
-
-
-def _required(cell: Cell) -> tuple[str, ...]:
-    """Return the probes that must have answered before the cell passes."""
-    if cell.trial != "training":
-        return REQUIRED_BY_TRIAL[cell.trial]
-    is_gptq = cell.config["method"] == "gptq"
-    required = ALWAYS_REQUIRED + (REQUIRED_IF_QUANTISED if is_gptq else REQUIRED_IF_TRAINED)
-    return required + (("MPD709",) if cell.expect.stops_early else ())
 
 
 def _result(
@@ -169,7 +146,9 @@ def _metrics(seen: Observations) -> dict[str, float]:
     numbers: dict[str, Any] = {
         name: seen.run.get(name) for name in ("steps", "eval_loss", "train_s", "peak_rss_bytes")
     }
-    numbers |= {"loss_before": seen.loss_before, "loss_after": seen.loss_after}
+    numbers |= {name: getattr(seen, name) for name in ("loss_before", "loss_after", "loss_noise")}
+    if seen.memory is not None:
+        numbers["peak_growth_bytes"] = seen.memory.peak_bytes - seen.memory.before_bytes
     numbers |= {f"{name}_s": value for name, value in seen.seconds.items()}
     for item in seen.comparisons:
         numbers[f"{item.artefact}_logit_error"] = item.relative

@@ -1,4 +1,4 @@
-"""Watches how training computes: in which type, recomputed or not, streamed or not, on what.
+"""Watches how training computes: in which type, recomputed or not, streamed or not.
 
 A feature that is switched off in silence changes no loss; it shows only here.
 """
@@ -15,7 +15,7 @@ from mudpuppy.quant.blocks import find_decoder_layers
 
 
 class MechanicsWatcher:
-    """Listens to one linear layer in the first decoder block, and to every batch."""
+    """Listens to one linear layer in the first decoder block."""
 
     def __init__(self, model: Any) -> None:
         """Hook the first linear layer of the first block."""
@@ -25,41 +25,48 @@ class MechanicsWatcher:
         self._model = model
         self._calls = 0
         self._batches = 0
+        self._counts = False
         self._dtypes: set[str] = set()
         self._substituted = False
-        self._trained: set[tuple[int, ...]] = set()
-        self._held_out: set[tuple[int, ...]] = set()
-        self._hook = linear.register_forward_hook(self._see_linear)
+        self._linear = linear
+        # Compiled code cannot hold these functions: it stops for them, and goes on behind.
+        uncompiled: Any = torch.compiler.disable
+        self._hooks = [
+            linear.register_forward_hook(uncompiled(self._see_linear)),
+            model.register_forward_pre_hook(uncompiled(self._see_start)),
+            model.register_forward_hook(uncompiled(self._see_end)),
+        ]
+
+    def _see_start(self, model: nn.Module, args: Any) -> None:
+        """Note whether a pass trains; those of a reference and of generation do not."""
+        del args
+        if model is self._model:  # a copy of the model, to compare with, has copies of the hooks
+            self._counts = model.training and torch.is_grad_enabled()
+            self._batches += self._counts
+
+    def _see_end(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Count what is recomputed between the passes, wherever a reference was asked."""
+        del args, output
+        if model is self._model:
+            self._counts = model.training
 
     def _see_linear(self, linear: nn.Linear, args: Any, output: torch.Tensor) -> None:
         del args
-        if not self._model.training:
+        if not self._counts or linear is not self._linear:
             return
         self._calls += 1
         self._dtypes.add(str(output.dtype).removeprefix("torch."))
         # A streamed layer computes with a copy that was fetched for it, not with its own leaf.
         self._substituted |= bool(linear.weight.requires_grad and not linear.weight.is_leaf)
 
-    def see_batch(self, batch: dict[str, Any]) -> None:
-        """Note the rows of one batch, by whether they are trained on."""
-        ids, mask = batch["input_ids"].cpu(), batch.get("attention_mask")
-        present = torch.ones_like(ids) if mask is None else mask.cpu()
-        rows = {tuple(row[kept.bool()].tolist()) for row, kept in zip(ids, present, strict=True)}
-        if self._model.training:
-            self._batches += 1
-            self._trained |= rows
-        else:
-            self._held_out |= rows
-
     def conclude(self) -> Mechanics | None:
         """Stop listening and return what was seen, or None when nothing was trained."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         if not self._batches:
             return None
         return Mechanics(
             compute_dtypes=tuple(sorted(self._dtypes)),
             calls_per_batch=self._calls / self._batches,
             streamed=self._substituted,
-            held_out_rows=len(self._held_out),
-            held_out_trained=len(self._held_out & self._trained),
         )

@@ -32,7 +32,11 @@ class ParameterMotion:
     foreign_trainable: tuple[str, ...]
     """Trainable tensors that the method has no business training (base weights under LoRA)."""
     without_gradient: tuple[str, ...]
-    """Trainable tensors that never received a gradient other than zero."""
+    """Trainable tensors for which the optimizer never found a gradient other than zero."""
+    sharded: bool = False
+    """Whether the weights were spread over processes."""
+    optimizer: str = ""
+    """Class of the optimizer that took the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +52,29 @@ class LabelsSeen:
     rows_ending_in_eos: int
     """Rows whose last label is an EOS id."""
     rows_off_answer: int
-    """Rows whose trained text is not exactly an assistant message of the dataset."""
+    """Rows that the dataset, rendered independently, does not hold with these very targets."""
     example_off_answer: str = ""
-    """The trained text of one such row."""
+    """One such row, what was trained in square brackets."""
+    teaches_end: bool = True
+    """Whether the method teaches or scores the end of an answer; else the count says nothing."""
+    checked: bool = True
+    """Whether the dataset could be rendered independently."""
+    batches: int = 0
+    """Batches seen."""
+    packed_batches: int = 0
+    """Batches of which a row holds several documents."""
+    widest_batch: int = 0
+    """Tokens of the largest batch, padding included."""
+    held_out_rows: int = 0
+    """Different rows that were evaluated."""
+    held_out_trained: int = 0
+    """How many of those were also trained on."""
+    rows_overused: int = 0
+    """Different rows that were seen more often than so many passes over the set explain."""
+    checkpoints: tuple[str, ...] = ()
+    """Folders of checkpoints that were there at some step."""
+    workers: int = 0
+    """Processes that prepared batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +110,53 @@ class Mechanics:
     """Forward calls of the layer per batch: 1, or 2 where activations are recomputed."""
     streamed: bool
     """Whether the layer computed with a fetched copy of its weight."""
-    held_out_rows: int
-    """Different rows that were evaluated."""
-    held_out_trained: int
-    """How many of those were also trained on."""
+    rounding: float = 0.0
+    """What rounding for training's sake (fp8, int8) changes at the end: largest difference of the
+    logits, relative to the largest one; 0 where nothing rounds."""
+    compiled_graphs: int = 0
+    """Graphs that torch.compile made."""
+    starts_from_adapter: bool | None = None
+    """Whether it began with exactly the tensors of the adapter to continue; None without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """One batch of answers of the artefact and of its base, greedily."""
+
+    prompts: int
+    """Prompts that were asked."""
+    nonfinite: int
+    """Prompts whose logits hold a NaN or an infinity at some step."""
+    empty: int
+    """Answers that end with their first token."""
+    control_empty: int
+    """The same of the base."""
+    ended: int
+    """Answers that end by themselves."""
+    control_ended: int
+    """The same of the base."""
+    right: int | None = None
+    """Facts of the base's quiz that are answered; None without a quiz."""
+    control_right: int | None = None
+    """The same of the base."""
+    voice: float | None = None
+    """Mean score of the voice, 0 to 1; None without a profile."""
+    control_voice: float | None = None
+    """The same of the base."""
+    first_answer: str = ""
+    """The first answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What training took, measured from outside the engine."""
+
+    before_bytes: int
+    """Resident memory right before the first step."""
+    peak_bytes: int
+    """Largest resident memory until after the last."""
+    device_peak_bytes: int = 0
+    """Largest memory of the device that tensors took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +183,10 @@ class ArtefactFacts:
     """Whether its chat template is the base's."""
     eos_kept: bool
     """Whether its generation config ends where the base's does."""
+    dora: bool = False
+    """Whether adapter_config.json says DoRA."""
+    rslora: bool = False
+    """Whether adapter_config.json says rsLoRA."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +211,13 @@ class Observations:
     losses: tuple[float, ...] = ()
     """Training loss of every step, in nats per trained token."""
     loss_before: float | None = None
-    """Loss of the first training samples before the first step, in nats per trained token."""
+    """The method's objective (harness.watching.objective) on the first rows before training."""
     loss_after: float | None = None
-    """Loss of the same samples after the last step."""
+    """The same on the same rows after the last step."""
+    loss_noise: float = 0.0
+    """How far two measurements on the untouched model are apart."""
+    rewards: tuple[float | None, ...] = ()
+    """Reward of every step, where answers are generated."""
     learning_rates: tuple[float, ...] = ()
     """Learning rate of every step."""
     mechanics: Mechanics | None = None
@@ -161,6 +236,16 @@ class Observations:
     """Folders inside the artefact's folder, by name."""
     gptq_errors: tuple[tuple[str, float, float], ...] = ()
     """Layer, GPTQ error and round-to-nearest error, in units of the layer's squared output."""
+    generated: Generated | None = None
+    """What the artefact says; where the whole quiz was asked, that is in behaviour.json instead."""
+    memory: Memory | None = None
+    """What training took."""
+    files: tuple[str, ...] | None = None
+    """Every file below the artefact's folder once the run had ended, relative to it."""
+    deprecations: tuple[str, ...] = ()
+    """Deprecation warnings raised from the engine's own calls: `file:line: text`."""
+    logged_losses: tuple[tuple[int, float], ...] | None = None
+    """Step and loss as TensorBoard reads them from its event files; None where none was asked."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each phase."""
 

@@ -1,7 +1,8 @@
 """The end of an answer is not trained.
 
 What it does:
-    Counts, on the batches that the model was really given, the rows whose last label is an EOS id.
+    Counts, on the batches that the model was really given, the rows whose last label is an EOS id;
+    for a reward model, those whose last token is one.
 
 Why it is bad:
     A model that never sees EOS as a target never stops: answers run to the token limit and new
@@ -29,6 +30,8 @@ def check(observations: Observations) -> Finding | str:
     labels = observations.labels
     if labels is None:
         raise Missing("no training batch was seen")
+    if not labels.teaches_end:
+        raise Missing("the method neither teaches nor scores the end of an answer")
     share = labels.rows_ending_in_eos / labels.rows
     if share >= MIN_SHARE:
         return f"{labels.rows_ending_in_eos} of {labels.rows} rows train EOS as their last label"

@@ -23,7 +23,7 @@ from harness.observations import Observations
 from harness.registry import Missing, probe
 
 MANIFEST = "mudpuppy.json"
-BELONG = ("merged", "gptq", "checkpoint-")
+BELONG = ("merged", "gptq", "int8", "runs", "wandb")
 """Beginnings of the folder names that a run makes."""
 
 

@@ -2,8 +2,9 @@
 
 What it does:
     Compares the settings of the run with what was seen while it computed and with what its files
-    say: streaming, recomputation, precision, schedule, steps, held-out samples, the adapter's rank,
-    alpha, dropout and targets, GPTQ's group size, and the type of the saved weights.
+    say: streaming, recomputation, compiling, sharding, offloading, precision, rounding, packing,
+    batches, checkpoints, workers, schedule, steps, held-out samples, the adapter to continue, the
+    adapter's form, GPTQ's group size, and the type of the saved weights.
 
 Why it is bad:
     A flag that is declared and read nowhere changes no loss: the run looks right, and memory, speed
@@ -23,11 +24,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.findings import Evidence, Finding
-from harness.observations import ArtefactFacts, Mechanics, Observations
+from harness.observations import (
+    ArtefactFacts,
+    LabelsSeen,
+    Mechanics,
+    Observations,
+    ParameterMotion,
+)
 from harness.registry import Missing, probe
 
-COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SAVED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
+SAVED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": "BF16"}
+OFFLOADED = "OffloadedAdamW"
+SCALES = {"gptq": {"F16"}, "int8": {"F32"}}
 RECOMPUTED = 1.9
 """Calls per batch from which a layer counts as recomputed: the second is the recomputation."""
 SAME_RATE = 1e-6
@@ -44,6 +53,8 @@ def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding
         raise Missing("the settings of the run are not known")
     wrong = [
         *_check_mechanics(config, observations.mechanics),
+        *_check_batches(config, observations.labels),
+        *_check_motion(config, observations.motion),
         *_check_steps(config, observations, bool(expectation.get("stops_early"))),
         *(item for facts in observations.artefacts for item in _check_artefact(config, facts)),
     ]
@@ -72,9 +83,44 @@ def _check_mechanics(config: Mapping[str, Any], seen: Mechanics | None) -> Itera
     recomputes = bool(config.get("gradient_checkpointing") or config.get("stream"))
     found = seen.calls_per_batch >= RECOMPUTED
     yield from _differ("activations recomputed", found, recomputes)
+    rounds = config["precision"] == "fp8" or config["method"] == "qat"
+    yield from _differ("products rounded (fp8, int8)", seen.rounding > 0, rounds)
+    compiles = bool(config.get("compile"))
+    yield from _differ("model compiled", seen.compiled_graphs > 0, compiles)
+    if config.get("adapter"):
+        yield from _differ("began with the adapter to continue", seen.starts_from_adapter, True)
+
+
+def _check_batches(config: Mapping[str, Any], seen: LabelsSeen | None) -> Iterator[Evidence]:
+    if seen is None:
+        return
     yield from _differ("held-out rows that were trained on", seen.held_out_trained, 0)
     evaluates = config.get("early_stopping") is not None
     yield from _differ("rows were held out", seen.held_out_rows > 0, evaluates)
+    packs = bool(config.get("packing"))
+    yield from _differ("batches packed", seen.packed_batches > 0, packs)
+    limit = config.get("tokens_per_batch")
+    if packs:
+        limit = config["batch_size"] * config["max_length"]
+    if limit is not None and seen.widest_batch > limit:
+        yield Evidence(what="tokens of a batch", found=seen.widest_batch, expected=f"<= {limit}")
+    workers = int(config.get("num_workers") or 0)
+    yield from _differ("processes that prepare batches", min(seen.workers, workers), workers)
+    every, planned = config.get("save_steps"), config.get("max_steps")
+    if every and planned and config.get("early_stopping") is None:
+        wanted = [f"checkpoint-{step}" for step in range(every, planned, every)]
+        missing = [name for name in wanted[-1:] if name not in seen.checkpoints]
+        yield from _differ("checkpoints that were never written", missing, [])
+
+
+def _check_motion(config: Mapping[str, Any], seen: ParameterMotion | None) -> Iterator[Evidence]:
+    if seen is None or config["method"] == "gptq":
+        return
+    shards = config.get("fsdp", "none") != "none"
+    yield from _differ("weights sharded", seen.sharded, shards)
+    if config.get("zero_offload") or seen.optimizer == OFFLOADED:
+        wanted = OFFLOADED if config.get("zero_offload") else "another"
+        yield from _differ("optimizer", seen.optimizer, wanted)
 
 
 def _check_steps(
@@ -122,13 +168,16 @@ def _check_artefact(config: Mapping[str, Any], facts: ArtefactFacts) -> Iterator
         yield from _differ("alpha of the adapter", facts.lora_alpha, alpha, name)
         dropout = config.get("lora_dropout") or 0.0
         yield from _differ("dropout of the adapter", facts.lora_dropout, dropout, name)
+        yield from _differ("DoRA", facts.dora, bool(config.get("use_dora")), name)
+        yield from _differ("rsLoRA", facts.rslora, bool(config.get("use_rslora")), name)
         asked = sorted(config.get("lora_target_modules") or ())
         if asked and asked != ["all-linear"]:
             yield from _differ("targets of the adapter", list(facts.lora_targets), asked, name)
         return
-    wanted = {SAVED[config["precision"]]}
-    # GPTQ's scales are fp16 by its layout, whatever the rest is saved in.
-    found = set(facts.dtypes) - ({"F16"} - wanted if name == "gptq" else set())
+    merged_in = config.get("merge_precision") if name == "merged" else None
+    wanted = {SAVED[merged_in or config["precision"]]}
+    # Scales of GPTQ are fp16 by its layout, those of int8 fp32, whatever the rest is saved in.
+    found = set(facts.dtypes) - (SCALES.get(name, set()) - wanted)
     yield from _differ("type of the saved weights", sorted(found), sorted(wanted), name)
     if name == "gptq":
         asked_size = config.get("gptq_group_size")

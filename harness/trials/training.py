@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.observations import Comparison, Observations, read_observations
-from harness.phases import PhaseEnded, run_phase
+from harness.observations import Observations, read_observations
+from harness.phases import PhaseEnded, run_phase, run_team
 from harness.trials.order import CHECKPOINT, Order
 from harness.trials.prior import with_prior_adapter
+from mudpuppy import team
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
-from mudpuppy.data.samples import answers_of
 from mudpuppy.errors import MudpuppyError, UsageError
 from mudpuppy.preflight import preflight
 
 TRAINED_FILE = "trained.json"
 """What the training phase saw, for the leader."""
+TEAM = 2
+"""Processes that train together under FSDP."""
 
 
 def perform(order: Order) -> Observations:
@@ -31,30 +35,39 @@ def perform(order: Order) -> Observations:
         PhaseEnded: a phase died without having said why.
     """
     config = load_config({**order.config, "output": order.folder / CHECKPOINT})
-    config = with_prior_adapter(order, config)
-    samples = preflight(config)
     started = time.monotonic()
+    config = with_prior_adapter(order, config)
+    # A run of several processes is only accepted inside them.
+    samples = preflight(config) if config.fsdp == "none" else None
     order.import_engine()
     imported = time.monotonic()
-    run_phase("training", lambda: _train(order, config, samples))
+    _run("training", lambda: _train(order, config, samples), config)
     trained = time.monotonic()
     seen = read_observations(order.folder, TRAINED_FILE)
     assert seen is not None
     if seen.ending != "trained":
         return seen
     try:
-        run_phase("reloading", lambda: _reload(order.folder))
+        run_phase("reloading", lambda: _reload(order))
     except PhaseEnded as error:
         message = f"the artefact does not reload: {error}"
         return replace(seen, ending="crashed", message=message)
-    found = json.loads((order.folder / "reload.json").read_text(encoding="utf-8"))
+    from harness.reload import read_reload
+
     seconds = {
         "import": round(imported - started, 3),
         "train": round(trained - imported, 3),
         "reload": round(time.monotonic() - trained, 3),
     }
-    comparisons = tuple(Comparison(**item) for item in found)
-    return replace(seen, comparisons=comparisons, seconds=seconds)
+    return replace(seen, **read_reload(order.folder), seconds=seconds)
+
+
+def _run(name: str, work: Callable[[], Any], config: TrainingConfig) -> None:
+    """Run a phase that trains, in as many processes as the settings need."""
+    if config.fsdp == "none":
+        run_phase(name, work)
+    else:
+        run_team(name, work, TEAM)
 
 
 class _Watch:
@@ -66,8 +79,10 @@ class _Watch:
         """Return motion, labels and the like, as far as they were measured."""
         if self.watcher is None:
             return {}
-        names = ("motion", "labels", "mechanics", "loss_before", "loss_after")
-        return {name: getattr(self.watcher, name) for name in names}
+        self.watcher.stop()
+        names = ("motion", "labels", "mechanics", "memory")
+        losses = ("loss_before", "loss_after", "loss_noise")
+        return {name: getattr(self.watcher, name) for name in (*names, *losses)}
 
 
 def _train(order: Order, config: TrainingConfig, samples: Any) -> None:
@@ -81,43 +96,52 @@ def _train(order: Order, config: TrainingConfig, samples: Any) -> None:
         traceback.print_exc()
         name = "" if isinstance(error, MudpuppyError) else f"{type(error).__name__}: "
         seen = Observations(ending="crashed", message=f"{name}{error}", **watch.seen())
-    seen.write(order.folder, TRAINED_FILE)
+    if team.is_first():
+        seen.write(order.folder, TRAINED_FILE)
 
 
 def _observe(order: Order, config: TrainingConfig, samples: Any, watch: _Watch) -> Observations:
     from harness.artefact import describe_artefact
     from harness.watcher import TrainingWatcher
+    from harness.watching.deprecations import hearing_deprecations
     from mudpuppy.tiny import resolve_model
 
     folder = order.folder
-    answers = [text for sample in samples for text in answers_of(sample)]
-    watch.watcher = TrainingWatcher(folder, answers, trains_adapter=config.trains_adapter)
-    record = order.train(
-        config,
-        samples=samples,
-        watcher=watch.watcher,
-        records_dir=folder,
-        report=lambda step, total: print(f"step {step.step}/{total} loss {step.loss}", flush=True),
-        say=lambda text: print(text, flush=True),
-    )
+    base = resolve_model(config.model)
+    watch.watcher = TrainingWatcher(folder, config, base)
+    with hearing_deprecations() as deprecations:
+        record = order.train(
+            config,
+            samples=samples,
+            watcher=watch.watcher,
+            records_dir=folder,
+            report=lambda step, total: print(f"step {step.step}/{total} loss {step.loss}"),
+            say=lambda text: print(text, flush=True),
+        )
     layers = record.quantisation.get("layers", [])
+    losses = read_steps(folder)
     return Observations(
         ending="trained",
         run=record.to_json(),
-        losses=_read_steps(folder, "loss"),
-        learning_rates=_read_steps(folder, "learning_rate"),
+        losses=tuple(step["loss"] for step in losses),
+        learning_rates=tuple(step["learning_rate"] for step in losses),
+        rewards=tuple(step["reward"] for step in losses) if config.method == "grpo" else (),
         artefacts=tuple(
             describe_artefact(
                 name,
                 config.output if name in ("adapter", "model") else config.output / name,
-                Path(resolve_model(config.model)),
+                Path(base),
             )
             for name in expected_artefacts(config)
         ),
         **watch.seen(),
         expected_artefacts=expected_artefacts(config),
         folders=tuple(sorted(p.name for p in config.output.iterdir() if p.is_dir())),
-        gptq_errors=tuple((x["name"], x["gptq_error"], x["rtn_error"]) for x in layers),
+        files=list_output(config.output),
+        deprecations=tuple(deprecations),
+        gptq_errors=tuple(
+            (x["name"], x["gptq_error"], x["rtn_error"]) for x in layers if "gptq_error" in x
+        ),
     )
 
 
@@ -125,27 +149,34 @@ def expected_artefacts(config: TrainingConfig) -> tuple[str, ...]:
     """Return what the configuration promises to leave behind."""
     if config.method == "gptq":
         return ("gptq",)
+    if config.method == "qat":
+        return ("model", "int8")
     if not config.trains_adapter:
         return ("model",)
     return ("adapter", "merged") if config.merge_lora else ("adapter",)
 
 
-def _read_steps(folder: Path, name: str) -> tuple[float, ...]:
-    """Return one number of every training step from the log that the engine wrote."""
-    path = folder / "steps.jsonl"
-    if not path.exists():
-        return ()
-    steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return tuple(step[name] for step in steps if step["loss"] is not None)
+def list_output(output: Path) -> tuple[str, ...]:
+    """Return every file below a run's folder, hidden ones too, relative to it."""
+    found = (path for path in output.rglob("*") if not path.is_dir())
+    return tuple(sorted(path.relative_to(output).as_posix() for path in found))
 
 
-def _reload(folder: Path) -> None:
+def read_steps(folder: Path) -> list[dict[str, Any]]:
+    """Return every training step from the log that the engine wrote."""
+    with suppress(FileNotFoundError):
+        lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+        return [step for step in map(json.loads, lines) if step["loss"] is not None]
+    return []
+
+
+def _reload(order: Order) -> None:
     """Be the reloading phase.
 
     Raises:
         SystemExit: the artefact is not complete; said on standard error.
     """
-    from harness.reload import main
+    from harness.reload import reload_cell
 
-    if main([str(folder)]):
+    if reload_cell(order.folder, order.options):
         raise SystemExit(1)

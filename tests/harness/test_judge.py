@@ -8,6 +8,7 @@ import pytest
 from harness.judge import judge_cell
 from harness.matrix import Cell
 from harness.observations import Observations
+from harness.required import required_probes
 from harness.results import Outcome, WorkerExit
 from scenarios.schema import Expectation
 from tests.harness.probes.test_run_probes import CONFIG, HEALTHY
@@ -116,6 +117,7 @@ def test_an_expected_finding_that_stays_silent_is_the_failure(tmp_path: Path):
 def test_an_expected_finding_that_comes_is_no_surprise(tmp_path: Path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "mudpuppy.json").write_text("{}")
+    (tmp_path / "output.log").write_text("step 1/3 loss 2.0\n")
     replace(HEALTHY, loss_after=9.0).write(tmp_path)
 
     surprised = judge_cell(make_cell(), tmp_path, FINE)
@@ -141,3 +143,29 @@ def test_a_trial_that_measured_nothing_never_passes(tmp_path: Path, trial):
 
     assert Outcome.CRASHED is result.outcome
     assert "could not be checked" in result.message
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "code"),
+    [
+        ({}, {}, "MPD706"),
+        ({}, {}, "MPD717"),
+        ({"merge_lora": True}, {}, "MPD403"),
+        ({"report_to": ["tensorboard"]}, {}, "MPD719"),
+        ({}, {"behaviour": "quick"}, "MPD716"),
+        ({"method": "gptq"}, {}, "MPD710"),
+    ],
+)
+def test_what_a_cell_asks_for_must_have_been_answered(config, options, code):
+    plain = make_cell()
+    cell = replace(plain, config={**plain.config, **config}, options=options)
+
+    assert code in required_probes(cell)
+    if config or options:
+        assert code not in required_probes(plain)
+
+
+def test_the_end_is_required_where_it_is_taught():
+    assert "MPD705" in required_probes(make_cell(method="rm"))
+    assert "MPD705" not in required_probes(make_cell(method="grpo"))
+    assert "MPD704" in required_probes(make_cell(method="grpo"))

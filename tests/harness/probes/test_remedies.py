@@ -17,7 +17,7 @@ DOCTOR = {"--base", "--adapter", "--generate", "--quiz", "--voice"}
 FLAGS = DOCTOR | {flag_of(name) for name in TrainingConfig.model_fields}
 OTHERS = {"--dtype", "--time-style"}
 """Flags of `vllm serve` and of `ls`."""
-COMMANDS = {"explain", "tiny", "train", "..."}
+COMMANDS = {"estimate", "explain", "tiny", "train", "..."}
 """What may follow `mud-puppy`; three dots stand for the words of the run."""
 
 

@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 
+from harness.evidence.output import search_output
 from harness.facts import Files
 from harness.findings import Status
 from harness.observations import (
     ArtefactFacts,
     Comparison,
+    Generated,
     LabelsSeen,
     Mechanics,
+    Memory,
     Observations,
     ParameterMotion,
 )
@@ -28,9 +31,8 @@ MECHANICS = Mechanics(
     compute_dtypes=("float32",),
     calls_per_batch=1.0,
     streamed=False,
-    held_out_rows=0,
-    held_out_trained=0,
 )
+OUTPUT = search_output("loading tiny:llama\nstep 1/3 loss 2.0\n")
 FACTS = ArtefactFacts(
     artefact="adapter",
     dtypes=("F32",),
@@ -67,7 +69,20 @@ HEALTHY = Observations(
     labels=LABELS,
     comparisons=(ADAPTER,),
     expected_artefacts=("adapter",),
+    generated=Generated(prompts=6, nonfinite=0, empty=0, control_empty=0, ended=3, control_ended=6),
+    memory=Memory(before_bytes=10**9, peak_bytes=10**9 + 2 * 10**8),
+    run={"predicted_bytes": {"weights": 10**6, "activations": 10**6}},
+    files=(
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "mudpuppy.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ),
 )
+LOGGED = replace(HEALTHY, logged_losses=((1, 2.0), (2, 1.5), (3, 1.0)))
 GPTQ = replace(
     HEALTHY,
     losses=(),
@@ -78,6 +93,13 @@ GPTQ = replace(
     motion=replace(MOTION, trainable=0, frozen_moved=("layer.0.weight",)),
     expected_artefacts=("gptq",),
     comparisons=(replace(ADAPTER, artefact="gptq"),),
+    files=(
+        "gptq/config.json",
+        "gptq/model.safetensors",
+        "gptq/mudpuppy.json",
+        "gptq/tokenizer_config.json",
+        "mudpuppy.json",
+    ),
     gptq_errors=(("layer.0", 1.0, 3.0),),
 )
 FILES = Files(root=".", names=("adapter_config.json", "mudpuppy.json"), weights=(), adapter=())
@@ -91,7 +113,13 @@ class Source:
         method = "gptq" if "gptq" in seen.expected_artefacts else "lora"
         config = {**CONFIG, "method": method}
         expectation = {"stops_early": False, "max_steps": 40, "config": config}
-        self.evidence = {"observations": seen, "files": FILES, "expectation": expectation, **more}
+        self.evidence = {
+            "observations": seen,
+            "files": FILES,
+            "expectation": expectation,
+            "output": OUTPUT,
+            **more,
+        }
 
     def get(self, name: str) -> Any:
         if name not in self.evidence:
@@ -123,12 +151,31 @@ def made(artefact: str = "adapter", **changes: Any) -> Observations:
     return replace(HEALTHY, artefacts=(replace(FACTS, artefact=artefact, **changes),))
 
 
+def left(name: str) -> Observations:
+    return replace(HEALTHY, files=(*HEALTHY.files, name))
+
+
+def lost(name: str) -> Observations:
+    return replace(HEALTHY, files=tuple(one for one in HEALTHY.files if one != name))
+
+
+def said(**changes: Any) -> Observations:
+    return replace(HEALTHY, generated=replace(HEALTHY.generated, **changes))
+
+
 FAULTS = [
     ("MPD712", computed(compute_dtypes=("float16",)), "type of the computation"),
     ("MPD712", computed(streamed=True), "layers streamed: found True, asked for False"),
     ("MPD712", computed(calls_per_batch=2.0), "activations recomputed"),
-    ("MPD712", computed(held_out_rows=3), "rows were held out"),
-    ("MPD712", computed(held_out_rows=3, held_out_trained=1), "held-out rows that were trained"),
+    ("MPD712", computed(rounding=0.1), "products rounded"),
+    ("MPD712", computed(compiled_graphs=2), "model compiled"),
+    ("MPD712", taught(held_out_rows=3), "rows were held out"),
+    ("MPD712", taught(held_out_rows=3, held_out_trained=1), "held-out rows that were trained"),
+    ("MPD712", taught(packed_batches=2), "batches packed"),
+    ("MPD712", moved(sharded=True), "weights sharded"),
+    ("MPD712", moved(optimizer="OffloadedAdamW"), "optimizer: found OffloadedAdamW"),
+    ("MPD712", made(dora=True), "DoRA"),
+    ("MPD712", made(rslora=True), "rsLoRA"),
     ("MPD712", replace(HEALTHY, losses=(2.0, 1.0)), "optimizer steps: found 2, asked for 3"),
     ("MPD712", replace(HEALTHY, learning_rates=(0.3, 0.3, 0.3)), "learning rate of step 2"),
     ("MPD712", made(lora_r=4), "rank of the adapter: found 4, asked for 8"),
@@ -147,14 +194,35 @@ FAULTS = [
     ("MPD703", moved(foreign_trainable=("embed",)), "1 of 4 trainable tensors are base weights"),
     ("MPD703", moved(trainable=0), "no tensor is trainable"),
     ("MPD704", replace(HEALTHY, loss_after=2.5), "went from 2.0000 to 2.5000"),
+    ("MPD704", replace(HEALTHY, loss_noise=1.0), "went from 2.0000 to 1.0000"),
     ("MPD704", replace(HEALTHY, loss_after=None), "not finite"),
+    ("MPD704", replace(HEALTHY, rewards=(0.5, None, 0.5)), "no finite reward"),
     ("MPD704", replace(HEALTHY, losses=(0.0, 0.0, 0.0)), "not a positive number"),
     ("MPD705", taught(rows_ending_in_eos=0), "only 0 of 8 rows train the end"),
-    ("MPD706", taught(rows_off_answer=8, example_off_answer="Who?"), "8 of 8 rows train text"),
+    ("MPD706", taught(rows_off_answer=8, example_off_answer="Who?"), "8 of 8 rows are not what"),
     ("MPD707", compared(max_difference=1.0), "0.1 of the scale off"),
-    ("MPD707", replace(HEALTHY, expected_artefacts=("adapter", "merged")), "promised merged"),
+    (
+        "MPD707",
+        replace(HEALTHY, expected_artefacts=("adapter", "merged"), files=None),
+        "promised merged",
+    ),
     ("MPD708", compared(effect=0.0), "logits of the untouched base"),
     ("MPD710", replace(GPTQ, gptq_errors=(("layer.0", 4.0, 3.0),)), "1 of 1 layers are worse"),
+    ("MPD714", left("checkpoint-2/optimizer.pt"), "checkpoint-2/optimizer.pt belongs to no"),
+    ("MPD714", left("training_args.bin"), "training_args.bin belongs to no artefact"),
+    ("MPD714", left(".saving-7/model.safetensors"), ".saving-7/model.safetensors belongs to no"),
+    ("MPD714", left(".mudpuppy.lock"), ".mudpuppy.lock belongs to no artefact"),
+    ("MPD714", lost("adapter_model.safetensors"), "adapter_model.safetensors is not there"),
+    ("MPD714", lost("tokenizer_config.json"), "tokenizer_config.json is not there"),
+    ("MPD716", said(nonfinite=1), "prompts with logits that are no numbers: 1"),
+    ("MPD716", said(empty=6), "empty answers: 6"),
+    ("MPD716", said(right=0, control_right=6), "facts: 0"),
+    ("MPD716", said(voice=0.0, control_voice=0.9), "voice: 0"),
+    ("MPD717", replace(HEALTHY, deprecations=("mudpuppy/x.py:3: gone",)), "mudpuppy/x.py:3"),
+    ("MPD718", replace(HEALTHY, memory=Memory(before_bytes=0, peak_bytes=10**9)), "1,000 MB"),
+    ("MPD719", replace(HEALTHY, logged_losses=()), "TensorBoard shows 0 losses"),
+    ("MPD719", replace(HEALTHY, logged_losses=((1, 2.0), (2, 9.0), (3, 1.0))), "1 of 3 steps"),
+    ("MPD720", taught(rows_overused=4), "4 rows came more often"),
     ("MPD711", replace(HEALTHY, folders=("leftover",)), "leftover/ does not belong"),
     ("MPD711", replace(HEALTHY, folders=(".saving-7",)), ".saving-7/ does not belong"),
 ]
@@ -179,7 +247,7 @@ def test_no_other_probe_fires_on_that_fault(code, seen, expected):
     assert not others
 
 
-@pytest.mark.parametrize("seen", [HEALTHY, GPTQ], ids=["adapter", "gptq"])
+@pytest.mark.parametrize("seen", [HEALTHY, GPTQ, LOGGED], ids=["adapter", "gptq", "logged"])
 @pytest.mark.parametrize("code", sorted(PROBES))
 def test_a_healthy_run_is_left_alone(code, seen):
     assert ending(code, seen).status in (Status.PASSED, Status.SKIPPED)
@@ -189,7 +257,7 @@ def test_every_probe_of_a_run_answers_on_a_healthy_run_of_its_kind():
     answered = {
         code
         for code in PROBES
-        for seen in (HEALTHY, GPTQ)
+        for seen in (HEALTHY, GPTQ, LOGGED)
         if ending(code, seen).status is Status.PASSED
     }
 
@@ -209,7 +277,7 @@ def test_a_folder_without_its_manifest_is_an_unfinished_save():
     assert "not complete" in ending("MPD711", HEALTHY, files=torn).message
 
 
-@pytest.mark.parametrize("code", sorted(PROBES))
+@pytest.mark.parametrize("code", sorted(set(PROBES) - {"MPD715"}))
 def test_without_observations_nothing_is_judged(code):
     result = run_probe(
         PROBES[code],
@@ -222,3 +290,78 @@ def test_without_observations_nothing_is_judged(code):
 
     assert Status.SKIPPED is result.status
     assert result.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Some weights of LlamaForCausalLM were not initialized: newly initialized: ['lm_head']",
+        "UserWarning: Found missing adapter keys while loading the checkpoint",
+        "You are trying to modify a model with PEFT for a second time.",
+        "Trainer.tokenizer is now deprecated. You should use Trainer.processing_class",
+        "GPT2 does not have a padding token! Will pad with the last token in input_ids",
+        "torch.utils.checkpoint: the use_reentrant parameter should be passed explicitly",
+        "RuntimeWarning: the gradient is nan",
+    ],
+)
+def test_a_lethal_line_of_the_output_is_found_and_quoted(line):
+    result = ending("MPD715", HEALTHY, output=search_output(f"fine\r{line}\nfine"))
+
+    assert Status.FAILED is result.status
+    assert line == result.evidence[0].found
+
+
+def test_what_a_healthy_run_prints_is_on_no_list():
+    words = "step 3/4 loss 6.9 grad_norm 1.2\nLoading weights: 100%\nwarmup is 0\n"
+
+    assert () == search_output(words).lethal
+
+
+def test_the_end_is_not_asked_of_methods_that_do_not_teach_it():
+    seen = taught(rows_ending_in_eos=0, teaches_end=False)
+
+    assert Status.SKIPPED is ending("MPD705", seen).status
+
+
+def test_an_independent_rendering_that_is_not_there_is_no_pass():
+    seen = taught(checked=False)
+
+    assert Status.SKIPPED is ending("MPD706", seen).status is ending("MPD720", seen).status
+
+
+def test_empty_answers_are_no_fault_where_the_base_gives_none_either():
+    assert Status.PASSED is ending("MPD716", said(empty=6, control_empty=6)).status
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        ({"packing": True, "batch_size": 1, "max_length": 8}, {}, "batches packed: found False"),
+        ({"tokens_per_batch": 32}, {"widest_batch": 64}, "tokens of a batch"),
+        ({"num_workers": 1}, {}, "processes that prepare batches: found 0"),
+        ({"save_steps": 2}, {}, "checkpoints that were never written"),
+    ],
+)
+def test_a_feature_of_batches_that_is_not_followed_is_found(config, changes, words):
+    expectation = {"config": {**CONFIG, **config}}
+    result = ending("MPD712", taught(**changes), expectation=expectation)
+
+    assert words in result.message
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"zero_offload": True}, "optimizer"),
+        ({"fsdp": "full_shard"}, "weights sharded"),
+        ({"compile": True}, "model compiled"),
+        ({"precision": "fp8"}, "products rounded"),
+        ({"adapter": "before"}, "began with the adapter to continue: found None"),
+        ({"use_dora": True}, "DoRA"),
+        ({"use_rslora": True}, "rsLoRA"),
+    ],
+)
+def test_a_feature_that_is_not_followed_is_found(config, words):
+    result = ending("MPD712", HEALTHY, expectation={"config": {**CONFIG, **config}})
+
+    assert any(words in f"{one.what}: found {one.found}" for one in result.evidence)

@@ -1,0 +1,61 @@
+"""Which probes must have answered before a cell passes: by trial, method and features.
+
+A probe that was skipped said nothing; a cell that passes on silence would be worth nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from harness.matrix import Cell
+
+ALWAYS = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711", "MPD712", "MPD713", "MPD714", "MPD715")
+"""What moved, reload, effect, save, settings, tokenizer, files, warnings."""
+OF_THE_ENGINE = ("MPD717",)
+"""Deprecation warnings of our own calls."""
+TRAINED = ("MPD703", "MPD704", "MPD706", "MPD718", "MPD720")
+"""For methods with an optimizer: what was trainable, the objective, the rows, memory, use."""
+QUANTISED = ("MPD710",)
+"""For GPTQ: the error of each layer."""
+MERGED = ("MPD401", "MPD403", "MPD404")
+"""Where a merged model was promised: that the adapter's change is in it, once and unrounded."""
+SPEAKING = ("MPD716",)
+"""Where one batch is generated: it is finite, and no worse than the base's."""
+ENDING = ("MPD705",)
+"""Where the end of an answer is taught or scored."""
+WITHOUT_ENDS = ("grpo", "prm")
+"""Methods that neither teach nor score it: answers are generated; steps end in newlines."""
+SCORERS = ("rm", "prm")
+"""Methods whose models say nothing."""
+BY_TRIAL: Mapping[str, tuple[str, ...]] = {
+    "soak": ("MPD740", "MPD741"),
+    "limits": ("MPD742", "MPD743"),
+    "interop": ("MPD744", "MPD745"),
+    "versions": ("MPD748", "MPD749"),
+}
+"""For the trials that are no ordinary training."""
+
+
+def required_probes(cell: Cell) -> tuple[str, ...]:
+    """Return the codes of the probes that must have answered before the cell passes."""
+    if cell.trial != "training":
+        return BY_TRIAL[cell.trial]
+    return tuple(sorted({*ALWAYS, *OF_THE_ENGINE, *_of_training(cell)}))
+
+
+def _of_training(cell: Cell) -> Iterable[str]:
+    config, method = cell.config, cell.config["method"]
+    if method == "gptq":
+        yield from QUANTISED
+    else:
+        yield from TRAINED
+    if method not in (*WITHOUT_ENDS, "gptq"):
+        yield from ENDING
+    if config.get("merge_lora"):
+        yield from MERGED
+    if "tensorboard" in (config.get("report_to") or ()):
+        yield "MPD719"
+    if cell.options.get("behaviour") == "quick" and method not in SCORERS:
+        yield from SPEAKING
+    if cell.expect.stops_early:
+        yield "MPD709"
