@@ -13,6 +13,7 @@ import torch
 from mudpuppy.checkpoints import Identity
 from mudpuppy.config import TrainingConfig
 from mudpuppy.files import write_json_atomic
+from mudpuppy.leftovers import RUN_FILE, forget_moves
 from mudpuppy.loading import Loaded
 from mudpuppy.methods.family import Family, Row
 from mudpuppy.methods.fitting import FitResult
@@ -95,9 +96,10 @@ def describe_trained(model: Any) -> dict[str, Any]:
 def finish(job: Job, record: RunRecord, kind: str, trained: dict[str, Any]) -> RunRecord:
     """Write `run.json` and, last of all, the manifest."""
     finished = replace(record, total_s=round(time.monotonic() - job.started, 3))
-    write_json_atomic(job.records_dir / "run.json", finished.to_json())
+    write_json_atomic(job.records_dir / RUN_FILE, finished.to_json())
     manifest = make_provenance(job, finished, kind, trained)
     write_json_atomic(job.config.output / PROVENANCE_FILE, manifest)
+    forget_moves(job.config.output)
     return finished
 
 

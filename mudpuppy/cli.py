@@ -24,6 +24,8 @@ from mudpuppy.config_check import check_values, flag_of, load_config, unread_set
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, printable
 from mudpuppy.features import METHODS, PRECISIONS
 from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
+from mudpuppy.interruption import describe as describe_end
+from mudpuppy.interruption import raising_when_terminated
 from mudpuppy.records import RunRecord, StepRecord
 from mudpuppy.ruleform import Rule
 from mudpuppy.rules import RULES, describe, every_single_feature
@@ -69,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal
     try:
-        code = _pick_command(words)(words)
+        with raising_when_terminated():
+            code = _pick_command(words)(words)
         sys.stdout.flush()
         return code
     except MudpuppyError as error:
@@ -84,9 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _mute()
         print("mud-puppy: error: cannot print: no space left on the device", file=sys.stderr)
         return MudpuppyError.exit_code
-    except KeyboardInterrupt:
-        print("mud-puppy: interrupted; nothing was finished", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        word, code = describe_end(error)
+        print(f"mud-puppy: {word}; nothing was finished", file=sys.stderr)
+        return code
     except Exception:  # noqa: BLE001 - a crash of ours is 3; Python's own 1 would mean findings
         return _crash()
 
@@ -172,10 +176,11 @@ def _run_train(words: list[str]) -> int:
     report = None if is_quiet else _report_step
     try:
         record = train(config, samples=samples, say=say, report=report)
-    except KeyboardInterrupt:
-        print("\nmud-puppy: interrupted, the run is not finished", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        word, code = describe_end(error)
+        print(f"\nmud-puppy: {word}, the run is not finished", file=sys.stderr)
         _say_what_is_left(config.output)
-        return 130
+        return code
     except EngineError as error:
         _print_error(error)
         _say_what_is_left(config.output)

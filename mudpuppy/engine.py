@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
-import torch
 from transformers import set_seed
 
 from mudpuppy import team
@@ -36,7 +35,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.data.parallel import render_rows
 from mudpuppy.data.render import count_labels
 from mudpuppy.data.samples import Sample, is_plain
-from mudpuppy.errors import DatasetError, EngineError, clip
+from mudpuppy.errors import DatasetError, clip
 from mudpuppy.estimate.record import predict_run
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import Loaded, load, local_folder, require_known_ids, within_positions
@@ -53,18 +52,17 @@ from mudpuppy.provenance import PROVENANCE_FILE, fingerprint_model
 from mudpuppy.quant import int4
 from mudpuppy.quant.fp8 import choose_fp8_path, fp8_linears
 from mudpuppy.records import Choice, RunRecord
+from mudpuppy.refusals import telling_of_failed_writes, telling_of_memory
 from mudpuppy.runtime import DTYPES, Runtime, choose_runtime
 from mudpuppy.safefile import weight_files
-from mudpuppy.saving import (
-    save_adapter,
-    save_model,
-    staging,
-    telling_of_failed_writes,
-    write_card,
-)
+from mudpuppy.saving import save_adapter, save_model, staging, write_card
 from mudpuppy.tiny import resolve_model
 
 Say = Callable[[str], None]
+LESS_MEMORY = (
+    "lower --batch-size (with --gradient-accumulation) or --max-length, add "
+    "--gradient-checkpointing or --zero-offload; mud-puppy estimate tells what would fit"
+)
 
 
 class Watcher(Protocol):
@@ -111,10 +109,11 @@ def train(
         say = report = None  # the first process speaks for all
     speak: Say = say or (lambda _: None)
     try:
-        for sentence in settle_environment(config):
-            speak(sentence)
-        job = team.agree(lambda: _prepare(config, read, records_dir, speak, started))
         with ExitStack() as held:
+            held.enter_context(telling_of_memory(config.method, LESS_MEMORY))
+            for sentence in settle_environment(config):
+                speak(sentence)
+            job = team.agree(lambda: _prepare(config, read, records_dir, speak, started))
             held.enter_context(telling_of_failed_writes(config.output))
             team.first_only(lambda: held.enter_context(locked(config.output, resume=config.resume)))
             job.records_dir.mkdir(parents=True, exist_ok=True)
@@ -123,12 +122,6 @@ def train(
             record = _fine_tune(job, watcher, report, speak)
             team.first_only(lambda: remove_checkpoints(config.output))
             return record
-    except torch.OutOfMemoryError as error:
-        raise EngineError(
-            f"{config.method} ran out of device memory: {str(error).splitlines()[0]}",
-            hint="lower --batch-size (with --gradient-accumulation) or --max-length, add "
-            "--gradient-checkpointing or --zero-offload; mud-puppy estimate tells what would fit",
-        ) from error
     finally:
         if is_new and config.output.is_dir() and not any(config.output.iterdir()):
             config.output.rmdir()
@@ -272,7 +265,7 @@ def _save(job: Job, model: Any, record: RunRecord, trained: dict[str, Any], say:
     if config.trains_adapter:
         return _save_adapter(job, model, record, trained, say)
     saved = loaded.processor or loaded.original_tokenizer
-    with staging(config.output) as folder:
+    with staging(config.output, manifest_follows=True) as folder:
         if job.family.export is not None:  # before the weights are rounded to be saved
             exported = job.family.export(model, loaded, folder, config, job.runtime)
             record = replace(record, quantisation=exported.quantisation)
@@ -295,7 +288,7 @@ def _save_adapter(
     """Save the adapter and, when asked, the model that it makes of its base."""
     config, loaded = job.config, job.loaded
     trained["adapter"] = adapter_settings(model)
-    with staging(config.output) as folder:
+    with staging(config.output, manifest_follows=True) as folder:
         save_adapter(model, loaded.processor or loaded.original_tokenizer, folder, job.base)
         form = job.family.form
         settings = dict(form.settings)
@@ -355,18 +348,15 @@ def _save_merged(
     """Save the merged model and its own provenance below the adapter's folder."""
     names = {DTYPES[name]: name for name in ("fp32", "bf16", "fp16")}
     precision = job.config.merge_precision or names[job.runtime.dtype]
-    try:
+    alone = f"mud-puppy merge {job.base} {job.config.output} MERGED"
+    hint = f"the adapter is complete in {job.config.output}; merge on its own: {alone}"
+    with telling_of_memory("the merge", hint):
         if job.family.task_type == "CAUSAL_LM" and _is_on_disk(job.folder):
             merge_shards(job.folder, job.config.output, folder, precision=precision)
         else:
             merged = merge_adapter(model, DTYPES[precision])
             saved = job.loaded.processor or job.loaded.original_tokenizer
             save_model(merged, saved, folder, DTYPES[precision])
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise EngineError(
-            f"the merge ran out of memory; the adapter is complete in {job.config.output}",
-            hint=f"merge on its own: mud-puppy merge {job.base} {job.config.output} MERGED",
-        ) from error
     provenance = make_provenance(job, record, "merged", trained)
     write_json_atomic(folder / PROVENANCE_FILE, {**provenance, "adapter": ".."})
 
@@ -390,7 +380,7 @@ def _quantise(job: Job, watcher: Watcher | None, say: Say) -> RunRecord:
         watcher.on_fitted(loaded.model)
     total = count_parameters(loaded.model).total
     record = make_record(job, steps=0, total_parameters=total, quantisation=result.quantisation)
-    with staging(job.config.output) as folder:
+    with staging(job.config.output, manifest_follows=True) as folder:
         gptq.save(loaded.model, loaded.original_tokenizer, folder / "gptq", result)
         manifest = make_provenance(job, record, "gptq", {"count": 0})
         write_json_atomic(folder / "gptq" / PROVENANCE_FILE, manifest)

@@ -24,7 +24,11 @@ STEPS_FILE = "steps.jsonl"
 STAGING_PREFIX = ".saving-"
 MOVING_FILE = ".moving.json"
 """In a staging folder while its entries are moved into place: their names."""
-LEFTOVERS = (STEPS_FILE, STAGING_PREFIX, LOCK_FILE, *LOG_FOLDERS.values())
+RUN_FILE = "run.json"
+"""The run's record, written right before the manifest."""
+TEMPORARY = tuple(f".{name}." for name in (STEPS_FILE, RUN_FILE, PROVENANCE_FILE))
+"""Beginnings of the names that our files have while they are written."""
+LEFTOVERS = (STEPS_FILE, STAGING_PREFIX, LOCK_FILE, *LOG_FOLDERS.values(), *TEMPORARY)
 """Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
 
 
@@ -48,6 +52,7 @@ def half_moved(output: Path) -> set[str]:
         except (ValueError, RecursionError):
             continue  # killed while it was written: nothing had been moved
         names.update(str(name) for name in listed if Path(str(name)).name == name)
+        names.add(RUN_FILE)
     return names
 
 
@@ -63,9 +68,18 @@ def holds_only_leftovers(output: Path) -> bool:
 def remove_unfinished(output: Path) -> None:
     """Remove unfinished checkpoints and what was half moved; the caller holds the lock."""
     remove_half_moved(output)
+    forget_moves(output)
     for path in list(output.iterdir()):
         if is_unfinished_checkpoint(path):
             shutil.rmtree(path)
+        elif path.name.startswith(TEMPORARY):
+            path.unlink()
+
+
+def forget_moves(output: Path) -> None:
+    """Remove staging folders: the set that was moved is complete, or nothing of it is left."""
+    for path in output.glob(f"{STAGING_PREFIX}*"):
+        shutil.rmtree(path)
 
 
 def remove_half_moved(output: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from mudpuppy.errors import EngineError
 from mudpuppy.files import fsync_folder, normal_file_mode, write_json_atomic
@@ -22,12 +21,17 @@ SETTINGS = ("config.json", "adapter_config.json")
 
 
 @contextmanager
-def staging(output: Path) -> Iterator[Path]:
+def staging(output: Path, *, manifest_follows: bool = False) -> Iterator[Path]:
     """Yield a folder inside `output` whose entries are moved into `output` when the block ends.
 
     An error inside the block leaves no entry with a final name. The entries are moved one by one
-    once all of them are durable; that the set is complete is for the manifest to say, which its
-    writer adds afterwards.
+    once all of them are durable; that the set is complete is for its manifest to say.
+
+    Args:
+        output: where the entries go.
+        manifest_follows: whether the manifest is written afterwards. The list of what was moved
+            then stays until its writer calls `forget_moves`: a run that is killed between the two
+            leaves files that nobody vouches for, and the next run must know whose they are.
     """
     for left in output.glob(f"{STAGING_PREFIX}*"):  # of a run that was killed
         shutil.rmtree(left)
@@ -53,31 +57,19 @@ def staging(output: Path) -> Iterator[Path]:
         fsync_folder(output)
     except BaseException:
         remove_half_moved(output)
+        shutil.rmtree(folder)
         raise
-    finally:
+    if manifest_follows and not (output / PROVENANCE_FILE).exists():
+        for path in folder.iterdir():
+            if path.name != MOVING_FILE:
+                shutil.rmtree(path)
+    else:
         shutil.rmtree(folder)
 
 
 def _turn(path: Path) -> tuple[bool, bool, str]:
     """Return when an entry is moved: what makes a folder a model last, a manifest after it."""
     return path.name == PROVENANCE_FILE, path.name in SETTINGS, path.name
-
-
-@contextmanager
-def telling_of_failed_writes(output: Path) -> Iterator[None]:
-    """Turn a full disk, or whatever else keeps a run from writing, into an error that says so.
-
-    Raises:
-        EngineError: an operation on a file failed inside the block.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise EngineError(
-            f"the run cannot go on: {reason} (while writing to {output})",
-            hint="see whether the disk is full (df) or a limit is reached (ulimit -f, quota)",
-        ) from error
 
 
 def _fsync_file(path: Path) -> None:

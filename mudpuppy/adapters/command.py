@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mudpuppy.errors import ModelError, UsageError, printable
+from mudpuppy.interruption import describe
 from mudpuppy.provenance import PROVENANCE_FILE
 from mudpuppy.tiny import resolve_model
 from mudpuppy.tiny.names import is_tiny_name
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mudpuppy.adapters.merge_inputs import Inputs
 
 DESCRIPTION = "Fold a LoRA adapter into its base on disk; the model is never held in memory."
+MERGE_HINT = "end what else uses memory; the merge itself needs a few hundred megabytes"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", re.IGNORECASE)
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     # after the arguments are known to be good: torch takes a second to import
     from mudpuppy.adapters.shard_merge import merge_shards
+    from mudpuppy.refusals import telling_of_memory
 
     def verify(folder: Path, inputs: Inputs) -> None:
         from transformers.utils.logging import disable_progress_bar
@@ -79,21 +82,23 @@ def run(args: argparse.Namespace) -> int:
     manifest = args.output / PROVENANCE_FILE
     was_there = manifest.is_file()
     try:
-        report = merge_shards(
-            base,
-            args.adapter,
-            args.output,
-            precision=args.precision,
-            max_shard_bytes=max_bytes,
-            other_base=args.other_base,
-            inspect=verify if args.verify else None,
-            say=say,
-        )
-    except KeyboardInterrupt:
+        with telling_of_memory("the merge", MERGE_HINT):
+            report = merge_shards(
+                base,
+                args.adapter,
+                args.output,
+                precision=args.precision,
+                max_shard_bytes=max_bytes,
+                other_base=args.other_base,
+                inspect=verify if args.verify else None,
+                say=say,
+            )
+    except KeyboardInterrupt as error:
         if was_there or not manifest.is_file():
             raise
-        print(f"mud-puppy: interrupted; {args.output} is complete", file=sys.stderr)
-        return 130
+        word, code = describe(error)
+        print(f"mud-puppy: {word}; {args.output} is complete", file=sys.stderr)
+        return code
     seconds = time.monotonic() - started
     say(
         f"merged {report.changed} of {report.tensors} tensors in {seconds:.1f} s: {report.output} "

@@ -24,8 +24,9 @@ from mudpuppy.provenance import (
     PROVENANCE_SCHEMA_VERSION,
     package_versions,
 )
+from mudpuppy.refusals import telling_of_failed_writes
 from mudpuppy.safefile import INDEX_FILE, ITEM_BYTES, SINGLE_FILE
-from mudpuppy.saving import staging, telling_of_failed_writes
+from mudpuppy.saving import staging
 
 TYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """Types by the names that the flags use."""

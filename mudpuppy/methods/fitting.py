@@ -87,7 +87,12 @@ def fit(
     train, held_out = (arrange(part, config) for part in split_samples(rows, config))
     batches = token_batches(train, config)
     check_warmup(config, count_steps(len(train), config, batches), name=flag_of)
-    writer = StepWriter(steps_file, report, resumed.step if resumed else 0)
+    writer = StepWriter(
+        steps_file,
+        report,
+        resumed.step if resumed else 0,
+        skips_overflow=config.precision == "fp16",
+    )
     callbacks: list[TrainerCallback] = [writer, CheckpointKeeper(identity, config.save_steps)]
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))

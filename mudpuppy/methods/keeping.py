@@ -17,6 +17,7 @@ from mudpuppy.checkpoints import Identity, write_manifest
 from mudpuppy.errors import OutputError
 from mudpuppy.leftovers import CHECKPOINT_MARK
 from mudpuppy.memory.offload import OffloadedAdamW
+from mudpuppy.refusals import is_out_of_memory
 
 
 @contextmanager
@@ -28,10 +29,8 @@ def _refusing(checkpoint: str | None) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # unpickling foreign bytes may raise anything
-        if checkpoint is None:
+        if checkpoint is None or is_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [""])[0][:200]
         raise OutputError(

@@ -23,10 +23,19 @@ Report = Callable[[StepRecord, int], None]
 class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformers
     """Writes `steps.jsonl` while training runs, and stops at the first loss that is not finite."""
 
-    def __init__(self, path: Path, report: Report | None, resumed_step: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        report: Report | None,
+        resumed_step: int = 0,
+        *,
+        skips_overflow: bool = False,
+    ) -> None:
         self.records = _records_until(resumed_step, path)
         self._path = path
         self._report = report
+        # fp16 leaves a step out whose gradient overflowed; elsewhere it would ruin every weight
+        self._watched = ("loss", "eval_loss", *(() if skips_overflow else ("grad_norm",)))
         elapsed = self.records[-1].elapsed_s if self.records else 0.0
         self._started = time.monotonic() - elapsed
 
@@ -45,7 +54,8 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
         """Record one optimizer step or evaluation.
 
         Raises:
-            EngineError: the loss is NaN or infinite; going on would save a ruined artefact (FM41).
+            EngineError: loss or gradient is NaN or infinite; going on would save ruined weights,
+                at the next checkpoint or at the end (FM41).
         """
         if not logs or not ({"loss", "eval_loss"} & set(logs)):
             return
@@ -61,7 +71,7 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
             metrics=_metrics(logs),
             elapsed_s=round(time.monotonic() - self._started, 3),
         )
-        for name in ("loss", "eval_loss"):
+        for name in self._watched:
             value = logs.get(name)
             if value is not None and not math.isfinite(float(value)):
                 raise EngineError(

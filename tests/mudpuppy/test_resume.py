@@ -24,7 +24,7 @@ from mudpuppy.checkpoints import (
 )
 from mudpuppy.config_check import load_config
 from mudpuppy.engine import train
-from mudpuppy.errors import OutputError, UsageError
+from mudpuppy.errors import EngineError, OutputError, UsageError
 from mudpuppy.preflight import preflight
 from mudpuppy.tiny import resolve_model
 
@@ -522,3 +522,29 @@ def test_other_processes_and_another_base_are_refused(stopped):
     with pytest.raises(UsageError, match="the base model has other weights"):
         require_same(found, replace(same, base="another"))
     require_same(found, replace(same, base=None))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(
+    settings, tmp_path, monkeypatch, precision
+):
+    """With the weights it ruined in a checkpoint, every resumption would diverge again."""
+    from transformers import Trainer
+
+    settings |= {"gradient_accumulation": 1, "save_steps": 1, "precision": precision}
+    settings["output"] = tmp_path / "out"
+    step, turns = Trainer.training_step, []
+
+    def poisoned(trainer, model, *words, **named):
+        loss = step(trainer, model, *words, **named)
+        turns.append(1)
+        if len(turns) == 2:
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("nan"))
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", poisoned)
+        with pytest.raises(EngineError, match="grad_norm is nan at step 2: the run diverged"):
+            run(settings)
+
+    assert [1] == [step for step, _ in list_checkpoints(settings["output"])]

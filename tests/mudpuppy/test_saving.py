@@ -12,6 +12,7 @@ import torch
 
 from mudpuppy.errors import EngineError
 from mudpuppy.files import write_json_atomic, write_text_atomic
+from mudpuppy.leftovers import forget_moves, holds_only_leftovers, remove_unfinished
 from mudpuppy.saving import save_model, staging
 from mudpuppy.tiny import resolve_model
 
@@ -143,3 +144,27 @@ def test_a_weight_that_is_not_finite_in_its_type_is_not_saved(tmp_path: Path, va
     with pytest.raises(EngineError, match=r"layers.1.mlp.up_proj.weight is not finite"):
         save_model(model, AutoTokenizer.from_pretrained(base), tmp_path / "out", torch.float16)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_whose_manifest_never_came_is_known_as_ours(tmp_path: Path):
+    with staging(tmp_path, manifest_follows=True) as folder:
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / ".mudpuppy.json.x1.tmp").write_text("{")
+
+    assert holds_only_leftovers(tmp_path)
+    (tmp_path / "theirs").write_text("x")
+    assert not holds_only_leftovers(tmp_path)
+    remove_unfinished(tmp_path)
+    assert ["theirs"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_a_set_with_its_manifest_stays_and_its_list_goes(tmp_path: Path):
+    with staging(tmp_path, manifest_follows=True) as folder:
+        (folder / "config.json").write_text("{}")
+    (tmp_path / "mudpuppy.json").write_text("{}")
+    forget_moves(tmp_path)
+
+    assert ["config.json", "mudpuppy.json"] == sorted(path.name for path in tmp_path.iterdir())
+    remove_unfinished(tmp_path)
+    assert (tmp_path / "config.json").is_file()
