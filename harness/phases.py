@@ -38,16 +38,21 @@ def run_phase(name: str, work: Callable[[], Any]) -> None:
     Raises:
         PhaseEnded: it ended by a signal or an exception, which it has printed.
     """
+    _, status = os.waitpid(start_phase(work), 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        raise PhaseEnded(name, code)
+
+
+def start_phase(work: Callable[[], Any]) -> int:
+    """Run `work` in a forked child, and return its id; the caller waits for it."""
     sys.stdout.flush()
     sys.stderr.flush()
     ask = die_with(os.getpid())
     pid = os.fork()
     if pid == 0:
         _be_phase(work, ask)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code != 0:
-        raise PhaseEnded(name, code)
+    return pid
 
 
 def run_team(name: str, work: Callable[[], Any], size: int) -> None:

@@ -8,6 +8,7 @@ earlier, killed runner left behind.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from harness.results import WorkerExit
 
@@ -30,11 +32,20 @@ _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
+class Process(Protocol):
+    """A process that was started and not yet waited for."""
+
+    pid: int
+    """Its id, and that of its group."""
+    returncode: int | None
+    """How it ended, once that is known."""
+
+
 @dataclass
 class Worker:
     """A running worker; ask `poll` until it gives its exit."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     """The child itself; reaped here and not by `Popen`, to learn its resource use."""
     folder: Path
     """The cell's folder, which marks its descendants."""
@@ -161,6 +172,11 @@ def name_signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def tell_stack_when_ended() -> None:
+    """Print the stack of every thread on SIGTERM, and end by it: a hang leaves where it hung."""
+    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)
 
 
 def _confine(parent: int, memory_limit: int | None) -> Callable[[], None]:

@@ -28,6 +28,8 @@ WITHOUT_ENDS = ("grpo", "prm")
 SCORERS = ("rm", "prm")
 """Methods whose models say nothing."""
 BY_TRIAL: Mapping[str, tuple[str, ...]] = {
+    "fault": ("MPD730", "MPD731", "MPD732", "MPD733", "MPD734"),
+    "lifecycle": ("MPD735", "MPD736", "MPD737", "MPD738", "MPD739"),
     "soak": ("MPD740", "MPD741"),
     "limits": ("MPD742", "MPD743"),
     "interop": ("MPD744", "MPD745"),

@@ -22,6 +22,7 @@ from typing import Any
 from harness.mutants import plant_mutant
 from harness.observations import Observations
 from harness.phases import PhaseEnded
+from harness.process import tell_stack_when_ended
 from harness.trials.order import CHECKPOINT, Order
 from mudpuppy.errors import MudpuppyError, UnsupportedCombination, UsageError
 
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the cell in the folder that is named, and return 0 when it was observed."""
     (folder_name,) = sys.argv[1:] if argv is None else argv
     folder = Path(folder_name).resolve()
+    tell_stack_when_ended()
     cell = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if cell.get("plant"):
         plant_mutant(cell["plant"])

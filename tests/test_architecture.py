@@ -79,6 +79,7 @@ PROBE_MAY = (
     "harness.findings",
     "harness.facts",
     "harness.facts_behaviour",
+    "harness.facts_faults",
     "harness.facts_files",
     "harness.facts_trials",
     "harness.observations",
