@@ -226,6 +226,10 @@ class MatrixResult:
     """Names of the cells whose result is from an earlier run in the same folder."""
     run_id: str = ""
     """The run in the history; empty where none is kept."""
+    coverage: dict[str, Any] | None = None
+    """Which features meet in the cells that ran, where the matrix is a covering array."""
+    audit: tuple[dict[str, Any], ...] = ()
+    """What became of the rejected cells by force, where that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON types; numbers that JSON cannot say become text."""
@@ -242,6 +246,7 @@ class MatrixResult:
         try:
             values["verdict"] = Status(values["verdict"])
             values["kept"] = tuple(values.get("kept", ()))
+            values["audit"] = tuple(values.get("audit", ()))
             values["cells"] = tuple(
                 CellResult.from_json(cell, f"{source}: cell {index}")
                 for index, cell in enumerate(values["cells"])

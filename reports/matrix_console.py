@@ -15,6 +15,8 @@ from rich.text import Text
 
 from harness.findings import Status
 from harness.results import CellLabel, CellResult, Event, Finished, MatrixResult
+from reports.audit_text import list_working, summarise_audit
+from reports.coverage_text import summarise_coverage
 from reports.matrix_summary import (
     describe_kept,
     describe_verdict,
@@ -141,6 +143,11 @@ def print_verdict(console: Console, matrix: MatrixResult, report: str, *, quiet:
             _print_failure(console, matrix, cell)
         if describe_kept(matrix):
             console.print(describe_kept(matrix), soft_wrap=True, highlight=False)
+    if matrix.audit:
+        lines = [summarise_audit(matrix.audit), *(f"  {one}" for one in list_working(matrix.audit))]
+        console.print(Text(clean_lines("\n".join(lines))), soft_wrap=True)
+    if matrix.coverage is not None:
+        console.print(Text(summarise_coverage(matrix.coverage)), soft_wrap=True)
     colour = COLOURS[matrix.verdict]
     console.print(
         Text(f"{matrix.verdict}: {describe_verdict(matrix)}", style=colour), soft_wrap=True

@@ -10,6 +10,8 @@ from tabulate import tabulate
 
 from harness.findings import Evidence
 from harness.results import CellResult, MatrixResult
+from reports.audit_text import list_working, summarise_audit
+from reports.coverage_text import summarise_coverage
 from reports.matrix_summary import (
     describe_kept,
     describe_outcome,
@@ -38,7 +40,8 @@ def write_markdown(matrix: MatrixResult) -> str:
         lines += ["", "## Failures"]
     for cell in failures:
         lines += ["", *_failure(matrix, cell)]
-    lines += [*_rejections(matrix), *_not_run(matrix), "", *_environment(matrix)]
+    lines += [*_rejections(matrix), *_audit(matrix), *_coverage(matrix), *_not_run(matrix)]
+    lines += ["", *_environment(matrix)]
     return "\n".join(lines) + "\n"
 
 
@@ -69,6 +72,29 @@ def _cells(matrix: MatrixResult) -> list[str]:
     ]
     columns = ("#", "cell", "what", "outcome", "loss", "time", "folder")
     return _table(columns, rows, ("right",))
+
+
+def _audit(matrix: MatrixResult) -> list[str]:
+    """Return what the forced rejections came to: advice, and no failures."""
+    if not matrix.audit:
+        return []
+    works = [f"- {escape_markdown(line)}" for line in list_working(matrix.audit)]
+    lines = [
+        "",
+        "## Rejections that were forced",
+        "",
+        escape_markdown(summarise_audit(matrix.audit)),
+    ]
+    return [*lines, *([""] if works else []), *works]
+
+
+def _coverage(matrix: MatrixResult) -> list[str]:
+    """Return which features meet in the cells that ran."""
+    if matrix.coverage is None:
+        return []
+    missing = [f"- missing: {escape_markdown(words)}" for words in matrix.coverage["missing"]]
+    lines = ["", "## Coverage", "", escape_markdown(summarise_coverage(matrix.coverage))]
+    return [*lines, *([""] if missing else []), *missing]
 
 
 def _folder(name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.audit import take_out_rules
 from harness.observations import Observations, read_observations
 from harness.phases import PhaseEnded, run_phase, run_team
 from harness.trials.order import CHECKPOINT, Order
@@ -34,6 +35,7 @@ def perform(order: Order) -> Observations:
         UsageError: the engine refuses the cell.
         PhaseEnded: a phase died without having said why.
     """
+    take_out_rules(order.options)
     config = load_config({**order.config, "output": order.folder / CHECKPOINT})
     started = time.monotonic()
     config = with_prior_adapter(order, config)

@@ -10,27 +10,32 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
+from harness.coverage import measure_cells
 from harness.execution import Judge
 from harness.history import History
 from harness.needs import leave_out_unmet, look_at_machine
 from harness.pools.warm import ISOLATIONS, make_pool
 from harness.prepare import check_plant, prepare_model
 from harness.recorder import Recorder
-from harness.results import MatrixResult
+from harness.results import MatrixResult, Outcome
 from harness.runner import Dispatch, run_matrix
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser
+from reports.commands.pressure_audit import run_audit
 from reports.commands.pressure_history import add_history_commands
 from reports.commands.pressure_list import (
     PROGRAM,
+    Choice,
     add_list_commands,
     add_selection,
     choose,
@@ -51,6 +56,7 @@ examples:
   mudpuppy-pressure run seed --model Qwen/Qwen2.5-0.5B-Instruct
   mudpuppy-pressure run full --sample 30 --dry-run       thirty cells, others each day
   mudpuppy-pressure run full --shard 2/8 --select feature=packing
+  mudpuppy-pressure run rejections --audit-rejections    what is rejected, and would have worked?
   mudpuppy-pressure list seed
   mudpuppy-pressure explain lora-streaming-rejected
   mudpuppy-pressure history lora-fp16
@@ -132,6 +138,11 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="let cells that need it use the network; without it they are not run",
     )
     run.add_argument(
+        "--audit-rejections",
+        action="store_true",
+        help="afterwards run the rejected cells by force: would some have worked?",
+    )
+    run.add_argument(
         "--dry-run", action="store_true", help="only show which cells would run, and which not"
     )
     run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
@@ -162,33 +173,56 @@ def _run(arguments: argparse.Namespace) -> int:
             History(arguments.history, create=True) as history,
             closing(make_pool(arguments.isolation)) as pool,
             _terminated_like_interrupted(),
-            progress,
         ):
             recorder = Recorder(history)
-            matrix = run_matrix(
-                selection.chosen,
-                run_dir,
-                judge=_load_judge(),
-                name=loaded.form.name,
-                matrix=loaded.shown,
-                jobs=arguments.jobs,
-                rerun=arguments.rerun,
-                plant=arguments.plant,
-                model=arguments.model,
-                left_out=selection.left_out,
-                on_event=progress.on_event,
-                recorder=recorder,
-                dispatch=_dispatch(arguments),
-                pool=pool,
-            )
+            with progress:
+                matrix = run_matrix(
+                    selection.chosen,
+                    run_dir,
+                    judge=_load_judge(),
+                    name=loaded.form.name,
+                    matrix=loaded.shown,
+                    jobs=arguments.jobs,
+                    rerun=arguments.rerun,
+                    plant=arguments.plant,
+                    model=arguments.model,
+                    left_out=selection.left_out,
+                    on_event=progress.on_event,
+                    recorder=recorder,
+                    dispatch=_dispatch(arguments),
+                    pool=pool,
+                )
+            if arguments.audit_rejections:
+                audit = run_audit(
+                    selection.chosen,
+                    run_dir,
+                    machine=machine,
+                    judge=_load_judge(),
+                    pool=pool,
+                    jobs=arguments.jobs,
+                    console=console,
+                    quiet=arguments.quiet,
+                )
+                matrix = replace(matrix, audit=audit)
     except KeyboardInterrupt:
         _say_how_to_go_on(arguments.typed)
         return INTERRUPTED
     if recorder.problem:
         print(f"{PROGRAM}: {clean_lines(recorder.advice)}", file=sys.stderr)
+    matrix = replace(matrix, coverage=_coverage(choice, matrix))
     report = _write_reports(run_dir, matrix)
     print_verdict(console, matrix, str(report), quiet=arguments.quiet)
     return matrix.exit_code
+
+
+def _coverage(choice: Choice, matrix: MatrixResult) -> dict[str, Any] | None:
+    """Return which features meet in the cells that ran, where there is something to cover."""
+    covering = choice.loaded.form.covering
+    if covering is None:
+        return None
+    ran = {one.cell_id for one in matrix.cells if one.outcome is not Outcome.NOT_RUN}
+    cells = [cell for cell in choice.cells if cell.cell_id in ran]
+    return measure_cells(covering, cells).to_json()
 
 
 def _dispatch(arguments: argparse.Namespace) -> Dispatch | None:

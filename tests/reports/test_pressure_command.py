@@ -307,3 +307,24 @@ def test_the_schema_is_printed_as_it_is_checked_in(capsys: pytest.CaptureFixture
 
     checked_in = Path(__file__).parents[2] / "docs" / "scenario.schema.json"
     assert checked_in.read_text(encoding="utf-8") == capsys.readouterr().out
+
+
+def test_rejections_are_forced_beside_the_run_and_change_no_verdict(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = MATRIX.replace("fail-two", "pass-two").replace("reject-three", "pass-three")
+    (folder / "small.yaml").write_text(text)
+
+    assert 0 == main(["run", "small.yaml", "--audit-rejections"])
+
+    said = capsys.readouterr().out
+    assert "forcing 1 rejected cells" in said
+    assert "1 of 1 rejected combinations would have worked by force" in said
+    (forced,) = [one for one in (folder / "runs/small/audit").iterdir() if one.is_dir()]
+    order = json.loads((forced / "config.json").read_text())
+    assert ({"without_rules": ["MP-R07"]}, "trained") == (
+        order["options"], order["expect"]["outcome"],
+    )  # fmt: skip
+    report = json.loads((folder / "runs/small/report.json").read_text())
+    assert [True] == [one["works"] for one in report["audit"]]
+    assert 3 == len(report["cells"])
