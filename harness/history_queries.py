@@ -168,6 +168,16 @@ class HistoryQueries:
         )
         return tuple(_result_row(row) for row in rows)
 
+    def known_result(self, cell_id: str, code: str, plant: str | None) -> ResultRow | None:
+        """Return the newest result that this very code gave of a cell, or None."""
+        rows = self.query(
+            f"{_RESULT} FROM cells c JOIN results r USING (cell_key) JOIN runs u USING (run_key) "
+            "WHERE c.cell_id = ? AND u.code = ? AND u.plant IS ? AND r.status <> 'skipped' "
+            "ORDER BY r.run_key DESC LIMIT 1",
+            (cell_id, code, plant),
+        )
+        return _result_row(rows[0]) if rows else None
+
     def results_in(
         self, run_key: int, cell_ids: Sequence[str] | None = None
     ) -> tuple[ResultRow, ...]:

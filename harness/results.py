@@ -193,6 +193,30 @@ class CellResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmallestFailure:
+    """The smallest combination that fails as some cells do."""
+
+    combination: str
+    """Method, precision and features, as a person says them."""
+    factors: tuple[str, ...]
+    """What of it distinguishes it from plain LoRA in fp32: all of it is needed."""
+    outcome: str
+    """How it fails."""
+    mark: str
+    """Code of the first finding, or how the worker ended."""
+    cell_id: str
+    """Id of the cell that fails so, and name of its folder."""
+    is_smallest: bool
+    """False when the budget ran out before that was known."""
+    ran: int
+    """Extra cells that were run to find it."""
+    looked_up: int
+    """Cells whose result was already known."""
+    cells: tuple[str, ...]
+    """Names of the failing cells that it explains."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatrixResult:
     """One run of a matrix, as written to `report.json`."""
 
@@ -230,6 +254,8 @@ class MatrixResult:
     """Which features meet in the cells that ran, where the matrix is a covering array."""
     audit: tuple[dict[str, Any], ...] = ()
     """What became of the rejected cells by force, where that was asked for."""
+    smallest: tuple[SmallestFailure, ...] = ()
+    """What failing cells were shrunk to, where that was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain JSON types; numbers that JSON cannot say become text."""
@@ -247,6 +273,7 @@ class MatrixResult:
             values["verdict"] = Status(values["verdict"])
             values["kept"] = tuple(values.get("kept", ()))
             values["audit"] = tuple(values.get("audit", ()))
+            values["smallest"] = tuple(map(_read_smallest, values.get("smallest", ())))
             values["cells"] = tuple(
                 CellResult.from_json(cell, f"{source}: cell {index}")
                 for index, cell in enumerate(values["cells"])
@@ -331,6 +358,11 @@ def read_matrix_result(path: Path) -> MatrixResult:
         ResultError: it is torn or of another version.
     """
     return MatrixResult.from_json(_parse(path.read_text(encoding="utf-8"), path), str(path))
+
+
+def _read_smallest(value: Mapping[str, Any]) -> SmallestFailure:
+    lists = {name: tuple(value[name]) for name in ("factors", "cells")}
+    return SmallestFailure(**{**value, **lists})
 
 
 def _parse(text: str, path: Path) -> Any:

@@ -19,6 +19,7 @@ from reports.audit_text import list_working, summarise_audit
 from reports.coverage_text import summarise_coverage
 from reports.matrix_summary import (
     describe_kept,
+    describe_smallest,
     describe_verdict,
     list_failures,
     make_row,
@@ -139,6 +140,9 @@ def print_verdict(console: Console, matrix: MatrixResult, report: str, *, quiet:
     """Print how the matrix ended, what failed with the command that repeats it, and the report."""
     if not quiet:
         console.print()
+        for found in matrix.smallest:
+            text = clean_lines("\n".join(describe_smallest(found)))
+            console.print(Text(text, style="bold"), soft_wrap=True)
         for cell in list_failures(matrix):
             _print_failure(console, matrix, cell)
         if describe_kept(matrix):

@@ -15,6 +15,7 @@ from reports.coverage_text import summarise_coverage
 from reports.matrix_summary import (
     describe_kept,
     describe_outcome,
+    describe_smallest,
     describe_verdict,
     list_failures,
     list_not_run,
@@ -34,7 +35,7 @@ from reports.text import (
 def write_markdown(matrix: MatrixResult) -> str:
     """Return the report; everything that comes from a cell is escaped."""
     lines = [f"# Pressure matrix {escape_markdown(matrix.name)}: {matrix.verdict}", ""]
-    lines += [describe_verdict(matrix), *_notes(matrix), "", *_cells(matrix)]
+    lines += [describe_verdict(matrix), *_notes(matrix), *_smallest(matrix), "", *_cells(matrix)]
     failures = list_failures(matrix)
     if failures:
         lines += ["", "## Failures"]
@@ -55,6 +56,18 @@ def _notes(matrix: MatrixResult) -> list[str]:
     if describe_kept(matrix):
         notes.append(escape_markdown(describe_kept(matrix)))
     return [line for note in notes for line in ("", note)]
+
+
+def _smallest(matrix: MatrixResult) -> list[str]:
+    """Return what failing cells were shrunk to."""
+    if not matrix.smallest:
+        return []
+    lines = ["", "## Smallest failing combinations"]
+    for found in matrix.smallest:
+        first, *others = describe_smallest(found)
+        lines += ["", f"**{escape_markdown(first)}**", ""]
+        lines += [f"- {escape_markdown(line.strip())}" for line in others]
+    return lines
 
 
 def _cells(matrix: MatrixResult) -> list[str]:

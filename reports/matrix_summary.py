@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.findings import Status
-from harness.results import CellResult, MatrixResult, Outcome
+from harness.results import CellResult, MatrixResult, Outcome, SmallestFailure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,23 @@ def list_failures(matrix: MatrixResult) -> tuple[CellResult, ...]:
     """Return the cells that failed or crashed, in matrix order."""
     bad = (Status.FAILED, Status.CRASHED)
     return tuple(cell for cell in matrix.cells if cell.status in bad)
+
+
+def describe_smallest(found: SmallestFailure) -> tuple[str, ...]:
+    """Return a smallest failing combination as lines, it first."""
+    words = ", ".join(filter(None, (found.outcome.replace("-", " "), found.mark)))
+    needed = ", ".join(found.factors) or "nothing: plain LoRA in fp32 fails like this"
+    label = "smallest failing combination" if found.is_smallest else "smallest found so far"
+    effort = f"{found.ran} cells run, {found.looked_up} known"
+    why = effort if found.is_smallest else f"the budget is spent: {effort}"
+    shown = ", ".join(found.cells[:5])
+    more = f" and {len(found.cells) - 5} more" if len(found.cells) > 5 else ""
+    return (
+        f"{label}: {found.combination} ({words})",
+        f"   needs: {needed}",
+        f"   explains: {shown}{more}",
+        f"   id: {found.cell_id} ({why})",
+    )
 
 
 def list_rejections(matrix: MatrixResult) -> tuple[CellResult, ...]:

@@ -28,6 +28,7 @@ from harness.prepare import check_plant, prepare_model
 from harness.recorder import Recorder
 from harness.results import MatrixResult, Outcome
 from harness.runner import Dispatch, run_matrix
+from harness.shrink_run import ShrinkOptions
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser
@@ -40,6 +41,12 @@ from reports.commands.pressure_list import (
     add_selection,
     choose,
     write_dry_run,
+)
+from reports.commands.pressure_shrink import (
+    add_shrink_command,
+    add_shrink_flag,
+    check_budget,
+    shrink_matrix,
 )
 from reports.matrix_console import Progress, print_verdict
 from reports.matrix_json import write_json
@@ -61,6 +68,7 @@ examples:
   mudpuppy-pressure explain lora-streaming-rejected
   mudpuppy-pressure history lora-fp16
   mudpuppy-pressure diff last~1 last
+  mudpuppy-pressure shrink pairs qlora-bf16-mix-03
 
 A word of --select and --ignore is a glob on names, an id, a number, setting=value (also
 feature=packing, feature=none, expect=rejected), or asks the history for the last result: failed,
@@ -99,6 +107,7 @@ def _parser() -> FriendlyParser:
     _add_run(commands.add_parser("run", help="run the cells of a file", allow_abbrev=False))
     add_list_commands(commands.add_parser)
     add_history_commands(commands.add_parser)
+    add_shrink_command(commands.add_parser)
     return parser
 
 
@@ -145,6 +154,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--dry-run", action="store_true", help="only show which cells would run, and which not"
     )
+    add_shrink_flag(run)
     run.add_argument("-q", "--quiet", action="store_true", help="only the verdict")
     run.set_defaults(run=_run)
 
@@ -154,6 +164,7 @@ def _run(arguments: argparse.Namespace) -> int:
     check_plant(arguments.plant)
     if arguments.jobs < 1:
         raise UsageError(f"-j {arguments.jobs}: expected 1 or more cells at a time")
+    check_budget(arguments.shrink)
     choice = choose(arguments)
     loaded, cells, selection = choice.loaded, choice.cells, choice.selection
     machine = look_at_machine(arguments.allow, wanted=selection.chosen)
@@ -204,6 +215,14 @@ def _run(arguments: argparse.Namespace) -> int:
                     quiet=arguments.quiet,
                 )
                 matrix = replace(matrix, audit=audit)
+            shrinking = ShrinkOptions(
+                judge=_load_judge(),
+                pool=pool,
+                history=history,
+                model=arguments.model,
+                plant=arguments.plant,
+            )
+            matrix = shrink_matrix(cells, loaded, matrix, arguments.shrink, shrinking)
     except KeyboardInterrupt:
         _say_how_to_go_on(arguments.typed)
         return INTERRUPTED
