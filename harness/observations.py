@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from harness.observations_twin import TwinFacts
 from mudpuppy.files import write_json_atomic
 
 OBSERVATIONS_FILE = "observations.json"
@@ -249,6 +250,8 @@ class Observations:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each phase."""
 
+    twin: TwinFacts | None = None
+    """The same run once more in plain torch, compared; None where nothing was trained."""
     trial: dict[str, Any] = field(default_factory=dict)
     """What a trial other than training measured; its form is that trial's."""
 

@@ -32,6 +32,8 @@ MEASURING = (
     "harness.evidence.files",
     "harness.reload",
     "harness.trials.training",
+    "harness.twin.recording",
+    "harness.twin.replay",
     "harness.watcher",
 )
 """Modules that watch a run and measure what it left behind."""

@@ -84,6 +84,7 @@ PROBE_MAY = (
     "harness.facts_trials",
     "harness.observations",
     "harness.collapse",
+    "harness.twin_evidence",
     "mudpuppy.records",
 )
 

@@ -16,6 +16,7 @@ from harness.observations import Observations, read_observations
 from harness.phases import PhaseEnded, run_phase, run_team
 from harness.trials.order import CHECKPOINT, Order
 from harness.trials.prior import with_prior_adapter
+from harness.twin.trial import compare_with_twin, recorded
 from mudpuppy import team
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
@@ -56,12 +57,15 @@ def perform(order: Order) -> Observations:
         return replace(seen, ending="crashed", message=message)
     from harness.reload import read_reload
 
+    reloaded = time.monotonic()
+    twin = compare_with_twin(order, config, samples)
     seconds = {
         "import": round(imported - started, 3),
         "train": round(trained - imported, 3),
-        "reload": round(time.monotonic() - trained, 3),
+        "reload": round(reloaded - trained, 3),
+        "twin": round(time.monotonic() - reloaded, 3),
     }
-    return replace(seen, **read_reload(order.folder), seconds=seconds)
+    return replace(seen, **read_reload(order.folder), twin=twin, seconds=seconds)
 
 
 def _run(name: str, work: Callable[[], Any], config: TrainingConfig) -> None:
@@ -111,7 +115,7 @@ def _observe(order: Order, config: TrainingConfig, samples: Any, watch: _Watch) 
     folder = order.folder
     base = resolve_model(config.model)
     watch.watcher = TrainingWatcher(folder, config, base)
-    with hearing_deprecations() as deprecations:
+    with hearing_deprecations() as deprecations, recorded(folder, config):
         record = order.train(
             config,
             samples=samples,

@@ -18,6 +18,7 @@ from harness.observations import (
     Observations,
     ParameterMotion,
 )
+from harness.observations_twin import Deviation, TwinFacts, TwinStep
 from harness.registry import Missing, load_probes, run_probe
 
 MOTION = ParameterMotion(
@@ -32,6 +33,33 @@ MECHANICS = Mechanics(
     calls_per_batch=1.0,
     streamed=False,
 )
+STEP = TwinStep(
+    step=1,
+    loss=2.0,
+    twin_loss=2.0,
+    logged_loss=2.0,
+    norm=1.0,
+    twin_norm=1.0,
+    logged_norm=3.0,
+    twin_full_norm=3.0,
+    gradient_off=1e-6,
+    gradient_tensor="q_proj",
+    rates=(0.3,),
+    asked_rate=0.3,
+    weights_off=1e-6,
+    weights_bound=1e-4,
+    weights_tensor="q_proj",
+)
+TWIN = TwinFacts(
+    steps=(STEP,),
+    loss_bound=1e-5,
+    gradient_bound=1e-4,
+    rows_seen=4,
+    evaluations=((1, 2.0, 2.0),),
+    merge=(),
+    resume=(),
+)
+DEVIATION = Deviation(what="labels", step=2, expected=[1], found=[2], tensor="q_proj")
 OUTPUT = search_output("loading tiny:llama\nstep 1/3 loss 2.0\n")
 FACTS = ArtefactFacts(
     artefact="adapter",
@@ -70,6 +98,7 @@ HEALTHY = Observations(
     comparisons=(ADAPTER,),
     expected_artefacts=("adapter",),
     generated=Generated(prompts=6, nonfinite=0, empty=0, control_empty=0, ended=3, control_ended=6),
+    twin=TWIN,
     memory=Memory(before_bytes=10**9, peak_bytes=10**9 + 2 * 10**8),
     run={"predicted_bytes": {"weights": 10**6, "activations": 10**6}},
     files=(
@@ -163,7 +192,31 @@ def said(**changes: Any) -> Observations:
     return replace(HEALTHY, generated=replace(HEALTHY.generated, **changes))
 
 
+def replayed(**changes: Any) -> Observations:
+    return replace(HEALTHY, twin=replace(TWIN, **changes))
+
+
+def stepped(**changes: Any) -> Observations:
+    return replayed(steps=(replace(STEP, **changes),))
+
+
 FAULTS = [
+    ("MPD722", stepped(loss=2.1), "loss of step 1 is 2.1"),
+    ("MPD722", stepped(loss=float("nan")), "loss of step 1"),
+    ("MPD722", stepped(logged_loss=1.0), "loss of step 1 in the step log"),
+    ("MPD722", replayed(rewards=(DEVIATION,)), "labels (step 2)"),
+    ("MPD723", stepped(gradient_off=0.1), "gradient of step 1"),
+    ("MPD723", stepped(gradient_off=float("nan")), "gradient of step 1"),
+    ("MPD723", stepped(logged_norm=3.1), "gradient norm of step 1 in the step log"),
+    ("MPD724", stepped(rates=(0.3, 0.2)), "learning rate of step 1"),
+    ("MPD724", replayed(settings=(DEVIATION,)), "labels (step 2)"),
+    ("MPD725", replayed(rows=(DEVIATION,)), "labels (step 2): found [2], expected [1]"),
+    ("MPD726", stepped(weights_off=0.1), "update of step 1"),
+    ("MPD726", replayed(tensors=(DEVIATION,)), "labels (step 2)"),
+    ("MPD727", replayed(resume=(DEVIATION,)), "resumed [2], left alone [1]"),
+    ("MPD728", replayed(evaluations=((1, 2.1, 2.0),)), "evaluation loss after step 1"),
+    ("MPD728", replayed(best=(DEVIATION,)), "labels (step 2)"),
+    ("MPD729", replayed(merge=(DEVIATION,)), "1 merged tensors are not base plus adapter"),
     ("MPD712", computed(compute_dtypes=("float16",)), "type of the computation"),
     ("MPD712", computed(streamed=True), "layers streamed: found True, asked for False"),
     ("MPD712", computed(calls_per_batch=2.0), "activations recomputed"),

@@ -1,0 +1,50 @@
+"""The weights are not where their gradients take them.
+
+What it does:
+    Repeats every update with plain AdamW from the run's own gradients, and looks at the weights
+    where nobody should touch them: before the first step, between two steps, and in the saved
+    file.
+
+Why it is bad:
+    An optimizer that forgets its state, updates a copy or leaves a tensor out trains another
+    model than its log tells (FM08, FM14, FM41, FM55).
+
+Example:
+    With its states on the host the optimizer steps there, and the new weights do not come back.
+
+What to do:
+    Look at the first step and the tensor named: who else writes to it, and who does not?
+"""
+
+from __future__ import annotations
+
+from harness.findings import Evidence, Finding
+from harness.observations import Observations
+from harness.registry import probe
+from harness.twin_evidence import as_evidence, require_twin
+
+
+@probe("MPD726", modes=("FM08", "FM14", "FM41", "FM55"))
+def check(observations: Observations) -> Finding | str:
+    """Fail when weights are not where AdamW takes them, or change where nothing is learnt."""
+    twin = require_twin(observations, "weights")
+    wrong = [as_evidence(one) for one in twin.tensors]
+    wrong += [
+        Evidence(
+            what=f"update of step {one.step}: distance to AdamW's over its norm",
+            tensor=one.weights_tensor,
+            found=one.weights_off,
+            expected=f"at most {one.weights_bound:.1e}",
+        )
+        for one in twin.steps
+        if one.weights_off is not None and not one.weights_off <= (one.weights_bound or 0.0)
+    ]
+    if not wrong:
+        worst = max((one.weights_off or 0.0 for one in twin.steps), default=0.0)
+        return f"{len(twin.steps)} updates are AdamW's, within {worst:.1e}"
+    return Finding(
+        message=f"{wrong[0].what}: found {wrong[0].found}, expected {wrong[0].expected}",
+        evidence=tuple(wrong[:8]),
+        cause="the optimizer has other states or tensors, or somebody else writes to them",
+        remedy="look at the first step and the tensor named",
+    )

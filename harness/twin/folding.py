@@ -1,0 +1,114 @@
+"""The fold of base and adapter in float64 numpy, compared with the merged model's tensors.
+
+    merged = W + scale B A                    LoRA (Hu et al. 2021), rsLoRA by its scale
+    merged = m (W + scale B A) / |W + scale B A|, the norm of each output       DoRA (Liu 2024)
+
+The base is what its files hold; of a 4-bit base it is the weights that training saw.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from harness.observations_twin import Deviation
+from harness.twin import arithmetic
+from harness.twin.asked import Asked
+from harness.twin.models import COMPUTED_IN
+
+SEVERAL_ROUNDINGS = 2.5
+"""Roundings to the merged type that may lie between fold and file: the base's, the sum's."""
+EXACT = 1e-6
+"""Relative difference that sums in fp32 explain."""
+
+
+def compare_merge(asked: Asked, base: Path, artefact: Path) -> list[Deviation]:
+    """Return the merged tensors that are not the fold.
+
+    Args:
+        asked: the settings.
+        base: folder of the base model.
+        artefact: the adapter's folder, which holds `merged`.
+    """
+    adapter = load_file(artefact / "adapter_model.safetensors")
+    merged = _read(artefact / "merged")
+    settings = json.loads((artefact / "adapter_config.json").read_text("utf-8"))
+    rooted = settings["lora_alpha"] / settings["r"] ** (0.5 if settings.get("use_rslora") else 1.0)
+    found = []
+    weights = dict(_plain_weights(asked, base))
+    for name, weight in weights.items():
+        if name not in merged:
+            continue
+        exact = _fold(name, weight, adapter, rooted)
+        fault = _compare(name, exact, weight, merged[name])
+        if fault is not None:
+            found.append(fault)
+    folded = {n for n in adapter if ".lora_B." in n}
+    known = {f"base_model.model.{n.removesuffix('.weight')}.lora_B.weight" for n in merged}
+    lost = sorted(folded - known)
+    if lost:
+        what = "adapted tensors that the merged model does not have"
+        found.append(Deviation(what=what, expected=0, found=len(lost), tensor=lost[0]))
+    return found
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of a model's folder."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def _plain_weights(asked: Asked, base: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the base's weights in the type that training held them in."""
+    held = COMPUTED_IN[asked.precision]
+    in_block = re.compile(r"layers\.\d+\..*(proj|fc\d?|gate|up|down)\w*\.weight$")
+    for name, weight in _read(base).items():
+        if asked.method == "qlora" and weight.dim() == 2 and in_block.search(name):
+            yield name, arithmetic.round_to_int4(weight.to(held), asked.quant_block_size)
+        else:
+            yield name, weight
+
+
+def _fold(
+    name: str, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor], scale: float
+) -> np.ndarray[Any, Any]:
+    """Return the weight with the adapter's change, in float64."""
+    stem = f"base_model.model.{name.removesuffix('.weight')}"
+    exact: np.ndarray[Any, Any] = weight.double().numpy()
+    if f"{stem}.lora_B.weight" not in adapter:
+        return exact
+    left, right = (adapter[f"{stem}.lora_{x}.weight"].double().numpy() for x in "BA")
+    exact = exact + scale * (left @ right)
+    length = adapter.get(f"{stem}.lora_magnitude_vector")
+    if length is not None:
+        exact *= (length.double().numpy() / np.linalg.norm(exact, axis=1))[:, None]
+    return exact
+
+
+def _compare(
+    name: str, exact: np.ndarray[Any, Any], weight: torch.Tensor, merged: torch.Tensor
+) -> Deviation | None:
+    """Return how far a merged tensor is off, where rounding does not explain it."""
+    found = merged.double().numpy()
+    if found.shape != exact.shape:
+        return Deviation(
+            what="shape", tensor=name, expected=list(exact.shape), found=list(found.shape)
+        )
+    cast = torch.from_numpy(exact).to(merged.dtype).double().numpy()
+    again = weight.to(merged.dtype).double().numpy() - weight.double().numpy()
+    rounding = np.linalg.norm(cast - exact) + np.linalg.norm(again)
+    bound = SEVERAL_ROUNDINGS * rounding + EXACT * np.linalg.norm(exact)
+    off = float(np.linalg.norm(found - exact))
+    if off <= bound:
+        return None
+    what = "distance to the fold (L2 norm)"
+    return Deviation(what=what, tensor=name, expected=f"at most {bound:.3g}", found=off)
