@@ -19,9 +19,10 @@ from harness.pools.base import THREAD_VARIABLES, Job, Pool, Running
 from harness.pools.warm import WarmPool
 from harness.results import CellResult, Outcome, WorkerExit
 from mudpuppy.errors import OutputError
+from mudpuppy.tiny.cache import cache_root
 
-COMPILER_CACHE = "compiled"
-"""Folder inside that of the run for what torch.compile made, which all cells share."""
+MANY_CORES = 4
+"""Cores of a share from which on compiling in several processes is worth starting them."""
 
 Judge = Callable[[Cell, Path, WorkerExit], CellResult]
 """Turns what a worker left behind into a result; it must not write into the folder."""
@@ -127,7 +128,7 @@ def start_cell(
         on_disk = wipe_folder(folder)
         attempt = 1 + (on_disk if last_attempt is None else last_attempt)
         scratch = make_folder(folder, cell, options.plant, earlier=attempt - 1)
-        variables = worker_environment(scratch, options.jobs, cache=run_dir / COMPILER_CACHE)
+        variables = worker_environment(scratch, options.jobs)
         if options.plan.gpus is not None:
             variables |= dict.fromkeys(VISIBLE, ",".join(devices))
         worker = options.pool.start(
@@ -182,28 +183,27 @@ def plain_result(cell: Cell, outcome: Outcome, message: str) -> CellResult:
     return CellResult(**cell.identity(), outcome=outcome, status=outcome.status, message=message)
 
 
-def worker_environment(scratch: Path, jobs: int, *, cache: Path | None = None) -> dict[str, str]:
+def worker_environment(scratch: Path, jobs: int) -> dict[str, str]:
     """Return the environment of a worker: its share of the cores and a place of its own.
 
-    Args:
-        scratch: folder for its temporary files.
-        jobs: workers that share the cores.
-        cache: folder for compiled kernels; by default one in `scratch`.
+    Compiled kernels are shared by all runs unless the environment says where else: they are stored
+    by their content, and making them anew takes a minute a cell.
     """
-    threads = str(max(1, count_cores() // jobs))
+    share = max(1, count_cores() // jobs)
     search = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    compiled = scratch if cache is None else cache.resolve()
+    compiled = cache_root() / "compiled"
     return {
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
+        "TRITON_CACHE_DIR": str(compiled / "triton"),
         **os.environ,
-        **dict.fromkeys(THREAD_VARIABLES, threads),
+        **dict.fromkeys(THREAD_VARIABLES, str(share)),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(share if share >= MANY_CORES else 1),
         "PYTHONPATH": os.pathsep.join(search),
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "MASTER_PORT": str(find_free_port()),
         "TMPDIR": str(scratch),
-        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
-        "TRITON_CACHE_DIR": str(compiled / "triton"),
     }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.cell_folder import lock_folder
 from harness.coverage import measure_cells
 from harness.execution import Judge
 from harness.history import History
@@ -42,15 +43,23 @@ from reports.commands.pressure_list import (
     choose,
     write_dry_run,
 )
+from reports.commands.pressure_plan import (
+    add_plan_flags,
+    check_plan,
+    make_plan,
+    read_durations,
+    run_cold_sample,
+)
 from reports.commands.pressure_shrink import (
     add_shrink_command,
     add_shrink_flag,
     check_budget,
     shrink_matrix,
 )
-from reports.matrix_console import Progress, print_verdict
+from reports.matrix_console import print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
+from reports.matrix_progress import Progress
 from reports.text import clean_lines
 from scenarios.loader import LoadedScenarios
 
@@ -138,6 +147,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; by default one is started here",
     )
+    add_plan_flags(run)
     run.add_argument("--plant", metavar="NAME", help="plant a bug into the engine: who notices?")
     run.add_argument(
         "--allow",
@@ -162,9 +172,8 @@ def _add_run(run: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     """Run cells, write both reports, print the verdict."""
     check_plant(arguments.plant)
-    if arguments.jobs < 1:
-        raise UsageError(f"-j {arguments.jobs}: expected 1 or more cells at a time")
     check_budget(arguments.shrink)
+    check_plan(arguments)
     choice = choose(arguments)
     loaded, cells, selection = choice.loaded, choice.cells, choice.selection
     machine = look_at_machine(arguments.allow, wanted=selection.chosen)
@@ -178,7 +187,17 @@ def _run(arguments: argparse.Namespace) -> int:
         console.print(clean_lines(remark), markup=False)
     _require_writable(run_dir)
     prepare_model(selection.chosen, console.print)
-    progress = Progress(console, [cell.label for cell in cells], quiet=arguments.quiet)
+    if arguments.cold_sample is not None:
+        with _terminated_like_interrupted(), lock_folder(run_dir):
+            return run_cold_sample(arguments, selection, run_dir, _load_judge(), make_pool, console)
+    durations = read_durations(arguments.history, selection)
+    progress = Progress(
+        console,
+        [cell.label for cell in cells],
+        quiet=arguments.quiet,
+        durations=durations,
+        jobs=arguments.jobs,
+    )
     try:
         with (
             History(arguments.history, create=True) as history,
@@ -202,6 +221,7 @@ def _run(arguments: argparse.Namespace) -> int:
                     recorder=recorder,
                     dispatch=_dispatch(arguments),
                     pool=pool,
+                    plan=make_plan(arguments, durations),
                 )
             if arguments.audit_rejections:
                 audit = run_audit(

@@ -15,7 +15,7 @@ from harness.needs import Machine, leave_out_unmet
 from harness.pools.base import Pool
 from harness.runner import run_matrix
 from harness.selection import Selection
-from reports.matrix_console import Progress
+from reports.matrix_progress import Progress
 
 FOLDER = "audit"
 """Folder of the forced cells inside the folder of the run."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from harness.results import CellLabel, Finished, MatrixResult, Started
-from reports.matrix_console import Progress, print_verdict
+from harness.findings import Status
+from harness.results import CellLabel, CellResult, Finished, MatrixResult, Outcome, Started
+from reports.matrix_console import print_verdict
 from reports.matrix_json import write_json
 from reports.matrix_markdown import write_markdown
+from reports.matrix_progress import Progress, describe_seconds
 from reports.matrix_summary import describe_kept, describe_verdict, repro_command
 from tests.reports.matrix_data import CELLS, ENVIRONMENT, make_matrix
 
@@ -106,7 +110,7 @@ def test_on_a_terminal_a_table_fills() -> None:
         "2 LoRA + streaming waiting",
         "3 Full + streaming | <script> running 0 s",
         "4 GPTQ + streaming waiting",
-        "1 of 4 done",
+        "1/4 1 passed (1 kept) 1 running 0 s",
     ]
 
 
@@ -128,18 +132,67 @@ def test_a_terminal_gets_colours_unless_they_are_not_wanted(
     assert "\x1b[32m" not in shown()
 
 
-def test_a_long_matrix_shows_its_newest_rows() -> None:
+def make_labels(number: int) -> list[CellLabel]:
+    return [CellLabel(f"{one:012x}", one, f"cell {one}") for one in range(1, number + 1)]
+
+
+def make_result(number: int, **changes: Any) -> CellResult:
+    return replace(CELLS[0], cell_id=f"{number:012x}", number=number, **changes)
+
+
+def test_a_long_matrix_shows_counts_what_runs_what_failed_and_when_it_ends() -> None:
+    shown = io.StringIO()
+    now = [0.0]
+    labels = make_labels(1000)
+    known = {label.cell_id: 2.0 for label in labels}
+    progress = Progress(
+        console_of(io.StringIO()), labels, durations=known, jobs=2, clock=lambda: now[0]
+    )
+    for number in range(1, 101):
+        progress.on_event(Started(labels[number - 1].cell_id))
+    now[0] = 3.0
+    for number in range(1, 99):
+        changes = {"outcome": Outcome.FAILED, "status": Status.FAILED} if number > 88 else {}
+        progress.on_event(Finished(make_result(number, **changes)))
+
+    console_of(shown).print(progress)
+
+    text = shown.getvalue()
+    assert "98/1000  88 passed  10 failed  2 running  3 s, about 15 min left" in text
+    assert "cell 99 " in text
+    assert "cell 91 " in text
+    assert "cell 90 " not in text
+    assert "and 2 failures before" in text
+    assert len(text.splitlines()) < 16
+
+
+def test_a_long_matrix_on_a_pipe_prints_failures_and_a_line_now_and_then() -> None:
     out = io.StringIO()
-    labels = [CellLabel(f"{number:012x}", number, f"cell {number}") for number in range(1, 1001)]
-    progress = Progress(console_of(out), labels)
-    for label in labels[:100]:
-        progress.on_event(Started(label.cell_id))
+    now = [0.0]
+    progress = Progress(console_of(out), make_labels(1000), clock=lambda: now[0])
+    for number in range(1, 101):
+        now[0] += 1.0
+        changes = {"outcome": Outcome.FAILED, "status": Status.FAILED} if number == 50 else {}
+        progress.on_event(Finished(make_result(number, **changes)))
 
-    console_of(out).print(progress)
+    lines = out.getvalue().splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "30/1000", "50/1000", "60/1000", "90/1000",
+    ]  # fmt: skip
+    assert "failed" in lines[1]
+    assert lines[0] == "30/1000  30 passed  30 s, about 85 min left"
 
-    assert "cell 100 " in out.getvalue()
-    assert "cell 60 " not in out.getvalue()
-    assert "cell 101 " not in out.getvalue()
+
+def test_nobody_guesses_when_nothing_is_known() -> None:
+    progress = Progress(console_of(io.StringIO()), make_labels(10))
+
+    assert progress.seconds_left() is None
+
+
+def test_times_are_said_as_people_say_them() -> None:
+    assert [describe_seconds(one) for one in (3.2, 89, 720, 11100)] == [
+        "3 s", "89 s", "12 min", "3 h 5 min",
+    ]  # fmt: skip
 
 
 def test_the_verdict_on_the_console() -> None:
