@@ -1,6 +1,7 @@
 # One command each; none needs another first.
 #   make pressure            train, break, diagnose and report with the embedded model
 #   make test                format, lint, types and tests
+#   make mutants             plant every bug into the engine: which cell and probe notices?
 #   make doctor CKPT=path    diagnose a checkpoint
 #   make bench               measure training against bare TRL, and merging against PEFT
 #   make setup               the installation alone
@@ -12,10 +13,10 @@ JOBS ?= 2
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure test lint doctor bench bench-throughput bench-merge bench-timings clean
+.PHONY: always help setup pressure mutants test lint doctor bench bench-throughput bench-merge bench-timings clean
 
 help:
-	@sed -n '1,7p' Makefile
+	@sed -n '1,8p' Makefile
 
 setup: $(STAMP)
 
@@ -28,6 +29,9 @@ always:
 
 pressure: $(STAMP)
 	@$(BIN)/mudpuppy-pressure run scenarios/seed.yaml -j $(JOBS)
+
+mutants: $(STAMP)
+	@$(BIN)/mudpuppy-pressure mutants -j $(JOBS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .

@@ -127,7 +127,7 @@ def start_cell(
     try:
         on_disk = wipe_folder(folder)
         attempt = 1 + (on_disk if last_attempt is None else last_attempt)
-        scratch = make_folder(folder, cell, options.plant, earlier=attempt - 1)
+        scratch = make_folder(folder, cell, cell.plant or options.plant, earlier=attempt - 1)
         variables = worker_environment(scratch, options.jobs)
         if options.plan.gpus is not None:
             variables |= dict.fromkeys(VISIBLE, ",".join(devices))
@@ -169,7 +169,7 @@ def conclude_cell(
         judged,
         worker=worker_exit,
         log_tail=judged.log_tail or tail,
-        plant=options.plant,
+        plant=one.cell.plant or options.plant,
         attempt=one.attempt,
         started=one.started,
         finished=now(),

@@ -57,6 +57,8 @@ class Cell:
     """Whether it must run in an interpreter of its own."""
     memory_limit: int | None = None
     """Bytes of private memory that each of its processes may have."""
+    plant: str | None = None
+    """Bug to plant into its worker, whatever is planted into the others of the run."""
 
     @property
     def label(self) -> CellLabel:

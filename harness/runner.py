@@ -286,7 +286,7 @@ class _Loop:
         folder.mkdir(parents=True, exist_ok=True)
         result = replace(
             plain_result(cell, Outcome.INFRASTRUCTURE, f"no GPU is left for it: {why}"),
-            plant=self._options.plant,
+            plant=cell.plant or self._options.plant,
             run_id=self._options.run_id,
             environment=dict(self._options.environment),
             finished=now(),
@@ -310,7 +310,7 @@ def _split_finished(
     kept: list[CellResult] = []
     waiting: list[Cell] = []
     for cell in cells:
-        old = find_finished(run_dir / cell.cell_id, options.plant, rerun)
+        old = find_finished(run_dir / cell.cell_id, cell.plant or options.plant, rerun)
         if old is None or not is_same_code(old.environment, options.environment):
             retire_result(run_dir / cell.cell_id)
             waiting.append(cell)

@@ -43,6 +43,7 @@ from reports.commands.pressure_list import (
     choose,
     write_dry_run,
 )
+from reports.commands.pressure_mutants import add_mutants_command
 from reports.commands.pressure_plan import (
     add_plan_flags,
     check_plan,
@@ -116,6 +117,7 @@ def _parser() -> FriendlyParser:
     _add_run(commands.add_parser("run", help="run the cells of a file", allow_abbrev=False))
     add_list_commands(commands.add_parser)
     add_history_commands(commands.add_parser)
+    add_mutants_command(commands.add_parser)
     add_shrink_command(commands.add_parser)
     return parser
 

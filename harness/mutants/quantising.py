@@ -1,0 +1,181 @@
+"""Bugs in weights of few bits."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import Any
+
+from harness.mutants.form import mutant, part, replaces
+
+_INT4_USERS = ("quant.int4_pack", "quant.int4", "adapters.fold")
+"""Modules that round to int4 under a name of their own."""
+
+
+def _change_int4(change: Any) -> None:
+    """Change what rounding to int4 gives, everywhere, and silence the engine's own check of it."""
+    for name in _INT4_USERS:
+
+        @replaces(part(name), "quantize_int4")
+        def quantize(original: Any, *words: Any, **named: Any) -> Any:
+            return change(original(*words, **named))
+
+    @replaces(part("loading"), "check_round_trip")
+    def check(*_: Any) -> float:
+        return 0.1
+
+
+@mutant("qlora-merge", caught_by="MPD707 MPD712")
+def int4_block_ignored() -> None:
+    """Quantise with blocks of 32, whatever was asked for, and note the size asked for (FM64)."""
+
+    @replaces(part("loading"), "replace_linears")
+    def replace(original: Any, *words: Any, block_size: int, **named: Any) -> Any:
+        return original(*words, block_size=32, **named)
+
+
+@mutant("qlora-merge", caught_by="MPD722 MPD751")
+def int4_scales_misplaced() -> None:
+    """Give every row the scales of the row before it, in training and afterwards.
+
+    A kernel that reads them transposed (FM64). Everything agrees, and the base is ruined.
+    """
+    _change_int4(lambda packed: packed._replace(scales=packed.scales.roll(1, 0)))
+
+
+@mutant("qlora-merge", caught_by="MPD722 MPD751")
+def int4_off_by_one_level() -> None:
+    """Read every level one too high, in training and afterwards: offset 7 for 8."""
+    for name in (*_INT4_USERS,):
+
+        @replaces(part(name), "dequantize_int4")
+        def dequantize(original: Any, packed: Any, *more: Any) -> Any:
+            dense = original(packed, *more)
+            columns = importlib.import_module("torch").arange(dense.shape[1])
+            scales = packed.scales[:, (columns // packed.block_size)]
+            return (dense + scales.to(dense.dtype)).to(dense.dtype)
+
+    @replaces(part("loading"), "check_round_trip")
+    def check(*_: Any) -> float:
+        return 0.1
+
+
+@mutant("qlora-merge", caught_by="MPD722 MPD751")
+def int4_nibbles_swapped() -> None:
+    """Hold the even column in the high half of a byte and read it from the low one."""
+    _change_int4(
+        lambda packed: packed._replace(qweight=(packed.qweight << 4) | (packed.qweight >> 4))
+    )
+
+
+@mutant("qlora", caught_by="MPD712 MPD722 MPD751")
+def qlora_not_quantised() -> None:
+    """Accept QLoRA and leave the base as it is: what is measured is LoRA."""
+
+    @replaces(part("loading"), "replace_linears")
+    def replace(_: Any, model: Any, **__: Any) -> list[str]:
+        blocks = part("quant.blocks")
+        stack = blocks.find_decoder_layers(model)
+        return list(blocks.find_linears(stack.layers, stack.name))
+
+
+@mutant("gptq", caught_by="MPD710")
+def gptq_is_rounding() -> None:
+    """Round to the nearest level and call it GPTQ."""
+    rounding = part("quant.gptq_matrix:_Rounding")
+
+    @replaces(rounding, "run")
+    def run(_: Any, self: Any, *__: Any) -> None:
+        for group in range(int(self.g_idx[-1]) + 1):
+            self.make_grid(group)
+        self.run_nearest()
+
+
+@mutant("gptq", caught_by="MPD755")
+def gptq_zero_point_of_another_version() -> None:
+    """Store zero points as they are where the declared format stores one less (FM47).
+
+    The own loader knows and adds nothing, others read weights one level off.
+    """
+    pack = part("quant.gptq_pack")
+    for name in ("quant.gptq_matrix", "quant.gptq_pack"):
+
+        @replaces(part(name), "pack_matrix")
+        def pack_matrix(original: Any, levels: Any, scales: Any, zeros: Any, *more: Any) -> Any:
+            return original(levels, scales, zeros + 1, *more)
+
+    for name in ("quant.gptq_linear", "quant.gptq_files", "quant.gptq", "quant.gptq_pack"):
+        module = part(name)
+        if hasattr(module, "dequantise_gptq"):
+
+            @replaces(module, "dequantise_gptq")
+            def dequantise(_: Any, tensors: Any, bits: int, dtype: Any) -> Any:
+                levels = pack.unpack_rows(tensors.qweight, bits).float()
+                zeros = pack.unpack_rows(tensors.qzeros.T, bits).T.float()
+                group = tensors.g_idx.long()
+                weight = (levels - zeros[group]) * tensors.scales.float()[group]
+                return weight.T.to(dtype).contiguous()
+
+
+@mutant("gptq", caught_by="MPD752")
+def gptq_calibrated_on_one_sample() -> None:
+    """Accept `--calibration-samples` and calibrate on the first sample alone."""
+
+    @replaces(part("methods.gptq"), "quantise_model")
+    def quantise(original: Any, model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+        return original(model, inputs[:1], *more, **named)
+
+
+@mutant("gptq", caught_by="MPD712")
+def gptq_group_size_ignored() -> None:
+    """Accept `--gptq-group-size` and use 16."""
+
+    @replaces(part("methods.gptq"), "GptqConfig")
+    def make(original: Any, **named: Any) -> Any:
+        return original(**{**named, "group_size": 16})
+
+
+@mutant("qat", caught_by="MPD712 MPD722")
+def qat_without_fake_quantisation() -> None:
+    """Train as if nothing were quantised, and quantise at the end: rounding, called training."""
+
+    @replaces(part("methods.qat"), "fake_quantised")
+    def nothing(*_: Any) -> Any:
+        return contextlib.nullcontext([])
+
+
+@mutant("qat", caught_by="MPD707")
+def int8_of_the_base() -> None:
+    """Write the int8 levels of the weights as they were before training."""
+
+    @replaces(part("engine"), "load")
+    def load(original: Any, *words: Any) -> Any:
+        loaded = original(*words)
+        loaded.model._before = part("methods.qat").quantise_weights(loaded.model)
+        return loaded
+
+    @replaces(part("methods.qat"), "quantise_weights")
+    def quantise(original: Any, model: Any) -> Any:
+        return vars(model).get("_before") or original(model)
+
+
+@mutant("qat", caught_by="MPD707")
+def int8_scales_of_the_whole_matrix() -> None:
+    """Use one int8 scale for a whole matrix in what is saved, where training had one a row."""
+
+    @replaces(part("methods.qat"), "quantise_weights")
+    def quantise(original: Any, model: Any) -> Any:
+        made = original(model)
+        return {
+            name: rows._replace(scales=rows.scales.mean().expand_as(rows.scales).contiguous())
+            for name, rows in made.items()
+        }
+
+
+@mutant("full-fp8", caught_by="MPD712")
+def fp8_ignored() -> None:
+    """Accept fp8 and compute in bf16 (engines.md, section 5, number 9)."""
+
+    @replaces(part("engine"), "fp8_linears")
+    def nothing(*_: Any) -> Any:
+        return contextlib.nullcontext([])
