@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mudpuppy.errors import UsageError
 from mudpuppy.files import write_text_atomic
-from reports.matrix_console import Progress
+from reports.matrix_progress import Progress
 from reports.mutants import summarise, write_json, write_list, write_markdown, write_table
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def _run(arguments: argparse.Namespace) -> int:
     cells = plan_cells(mutants)
     console = Console(highlight=False)
     prepare_model(cells, console.print)
-    progress = Progress(console, [cell.label for cell in cells], quiet=arguments.quiet)
+    progress = Progress(
+        console, [cell.label for cell in cells], quiet=arguments.quiet, jobs=arguments.jobs
+    )
     started = time.monotonic()
     with closing(make_pool(arguments.isolation)) as pool, progress:
         results = run_mutants(
