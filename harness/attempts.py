@@ -68,6 +68,7 @@ class Attempt:
             signal=found.signal,
             timed_out=found.timed_out,
             seconds=found.wall_s,
+            peak_rss_bytes=found.peak_rss_bytes,
             said=tuple(lines[-LINES:]),
             complaints=sum(line.startswith(COMPLAINTS) for line in lines),
             traceback="Traceback (most recent call last)" in errors,

@@ -27,6 +27,8 @@ class Ending:
     """Whether it was ended at its time limit."""
     seconds: float
     """Wall time."""
+    peak_rss_bytes: int = 0
+    """Largest resident memory of the process."""
     said: tuple[str, ...] = ()
     """The last lines of its standard error."""
     complaints: int = 0

@@ -10,9 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from harness.cell_folder import LOG_FILE, read_tail
 from harness.doctor import diagnose
 from harness.evidence.source import CheckpointEvidence
+from harness.facts_behaviour import LiveModel
 from harness.findings import Diagnosis, Status
 from harness.matrix import Cell
 from harness.observations import Observations, read_observations
@@ -54,7 +57,9 @@ def diagnose_cell(cell: Cell, folder: Path, seen: Observations) -> Diagnosis:
         "max_steps": cell.config.get("max_steps"),
         "config": cell.config,
     }
-    given = {"observations": seen, "expectation": expectation}
+    given: dict[str, Any] = {"observations": seen, "expectation": expectation}
+    if seen.trial.get("live_model"):
+        given["live_model"] = TypeAdapter(LiveModel).validate_python(seen.trial["live_model"])
     if (folder / CHECKPOINT).is_dir():
         return diagnose(folder / CHECKPOINT, run_folder=folder, given=given)
     # Nothing was saved; what was seen while training may still name the cause.

@@ -80,6 +80,7 @@ PROBE_MAY = (
     "harness.facts",
     "harness.facts_behaviour",
     "harness.facts_faults",
+    "harness.facts_lifecycle",
     "harness.facts_files",
     "harness.facts_trials",
     "harness.observations",
