@@ -25,7 +25,7 @@ class MechanicsWatcher:
         self._model = model
         self._calls = 0
         self._batches = 0
-        self._counts = False
+        self._counts = self._is_inside = False
         self._dtypes: set[str] = set()
         self._substituted = False
         self._linear = linear
@@ -41,18 +41,20 @@ class MechanicsWatcher:
         """Note whether a pass trains; those of a reference and of generation do not."""
         del args
         if model is self._model:  # a copy of the model, to compare with, has copies of the hooks
+            self._is_inside = True
             self._counts = model.training and torch.is_grad_enabled()
             self._batches += self._counts
 
     def _see_end(self, model: nn.Module, args: Any, output: Any) -> None:
-        """Count what is recomputed between the passes, wherever a reference was asked."""
+        """Note that the pass is over."""
         del args, output
-        if model is self._model:
-            self._counts = model.training
+        self._is_inside = self._is_inside and model is not self._model
 
     def _see_linear(self, linear: nn.Linear, args: Any, output: torch.Tensor) -> None:
         del args
-        if not self._counts or linear is not self._linear:
+        # Between two passes comes recomputation, with gradients, or generation, without.
+        counts = self._counts if self._is_inside else torch.is_grad_enabled()
+        if linear is not self._linear or not self._model.training or not counts:
             return
         self._calls += 1
         self._dtypes.add(str(output.dtype).removeprefix("torch."))

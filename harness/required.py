@@ -13,8 +13,10 @@ ALWAYS = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711", "MPD712", "MPD713", 
 """What moved, reload, effect, save, settings, tokenizer, files, warnings."""
 OF_THE_ENGINE = ("MPD717",)
 """Deprecation warnings of our own calls."""
-TRAINED = ("MPD703", "MPD704", "MPD706", "MPD718", "MPD720")
-"""For methods with an optimizer: what was trainable, the objective, the rows, memory, use."""
+TRAINED = ("MPD703", "MPD704", "MPD706", "MPD720")
+"""For methods with an optimizer: what was trainable, the objective, the rows and their use."""
+PREDICTED = ("MPD718",)
+"""Where the engine predicts the memory: it does not for layers that are spread over devices."""
 QUANTISED = ("MPD710",)
 """For GPTQ: the error of each layer."""
 MERGED = ("MPD401", "MPD403", "MPD404")
@@ -51,6 +53,8 @@ def _of_training(cell: Cell) -> Iterable[str]:
         yield from QUANTISED
     else:
         yield from TRAINED
+        if not config.get("device_map"):
+            yield from PREDICTED
     if method not in (*WITHOUT_ENDS, "gptq"):
         yield from ENDING
     if config.get("merge_lora"):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 ROUNDING_LAYERS = ("Fp8Linear", "FakeQuantLinear")
 """Classes that a linear layer has while it multiplies in fp8 or as int8 for training's sake."""
@@ -30,6 +31,9 @@ def asking(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+        for part in model.modules():  # outside of training FSDP leaves the outermost part whole
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def device_of(model: Any) -> torch.device:

@@ -37,6 +37,10 @@ made in the same order: an adapter or a packed model, on a CPU (measured: 0)."""
 ROUNDED_WEIGHTS = {"fp32": SAME_WEIGHTS, "bf16": 0.03, "fp16": 0.005}
 """The same where master or merged weights were rounded once to 8 or 11 significant bits, or where a
 GPU may sum in another order (measured for another order: 6e-3 in bf16, 8e-4 in fp16)."""
+INT8_WEIGHTS = {"fp32": 1e-3, "bf16": 0.06, "fp16": 0.03}
+"""The same for int8 models, where a value that rounding pushes over the border between two levels
+moves by a whole level, 1/127 of the largest of its token (measured: 1e-2 in bf16, 1.9e-2 in
+fp16)."""
 STORED = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "bf16"}
 """Type that weights are stored in, by the precision of the run."""
 
@@ -135,7 +139,8 @@ class Opener:
         is_rounded = name in ("model", "merged", "int8") or self._device != "cpu"
         if not is_rounded:
             return SAME_WEIGHTS
-        return max(ROUNDED_WEIGHTS[self._stored], ROUNDED_WEIGHTS[precision])
+        known = INT8_WEIGHTS if name == "int8" else ROUNDED_WEIGHTS
+        return max(known[self._stored], known[precision])
 
     @contextmanager
     def _plain_base(self, model: Any) -> Iterator[Any]:

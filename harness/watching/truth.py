@@ -108,12 +108,27 @@ class Rendering:
         if "messages" in row:
             ids, learnt = self._conversation(row["messages"])
         else:
-            ids, learnt = self._answer(row.get("prompt", ""), row.get("text") or row["completion"])
+            ids, learnt = self._text(row.get("prompt", ""), row.get("text") or row["completion"])
         if not self._response_only:
             learnt = [True] * len(ids)
         ids, learnt = ids[: self._max_length], learnt[: self._max_length]
         if any(learnt):
             yield ("", *_labelled(ids, learnt))
+
+    def _text(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
+        """Return ids of a plain text; both parts alone where a token would span their border."""
+        coded = self._tokenizer(
+            prompt + completion, add_special_tokens=False, return_offsets_mapping=True
+        )
+        spans = coded["offset_mapping"]
+        if any(start < len(prompt) < stop for start, stop in spans):
+            before, after = self._ids(prompt), self._ids(completion)
+        else:
+            count = sum(stop <= len(prompt) for _, stop in spans)
+            before, after = coded["input_ids"][:count], coded["input_ids"][count:]
+        before = [*self._bos(), *before]
+        ids = [*before, *after, self._tokenizer.eos_token_id]
+        return ids, [i >= len(before) for i in range(len(ids))]
 
     def _conversation(self, messages: Sequence[Any]) -> tuple[list[int], list[bool]]:
         """Return ids, and which of them are the assistant's up to its end."""
