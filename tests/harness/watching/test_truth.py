@@ -110,7 +110,8 @@ def test_plain_texts_are_read_too(tmp_path: Path):
     ((_, ids, targets),) = rendering.render({"prompt": "Who? ", "completion": "A mud puppy."})
     ((_, whole, all_but_first),) = rendering.render({"text": "Water is wet."})
 
-    assert "Who? " == loaded.tokenizer.decode([i for i, t in zip(ids, targets) if t == IGNORED])
+    prompt = [i for i, t in zip(ids, targets, strict=True) if t == IGNORED]
+    assert "Who? " == loaded.tokenizer.decode(prompt)
     assert targets[-1] in loaded.eos_ids
     assert whole[1:] == all_but_first[1:]
 
