@@ -150,6 +150,7 @@ def describe_ending(worker: WorkerExit | None) -> str | None:
 def _result_values(result: CellResult) -> dict[str, Any]:
     """Return a result as the columns of its row, keys of run and cell excepted."""
     worker = result.worker
+    on_device = result.metrics.get("peak_device_bytes")
     return {
         "attempt": result.attempt,
         "outcome": result.outcome,
@@ -161,7 +162,7 @@ def _result_values(result: CellResult) -> dict[str, Any]:
         "wall_s": worker.wall_s if worker else None,
         "cpu_s": worker.cpu_s if worker else None,
         "peak_rss_bytes": worker.peak_rss_bytes if worker else None,
-        "device_bytes": worker.device_bytes if worker else None,
+        "device_bytes": None if on_device is None else int(on_device),
         "metrics": json.dumps(result.to_json()["metrics"], sort_keys=True),
     }
 

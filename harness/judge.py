@@ -152,6 +152,7 @@ def _metrics(seen: Observations) -> dict[str, float]:
         name: seen.run.get(name) for name in ("steps", "eval_loss", "train_s", "peak_rss_bytes")
     }
     numbers |= {name: getattr(seen, name) for name in ("loss_before", "loss_after", "loss_noise")}
+    numbers["peak_device_bytes"] = seen.run.get("peak_device_bytes") or None  # 0: there is none
     if seen.memory is not None:
         numbers["peak_growth_bytes"] = seen.memory.peak_bytes - seen.memory.before_bytes
     numbers |= {f"{name}_s": value for name, value in seen.seconds.items()}

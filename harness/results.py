@@ -93,8 +93,6 @@ class WorkerExit:
     """Largest resident memory of the worker or one of its children."""
     cpu_s: float | None = None
     """Seconds of processor time of the worker and its children, where they were measured."""
-    device_bytes: int | None = None
-    """Largest device memory, where it was measured."""
     added_rss_bytes: int | None = None
     """The part of that which came on top of what it was forked with; absent if not forked."""
     killed_leftovers: int = 0

@@ -39,6 +39,15 @@ def test_what_was_recorded_is_what_is_answered(tmp_path: Path) -> None:
     assert (row.ending, row.message) == ("exit code 0", "it failed")
 
 
+def test_device_memory_is_a_column_of_its_own(tmp_path: Path) -> None:
+    with new_history(tmp_path) as history:
+        add_run(history, 1, make_result("gpu", metrics={"peak_device_bytes": 2.0**33}))
+        add_run(history, 2, make_result("cpu"))
+
+        assert history.results_of(make_result("gpu").cell_id)[0].device_bytes == 2**33
+        assert history.results_of(make_result("cpu").cell_id)[0].device_bytes is None
+
+
 def test_a_cell_stands_once_in_a_run_and_the_newest_verdict_counts(tmp_path: Path) -> None:
     with new_history(tmp_path) as history:
         key = add_run(history, 1, make_result("lora", Outcome.FAILED))
