@@ -74,7 +74,8 @@ class Limits:
     factor: float
     """Ratio of found and predicted, either way, that is not yet a finding."""
     monotone: bool
-    """Whether nothing larger fitted than what did not, the checks after the search included."""
+    """Whether nothing fitted that is larger, beyond the search's resolution, than what did not;
+    the runs that were repeated after the search included."""
     max_probes: int
     """Runs that the search may take."""
     attempts: tuple[Attempt, ...]

@@ -1,9 +1,9 @@
 """A larger size fitted where a smaller one did not.
 
 What it does:
-    Looks at every run of a search for the largest batch or sequence: all that fitted must be
-    smaller than all that did not, the runs that were repeated after the search included, and the
-    search must have kept to its number of runs.
+    Looks at every run of a search for the largest batch or sequence: nothing
+    that fitted may be larger, beyond the resolution of the search, than what did not, the runs that
+    were repeated after the search included; and the search must have kept to its number of runs.
 
 Why it is bad:
     A limit that comes and goes is no limit: the same run fits today and dies tomorrow, and every
@@ -37,9 +37,9 @@ def check(limits: Limits) -> Finding | str:
         )
     fitted = [one.value for one in made if one.fits]
     refused = [one.value for one in made if not one.fits]
-    if not (fitted and refused and max(fitted) >= min(refused)):
+    if limits.monotone:
         endings = sorted({one.how for one in made})
-        return f"{len(made)} runs, all of one mind ({', '.join(endings)})"
+        return f"{len(made)} runs do not contradict each other ({', '.join(endings)})"
     return Finding(
         message=f"{limits.quantity} {max(fitted)} fits and {min(refused)} does not",
         evidence=tuple(

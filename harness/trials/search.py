@@ -20,7 +20,7 @@ class Found:
     smallest_refused: int | None
     """Smallest size seen not to fit; absent where even the ceiling fits."""
     monotone: bool
-    """Whether all that fitted is smaller than all that did not."""
+    """Whether nothing fitted that is larger, beyond the resolution, than what did not."""
     attempts: tuple[Attempt, ...]
     """Every run, in order."""
 
@@ -62,7 +62,7 @@ def find_largest(
             break
     for other in _neighbours(low, high, ceiling):
         fits(other)
-    return _conclude(made)
+    return _conclude(made, resolution)
 
 
 def _neighbours(low: int, high: int, ceiling: int) -> list[int]:
@@ -71,13 +71,13 @@ def _neighbours(low: int, high: int, ceiling: int) -> list[int]:
     return [one for one in dict.fromkeys(wanted) if one >= 1]
 
 
-def _conclude(made: list[Attempt]) -> Found:
+def _conclude(made: list[Attempt], resolution: float) -> Found:
     fitted = [one.value for one in made if one.fits]
     refused = [one.value for one in made if not one.fits]
     largest, smallest = max(fitted, default=0), min(refused, default=None)
     return Found(
         largest=largest,
         smallest_refused=smallest,
-        monotone=smallest is None or largest < smallest,
+        monotone=smallest is None or largest <= smallest * (1 + resolution),
         attempts=tuple(made),
     )

@@ -57,7 +57,7 @@ def test_a_machine_that_changes_its_mind_is_told():
 
     def attempt(value: int) -> Attempt:
         asked.append(value)
-        fits = value <= 64 and asked.count(value) == 1  # the second time it does not fit
+        fits = value <= 64 and len(asked) < 9  # then the machine is full
         return Attempt(value=value, fits=fits, how="")
 
     found = find_largest(attempt, start=1, ceiling=999, resolution=0.1, max_probes=40)
