@@ -39,6 +39,7 @@ BY_ARTEFACT: dict[str, tuple[ReaderName, ...]] = {
     "merged": ("transformers", *_TOKENIZED),
     "model": ("transformers", *_TOKENIZED),
     "gptq": ("gptq", *_TOKENIZED),
+    "int8": ("safetensors",),
 }
 """Who reads what."""
 
@@ -89,7 +90,7 @@ class Recorder:
 
     def on_fitted(self, model: Any) -> None:
         """Write the logits."""
-        from harness.watcher import save_reference
+        from harness.watching.logits import save_reference
 
         save_reference(self._path, model, self._rows)
 
@@ -117,7 +118,7 @@ def _plan(
         "dtype": TORCH_NAMES[config.precision],
     }
     for artefact in expected_artefacts(config):
-        place = config.output / (artefact if artefact in ("merged", "gptq") else "")
+        place = config.output / ("" if artefact in ("adapter", "model") else artefact)
         readers = [*BY_ARTEFACT[artefact], *(("gguf",) if "gguf" in options.readers else ())]
         for reader in readers:
             if not options.readers or reader in options.readers:
@@ -134,10 +135,8 @@ def _plan(
         }
 
 
-def _tolerance(artefact: str, config: TrainingConfig) -> float | None:
-    """Return what may lie between the trained model and the artefact; None: not comparable."""
-    if config.method == "qat":
-        return None  # it was trained on int8's grid, which no foreign reader has
+def _tolerance(artefact: str, config: TrainingConfig) -> float:
+    """Return what may lie between the trained model and the artefact."""
     return SAME_WEIGHTS if artefact == "adapter" else ROUNDED_WEIGHTS[config.precision]
 
 

@@ -71,7 +71,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0].numpy()
-    np.savez(folder / "reference.npz", ids0=ids[0].numpy(), logits0=logits)
+    np.savez(folder / "reference.npz", **{"in0.input_ids": ids.numpy(), "plain0": logits})
     return {
         "artefact": "model",
         "folder": str(folder),
