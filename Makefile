@@ -13,7 +13,7 @@ JOBS ?= 2
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure mutants test lint doctor bench bench-throughput bench-merge bench-timings clean
+.PHONY: always help setup pressure mutants test lint doctor bench bench-throughput bench-merge bench-timings bench-cells clean
 
 help:
 	@sed -n '1,8p' Makefile
@@ -52,6 +52,9 @@ bench-throughput: $(STAMP)
 
 bench-timings: $(STAMP)
 	@$(BIN)/pytest benchmarks/test_timings.py -m pressure
+
+bench-cells: $(STAMP)
+	@$(BIN)/python -m benchmarks.cells
 
 bench-merge: $(STAMP)
 	@$(BIN)/python -m benchmarks.merge

@@ -77,6 +77,8 @@ def work(folder: Path) -> int:
         times = (folder.parent / "starts.txt").read_text(encoding="utf-8").split()
         if times.count(cell["name"]) % 2 == 0:
             raise RuntimeError("it was one of those days")
+    if behaviour == "nap":
+        time.sleep(0.1)
     if behaviour == "slow":
         time.sleep(1.0)
     if behaviour == "memory":
