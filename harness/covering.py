@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from itertools import combinations, product
+from pathlib import Path
 from typing import Any
 
 from mudpuppy.errors import OutputError
@@ -58,7 +59,7 @@ class Array:
     def digest(self) -> str:
         """Return a hash of everything that the rows follow from."""
         rules = [[sorted(r.features), sorted(r.any_of), sorted(r.without)] for r in self.own_rules]
-        words = [version("covertable"), self.method, self.precision, self.features, self.strength]
+        words = [_made_by(), self.method, self.precision, self.features, self.strength]
         text = json.dumps([*words, self.apart, self.seed, rules])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -230,6 +231,12 @@ def _conditions(
             ways.append({"operator": "and", "conditions": [is_on(n, 0) for n in sorted(some)]})
         if not rule.without & fixed:
             yield {"operator": "or", "conditions": ways}
+
+
+@cache
+def _made_by() -> str:
+    """Return what decides the rows beside the array: the library's version and this module."""
+    return version("covertable") + hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def _salt(array: Array, always: str | None) -> str:
