@@ -135,6 +135,8 @@ def _compare(model: Any, task: dict[str, Any]) -> Answer:
     worst, scale = 0.0, 0.0
     with np.load(task["reference"]) as stored, torch.no_grad():
         count = sum(name.startswith("plain") for name in stored.files)
+        if not count:
+            raise RuntimeError(f"{task['reference']} holds no logits to compare with")
         for index in range(count):
             ids = torch.tensor(stored[f"in{index}.input_ids"])
             expected = stored[f"plain{index}"]

@@ -99,6 +99,13 @@ def test_transformers_agrees_with_the_same_weights(saved):
     assert "agrees" == foreign.read({**saved, "reader": "safetensors"})["ending"]
 
 
+def test_without_logits_to_compare_with_nothing_agrees(saved, tmp_path: Path):
+    np.savez(tmp_path / "empty.npz", ids0=np.zeros(3))
+    task = {**saved, "reader": "transformers", "reference": str(tmp_path / "empty.npz")}
+
+    assert "refused" == foreign.read(task)["ending"]
+
+
 def test_doubled_weights_disagree(saved, tmp_path: Path):
     task = copy_of(saved, tmp_path)
     damage(tmp_path)
