@@ -102,3 +102,39 @@ def test_nvidia_gpus_are_counted_by_the_driver_and_a_cpu_torch_sees_none(tmp_pat
     count, remark = count_gpus(tmp_path, {})
     assert 0 == count
     assert "2.13.0+cpu" in remark
+
+
+def test_every_device_cell_needs_a_gpu_and_its_trial_knows_its_options():
+    from harness.matrix import load_cells
+    from harness.trials.limits import LimitOptions
+    from harness.trials.soak import SoakOptions
+
+    forms = {"limits": LimitOptions, "soak": SoakOptions}
+    cells = load_cells("device")
+
+    assert all(Machine().lacks(cell).startswith("needs a GPU") or cell.needs for cell in cells)
+    assert {"", "needs two GPUs"} == {
+        Machine(gpus=1, has=frozenset({"compiler"})).lacks(c) for c in cells
+    }
+    for cell in cells:
+        if cell.trial in forms:
+            forms[cell.trial].model_validate(cell.options)
+
+
+@pytest.mark.parametrize("name", ["soak", "limits", "interop", "versions"])
+def test_the_options_of_every_shipped_trial_cell_are_known(name: str):
+    from harness.matrix import load_cells
+    from harness.trials.interop import InteropOptions
+    from harness.trials.limits import LimitOptions
+    from harness.trials.soak import SoakOptions
+    from harness.trials.versions import VersionOptions
+
+    form = {
+        "soak": SoakOptions,
+        "limits": LimitOptions,
+        "interop": InteropOptions,
+        "versions": VersionOptions,
+    }[name]
+    for cell in load_cells(name):
+        assert name == cell.trial
+        form.model_validate(cell.options)
