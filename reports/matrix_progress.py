@@ -173,7 +173,8 @@ class Progress:
         if len(self._cells) <= LONGEST_TABLE:
             return Group(self._table(list(self._cells.values())), self._describe())
         done, total = self._numbers()
-        bar = ProgressBar(total=max(1, total), completed=done, width=BAR_WIDTH)
+        bar = Table.grid()  # alone, a bar does not end its line
+        bar.add_row(ProgressBar(total=max(1, total), completed=done, width=BAR_WIDTH))
         running = [self._cells[one] for one in self._started_s if one in self._cells]
         failed = [
             self._cells[result.cell_id]
