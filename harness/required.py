@@ -6,6 +6,7 @@ A probe that was skipped said nothing; a cell that passes on silence would be wo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from harness.matrix import Cell
 
@@ -17,6 +18,10 @@ TRAINED = ("MPD703", "MPD704", "MPD706", "MPD720")
 """For methods with an optimizer: what was trainable, the objective, the rows and their use."""
 PREDICTED = ("MPD718",)
 """Where the engine predicts the memory: it does not for layers that are spread over devices."""
+TWINNED = ("MPD724", "MPD725", "MPD726", "MPD728")
+"""Where the run was trained once more in plain torch: rate, rows, weights, what was kept."""
+COMPARED = ("MPD722", "MPD723")
+"""The same where nothing is random in a step: loss and gradient."""
 QUANTISED = ("MPD710",)
 """For GPTQ: the error of each layer."""
 MERGED = ("MPD401", "MPD403", "MPD404")
@@ -55,6 +60,7 @@ def _of_training(cell: Cell) -> Iterable[str]:
         yield from TRAINED
         if not config.get("device_map"):
             yield from PREDICTED
+        yield from _of_twin(config)
     if method not in (*WITHOUT_ENDS, "gptq"):
         yield from ENDING
     if config.get("merge_lora"):
@@ -65,3 +71,23 @@ def _of_training(cell: Cell) -> Iterable[str]:
         yield from SPEAKING
     if cell.expect.stops_early:
         yield "MPD709"
+
+
+def _of_twin(config: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what the twin must have answered; tensors that are sharded have none."""
+    if config.get("fsdp") not in (None, "none"):
+        return
+    if config.get("lora_dropout"):
+        yield from ("MPD725", "MPD726")
+        return
+    yield from (*TWINNED, *COMPARED)
+    if config.get("merge_lora"):
+        yield "MPD729"
+    saves, steps = config.get("save_steps"), config.get("max_steps")
+    if (
+        saves is not None
+        and steps is not None
+        and saves < steps
+        and not config.get("early_stopping")
+    ):
+        yield "MPD727"

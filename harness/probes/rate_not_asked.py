@@ -2,7 +2,7 @@
 
 What it does:
     Reads the learning rate, weight decay, betas and epsilon that the optimizer used in every
-    step, and compares them with transformers' schedule over the steps that the settings ask for.
+    step, and compares them with the schedule over the steps that the settings ask for.
 
 Why it is bad:
     A schedule that is declared and not passed on, or a decay that is dropped, makes a run that

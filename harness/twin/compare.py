@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.observations_twin import Deviation
 from harness.twin.asked import Asked
 
 NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 """Names of parameters that weight decay spares, in small letters, as in transformers."""
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""AdamW's settings where nobody asks for others."""
+BETAS, EPSILON, LEAST_RATE = (0.9, 0.999), 1e-8, 1e-7
+"""AdamW's settings where nobody asks for others, and where transformers ends a polynomial."""
 UPDATE_BOUND = 2e-4
 """Difference of AdamW's update that another order of its operations explains (measured: 2e-5)."""
 UNIT = 2.0**-23
@@ -54,50 +53,78 @@ def distance(
 
 
 class Optimizer:
-    """Plain AdamW under the schedule that is asked for, on copies of the weights."""
+    """AdamW and its schedule, written out (Loshchilov and Hutter 2019): no library is asked.
 
-    def __init__(self, asked: Asked, initial: Mapping[str, Tensor], total: int) -> None:
-        self._copies = {name: nn.Parameter(w.float().clone()) for name, w in initial.items()}
-        decayed = [p for n, p in self._copies.items() if not NOT_DECAYED.search(n.lower())]
-        spared = [p for n, p in self._copies.items() if NOT_DECAYED.search(n.lower())]
-        groups = [
-            {"params": decayed, "weight_decay": asked.weight_decay},
-            {"params": spared, "weight_decay": 0.0},
-        ]
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=asked.rate,
-            betas=BETAS,
-            eps=EPSILON,
-            foreach=True,
-        )
-        self._schedule: Any = transformers.get_scheduler(
-            asked.lr_scheduler,
-            self._adam,
-            num_warmup_steps=asked.warmup_steps,
-            num_training_steps=total,
-        )
+    w <- w (1 - rate decay);  m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+    w <- w - rate (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    """
+
+    def __init__(self, asked: Asked, total: int) -> None:
+        self._asked = asked
+        self._total = total
+        self._turn = 0
+        self._taken = 0
+        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return float(self._schedule.get_last_lr()[0])
+        share = schedule(
+            self._asked.lr_scheduler,
+            self._turn,
+            self._total,
+            warmup=self._asked.warmup_steps,
+            least=LEAST_RATE / self._asked.rate,
+        )
+        return self._asked.rate * share
 
     def skip(self) -> None:
         """Go on with the schedule where the step itself was left out."""
-        self._schedule.step()
+        self._turn += 1
 
-    @torch.no_grad()
     def update(
         self, before: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return the weights after a step from `before` with the run's own gradients."""
-        for name, parameter in self._copies.items():
-            parameter.copy_(before[name])
-            parameter.grad = gradients[name].float().clone() if name in gradients else None
-        self._adam.step()
-        self._schedule.step()
-        return {name: parameter.detach().clone() for name, parameter in self._copies.items()}
+        """Return the weights, in fp64, after a step from `before` with the run's own gradients."""
+        rate, (first, second) = self.rate, BETAS
+        self._turn, self._taken = self._turn + 1, self._taken + 1
+        after = {}
+        for name, weight in before.items():
+            w = weight.double()
+            if name not in gradients:
+                after[name] = w
+                continue
+            g = gradients[name].double()
+            m, v = self._moments.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
+            m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
+            self._moments[name] = m, v
+            decay = 0.0 if NOT_DECAYED.search(name.lower()) else float(self._asked.weight_decay)
+            spread = (v / (1 - second**self._taken)).sqrt() + EPSILON
+            step = (m / (1 - first**self._taken)) / spread
+            after[name] = w * (1 - rate * decay) - rate * step
+        return after
+
+
+def schedule(name: str, turn: int, total: int, *, warmup: int, least: float) -> float:
+    """Return the share of the peak rate at a step.
+
+    Args:
+        name: the schedule.
+        turn: steps that were taken before.
+        total: all steps.
+        warmup: steps over which the rate rises from 0.
+        least: where a polynomial ends.
+    """
+    if turn < warmup:
+        return turn / warmup
+    progress = min(1.0, (turn - warmup) / max(1, total - warmup))
+    if name == "linear":
+        return 1.0 - progress
+    if name in ("cosine", "cosine_with_restarts"):
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+    if name == "polynomial":
+        return (1.0 - least) * (1.0 - progress) + least
+    return 1.0
 
 
 def compare_update(

@@ -76,8 +76,8 @@ class Recorder:
         self._step["without_update"] = sorted(set(self._previous) - set(named))
         self._step["groups"] = [
             {
-                **{key: float(group[key]) for key in ("lr", "weight_decay", "eps")},
-                "betas": [float(beta) for beta in group["betas"]],
+                **{key: float(group.get(key, 0.0)) for key in ("lr", "weight_decay", "eps")},
+                "betas": [float(beta) for beta in group.get("betas", ())],
                 "names": [self._names[id(p)] for p in group["params"] if id(p) in self._names],
             }
             for group in optimizer.param_groups
@@ -87,7 +87,7 @@ class Recorder:
     def after_update(self, optimizer: Any) -> None:
         """Keep the weights that came out."""
         owned = [p for g in optimizer.param_groups for p in g["params"] if id(p) in self._names]
-        if not owned:
+        if not owned or "gradients" not in self._step:
             return
         after = {self._names[id(p)]: _copy(p) for p in owned}
         self._previous = {**self._previous, **after}
@@ -183,8 +183,9 @@ def _wrap_trainer(recorder: Recorder) -> dict[str, Any]:
         recorder.end()
         return result
 
-    for method in (training_step, evaluate, train):
-        setattr(trainer_class, method.__name__, method)
+    wrapped = {"training_step": training_step, "evaluate": evaluate, "train": train}
+    for name, method in wrapped.items():
+        setattr(trainer_class, name, method)
     return kept
 
 

@@ -2,7 +2,7 @@
 
 Each step starts from the weights that the run had, so that differences do not add up, and nothing
 depends on how chaotic the run is: loss and gradient are computed anew from the rows, the update by
-plain AdamW from the run's gradients with the rate and the decay that the settings ask for.
+AdamW from the run's gradients with the rate and the decay that the settings ask for.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Replay:
     ) -> list[TwinStep]:
         """Compute every step anew from the weights that the run had before it."""
         states = self._states()
-        adam = compare.Optimizer(self.asked, self._run["initial"], total)
+        adam = compare.Optimizer(self.asked, total)
         found = []
         for index, (step, batches) in enumerate(zip(self._run["steps"], self.batches, strict=True)):
             if index + 1 >= len(states):

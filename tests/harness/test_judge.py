@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,13 @@ from tests.harness.probes.test_run_probes import CONFIG, HEALTHY
 FINE = WorkerExit(exit_code=0, wall_s=1.0, peak_rss_bytes=1)
 
 
-def make_cell(expect: Expectation | None = None, method: str = "lora") -> Cell:
+def make_cell(expect: Expectation | None = None, method: str = "lora", **config: Any) -> Cell:
     return Cell(
         cell_id="0123456789ab",
         name="cell",
         title="A cell",
         number=1,
-        config={**CONFIG, "method": method},
+        config={**CONFIG, "method": method, **config},
         expect=expect or Expectation(),
         timeout_s=9.0,
     )
@@ -154,6 +155,10 @@ def test_a_trial_that_measured_nothing_never_passes(tmp_path: Path, trial):
         ({"report_to": ["tensorboard"]}, {}, "MPD719"),
         ({}, {"behaviour": "quick"}, "MPD716"),
         ({"method": "gptq"}, {}, "MPD710"),
+        ({}, {}, "MPD722"),
+        ({}, {}, "MPD726"),
+        ({"merge_lora": True}, {}, "MPD729"),
+        ({"save_steps": 2, "max_steps": 4}, {}, "MPD727"),
     ],
 )
 def test_what_a_cell_asks_for_must_have_been_answered(config, options, code):
@@ -163,6 +168,20 @@ def test_what_a_cell_asks_for_must_have_been_answered(config, options, code):
     assert code in required_probes(cell)
     if config or options:
         assert code not in required_probes(plain)
+
+
+@pytest.mark.parametrize("config", [{"method": "gptq"}, {"fsdp": "full_shard"}])
+def test_no_twin_is_required_where_there_is_none(config):
+    required = required_probes(make_cell(**config))
+
+    assert not [code for code in required if "MPD722" <= code <= "MPD729"]
+
+
+def test_of_a_run_with_dropout_the_twin_compares_rows_and_weights_alone():
+    required = required_probes(make_cell(lora_dropout=0.1))
+
+    assert {"MPD725", "MPD726"} <= set(required)
+    assert not {"MPD722", "MPD723", "MPD724"} & set(required)
 
 
 def test_the_end_is_required_where_it_is_taught():

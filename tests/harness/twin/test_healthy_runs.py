@@ -1,0 +1,62 @@
+"""A healthy run of every method is its twin's, at every precision's tolerance."""
+
+import pytest
+
+from tests.harness.twin.runs import findings, run
+
+METHODS = ("full", "lora", "qlora", "qat", "dpo", "ipo", "kto", "orpo", "grpo", "rm", "prm")
+
+
+@pytest.mark.parametrize("method", [*METHODS, "multimodal"])
+def test_every_method_is_its_twin_in_fp32(method, tmp_path):
+    twin = run(tmp_path, method, gradient_accumulation=1 if method == "grpo" else 2)
+
+    assert not findings(twin)
+    assert not twin.unchecked
+    assert len(twin.steps) == 2
+    assert all(step.gradient_off is not None for step in twin.steps)
+
+
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [("lora", "bf16"), ("dpo", "fp16"), ("full", "fp8"), ("prm", "fp8"), ("qlora", "bf16")],
+)
+def test_other_precisions_stay_within_what_rounding_explains(method, precision, tmp_path):
+    twin = run(tmp_path, method, precision=precision)
+
+    assert not findings(twin)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("full", {"packing": True, "max_steps": None, "epochs": 2, "batch_size": 1}),
+        ("lora", {"tokens_per_batch": 160, "max_steps": None, "epochs": 2}),
+        ("full", {"stream": True, "weight_decay": 0.1, "warmup_steps": 1}),
+        ("full", {"zero_offload": True, "lr_scheduler": "cosine", "max_grad_norm": 0.1}),
+        ("lora", {"gradient_checkpointing": True, "response_only": False}),
+        ("lora", {"chat_template": False, "lr_scheduler": "polynomial"}),
+        ("lora", {"use_dora": True, "merge_lora": True}),
+        ("lora", {"use_rslora": True, "merge_lora": True, "precision": "bf16"}),
+        ("qlora", {"merge_lora": True}),
+        ("rm", {"merge_lora": True}),
+        ("dpo", {"use_peft": False, "learning_rate": 1e-3}),
+        ("lora", {"early_stopping": 1, "eval_fraction": 0.25, "eval_steps": 1, "max_steps": 3}),
+        ("dpo", {"early_stopping": 1, "eval_fraction": 0.25, "eval_steps": 1, "max_steps": 3}),
+    ],
+)
+def test_features_change_nothing_that_the_twin_computes(method, settings, tmp_path):
+    twin = run(tmp_path, method, **settings)
+
+    assert not findings(twin)
+    assert not twin.unchecked
+    assert not settings.get("merge_lora") or twin.merge == ()
+    assert not settings.get("early_stopping") or twin.evaluations
+
+
+def test_dropout_is_said_to_be_beyond_comparison(tmp_path):
+    twin = run(tmp_path, "lora", lora_dropout=0.2)
+
+    assert "random" in twin.unchecked["loss"]
+    assert not twin.steps
+    assert not findings(twin)
