@@ -1,4 +1,4 @@
-"""A slice of the whole matrix, run as a person runs it: other cells each day, the seed is printed."""
+"""A slice of the whole matrix, as a person runs it: other cells each day, the seed is printed."""
 
 import os
 import subprocess

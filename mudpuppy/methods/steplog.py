@@ -40,8 +40,12 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
         self._started = time.monotonic() - elapsed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drop what a run that was stopped had logged after its last checkpoint."""
+        """Drop what a run that was stopped had logged after its last checkpoint.
+
+        What is missing before it, in a log that was torn, is taken from the checkpoint's own.
+        """
         del args, control
+        self._fill(state)
         if not state.is_world_process_zero:
             return
         if self.records:
@@ -59,18 +63,8 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
         """
         if not logs or not ({"loss", "eval_loss"} & set(logs)):
             return
-        record = StepRecord(
-            step=state.global_step,
-            epoch=float(state.epoch or 0.0),
-            loss=_number(logs, "loss"),
-            grad_norm=_number(logs, "grad_norm"),
-            learning_rate=_number(logs, "learning_rate"),
-            eval_loss=_number(logs, "eval_loss"),
-            reward=_number(logs, "reward"),
-            kl=_number(logs, "kl"),
-            metrics=_metrics(logs),
-            elapsed_s=round(time.monotonic() - self._started, 3),
-        )
+        elapsed = round(time.monotonic() - self._started, 3)
+        record = _record(logs, state.global_step, float(state.epoch or 0.0), elapsed)
         for name in self._watched:
             value = logs.get(name)
             if value is not None and not math.isfinite(float(value)):
@@ -85,6 +79,37 @@ class StepWriter(TrainerCallback):  # type: ignore[misc]  # nor does transformer
             handle.write(json.dumps(asdict(record)) + "\n")
         if self._report is not None:
             self._report(record, state.max_steps)
+
+    def _fill(self, state: Any) -> None:
+        """Add the records that the checkpoint knows and the log does not."""
+        known = {_key(record) for record in self.records}
+        for logs in state.log_history:
+            if not {"loss", "eval_loss"} & set(logs) or logs["step"] > state.global_step:
+                continue
+            record = _record(logs, logs["step"], float(logs["epoch"]), 0.0)
+            if _key(record) not in known:
+                self.records.append(record)
+        self.records.sort(key=_key)
+
+
+def _key(record: StepRecord) -> tuple[int, bool]:
+    """Return what tells records apart: the step, and whether it is an evaluation."""
+    return record.step, record.eval_loss is not None
+
+
+def _record(logs: dict[str, Any], step: int, epoch: float, elapsed_s: float) -> StepRecord:
+    return StepRecord(
+        step=step,
+        epoch=epoch,
+        loss=_number(logs, "loss"),
+        grad_norm=_number(logs, "grad_norm"),
+        learning_rate=_number(logs, "learning_rate"),
+        eval_loss=_number(logs, "eval_loss"),
+        reward=_number(logs, "reward"),
+        kl=_number(logs, "kl"),
+        metrics=_metrics(logs),
+        elapsed_s=elapsed_s,
+    )
 
 
 _NO_METRICS = frozenset(field.name for field in fields(StepRecord)) | {"total_flos", "step_time"}
