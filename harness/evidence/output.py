@@ -15,6 +15,8 @@ from harness.evidence.source import CheckpointEvidence, provides
 from harness.registry import Missing, NotApplicable
 
 LIST = Path(__file__).parents[1] / "lethal_warnings.yaml"
+OWN = re.compile(r"[/\\]harness[/\\][\w/\\]+\.py:\d+: ")
+"""A warning about the harness's own measuring: it says nothing of the run."""
 MAX_BYTES = 1 << 24
 MAX_LINE = 300
 """Characters of a line that are kept."""
@@ -61,6 +63,8 @@ def search_output(text: str) -> Output:
     lines = re.split(r"[\r\n]+", text)
     found: dict[str, LethalLine] = {}
     for line in lines:
+        if OWN.search(line):
+            continue
         for pattern, entry in _read_list():
             if pattern.search(line):
                 made = LethalLine(

