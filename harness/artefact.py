@@ -15,8 +15,17 @@ from harness.observations import ArtefactFacts
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def describe_artefact(name: str, folder: Path, base: Path) -> ArtefactFacts:
-    """Return the facts about one artefact, compared with its base."""
+def describe_artefact(
+    name: str, folder: Path, base: Path, *, speaks: bool = True
+) -> ArtefactFacts:
+    """Return the facts about one artefact, compared with its base.
+
+    Args:
+        name: which artefact.
+        folder: its folder.
+        base: the folder of its base.
+        speaks: whether it generates; what only scores has no generation config.
+    """
     settings = _read(folder / "adapter_config.json")
     quantisation = _read(folder / "config.json").get("quantization_config") or {}
     targets = settings.get("target_modules") or ()
@@ -30,7 +39,7 @@ def describe_artefact(name: str, folder: Path, base: Path) -> ArtefactFacts:
         group_size=quantisation.get("group_size"),
         vocabulary_kept=_vocabulary(folder) == _vocabulary(base),
         template_kept=_template(folder) == _template(base),
-        eos_kept=name == "adapter" or _eos(folder) == _eos(base),
+        eos_kept=name == "adapter" or not speaks or _eos(folder) == _eos(base),
         dora=bool(settings.get("use_dora")),
         rslora=bool(settings.get("use_rslora")),
     )

@@ -108,6 +108,7 @@ def _train(order: Order, config: TrainingConfig, samples: Any) -> None:
 
 def _observe(order: Order, config: TrainingConfig, samples: Any, watch: _Watch) -> Observations:
     from harness.artefact import describe_artefact
+    from harness.required import SCORERS
     from harness.watcher import TrainingWatcher
     from harness.watching.deprecations import hearing_deprecations
     from mudpuppy.tiny import resolve_model
@@ -137,6 +138,7 @@ def _observe(order: Order, config: TrainingConfig, samples: Any, watch: _Watch) 
                 name,
                 config.output if name in ("adapter", "model") else config.output / name,
                 Path(base),
+                speaks=config.method not in SCORERS,
             )
             for name in expected_artefacts(config)
         ),
