@@ -15,9 +15,7 @@ from harness.observations import ArtefactFacts
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def describe_artefact(
-    name: str, folder: Path, base: Path, *, speaks: bool = True
-) -> ArtefactFacts:
+def describe_artefact(name: str, folder: Path, base: Path, *, speaks: bool = True) -> ArtefactFacts:
     """Return the facts about one artefact, compared with its base.
 
     Args:

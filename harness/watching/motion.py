@@ -28,6 +28,7 @@ class MotionWatcher:
         self._model = model
         self._before = hash_tensors(model)
         self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+        self._trainable -= unread_names(model)  # nothing reads them, so they must not move
         self._foreign = foreign_names(self._trainable, has_head=has_head) if trains_adapter else ()
         self._touched: set[str] = set()
         self.optimizer = ""
@@ -63,6 +64,27 @@ class MotionWatcher:
                     continue
                 if bool(whole(parameter.grad).count_nonzero()):
                     self._touched.add(name)
+
+
+def unread_names(model: Any) -> set[str]:
+    """Return the tensors of a vision tower behind the layer that the language model reads.
+
+    LLaVA reads the hidden states of one layer, most often the last but one: what lies behind it
+    gets no gradient by the architecture.
+    """
+    layer = getattr(model.config, "vision_feature_layer", None)
+    if not isinstance(layer, int):
+        return set()
+    read = layer if layer >= 0 else int(model.config.vision_config.num_hidden_layers) + 1 + layer
+    unread = set()
+    for name, _ in model.named_parameters():
+        _, is_vision, inside = name.partition("vision_tower.")
+        _, is_layer, rest = inside.partition("encoder.layers.")
+        if (is_vision and is_layer and int(rest.partition(".")[0]) >= read) or (
+            is_vision and "post_layernorm" in inside
+        ):
+            unread.add(name)
+    return unread
 
 
 def starts_from(model: Any, adapter: Path) -> bool:

@@ -6,7 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 
 from mudpuppy.adapters.adapter_files import WEIGHTS_FILE
@@ -70,9 +71,19 @@ def continue_adapter(model: nn.Module, folder: Path, config: TrainingConfig) -> 
             ) from error
     _require_all_used(adapted, folder, names)
     hold_in_full_precision(adapted)
+    _take_unrounded(adapted, folder)
     require_mergeable(adapted, config)
     verify_adapter(adapted)
     return adapted
+
+
+def _take_unrounded(adapted: PeftModel, folder: Path) -> None:
+    """Take the adapter's tensors once more, now that they are held in fp32.
+
+    PEFT copies a head (`modules_to_save`) from the base, in the base's type, and loads the saved
+    one into that: in half precision it would be rounded with every stage.
+    """
+    set_peft_model_state_dict(adapted, load_file(str(folder / WEIGHTS_FILE)))
 
 
 def _require_same_base(model: Any, folder: Path) -> None:

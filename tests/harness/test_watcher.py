@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from harness.watcher import REFERENCE_FILE, TrainingWatcher, find_eos_ids
 from harness.watching.logits import read_reference
+from harness.watching.motion import unread_names
 from harness.watching.tensors import foreign_names, hash_tensors
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.render import RenderedSample
@@ -190,3 +191,11 @@ def test_the_ends_are_found_where_a_model_has_no_generation_config(parts):
         pass
 
     assert {parts[1].eos_token_id} == find_eos_ids(Bare(), parts[1])
+
+
+def test_what_lies_behind_the_layer_that_is_read_is_not_to_be_trained():
+    model = AutoModelForImageTextToText.from_pretrained(resolve_model("tiny:llava"))
+    names = {name.partition("vision_tower.")[2] for name in unread_names(model)}
+
+    assert {"post_layernorm.weight", "encoder.layers.1.mlp.fc1.weight"} <= names
+    assert not any(name.startswith("encoder.layers.0.") for name in names)
