@@ -80,9 +80,8 @@ def unread_names(model: Any) -> set[str]:
     for name, _ in model.named_parameters():
         _, is_vision, inside = name.partition("vision_tower.")
         _, is_layer, rest = inside.partition("encoder.layers.")
-        if (is_vision and is_layer and int(rest.partition(".")[0]) >= read) or (
-            is_vision and "post_layernorm" in inside
-        ):
+        is_behind = bool(is_layer) and int(rest.partition(".")[0]) >= read
+        if is_vision and (is_behind or "post_layernorm" in inside):
             unread.add(name)
     return unread
 
