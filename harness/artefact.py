@@ -12,6 +12,7 @@ from typing import Any
 from harness.evidence.headers import read_weight_file
 from harness.observations import ArtefactFacts
 
+SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -36,8 +37,9 @@ def describe_artefact(name: str, folder: Path, base: Path, *, speaks: bool = Tru
         lora_targets=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
         group_size=quantisation.get("group_size"),
         vocabulary_kept=_vocabulary(folder) == _vocabulary(base),
-        template_kept=_template(folder) == _template(base),
+        template_kept=read_template(folder) == read_template(base),
         eos_kept=name == "adapter" or not speaks or _eos(folder) == _eos(base),
+        specials_kept=_specials(folder) == _specials(base),
         dora=bool(settings.get("use_dora")),
         rslora=bool(settings.get("use_rslora")),
     )
@@ -64,11 +66,19 @@ def _vocabulary(folder: Path) -> Any:
     return (value.get("model") or {}).get("vocab"), added
 
 
-def _template(folder: Path) -> Any:
+def read_template(folder: Path) -> Any:
+    """Return the chat template of a folder, or None where it has none."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
     return _read(folder / "tokenizer_config.json").get("chat_template")
+
+
+def _specials(folder: Path) -> dict[str, Any]:
+    """Return the tokens with a part to play, by the part: what begins, ends and pads."""
+    settings = _read(folder / "tokenizer_config.json")
+    found = {part: settings.get(part) for part in SPECIALS}
+    return {part: x.get("content") if isinstance(x, dict) else x for part, x in found.items()}
 
 
 def _eos(folder: Path) -> Any:

@@ -29,6 +29,7 @@ class MechanicsWatcher:
         self._dtypes: set[str] = set()
         self._substituted = False
         self._linear = linear
+        self._dropouts: set[float] = set()
         # Compiled code cannot hold these functions: it stops for them, and goes on behind.
         uncompiled: Any = torch.compiler.disable
         self._hooks = [
@@ -44,6 +45,8 @@ class MechanicsWatcher:
             self._is_inside = True
             self._counts = model.training and torch.is_grad_enabled()
             self._batches += self._counts
+            if self._counts and not self._dropouts:
+                self._dropouts = _find_dropouts(model)
 
     def _see_end(self, model: nn.Module, args: Any, output: Any) -> None:
         """Note that the pass is over."""
@@ -71,4 +74,11 @@ class MechanicsWatcher:
             compute_dtypes=tuple(sorted(self._dtypes)),
             calls_per_batch=self._calls / self._batches,
             streamed=self._substituted,
+            dropouts=tuple(sorted(self._dropouts)),
         )
+
+
+def _find_dropouts(model: nn.Module) -> set[float]:
+    """Return the shares that adapters drop of their input; 0 where one drops nothing."""
+    found = [part for name, part in model.named_modules() if ".lora_dropout." in name]
+    return {part.p if isinstance(part, nn.Dropout) and part.training else 0.0 for part in found}

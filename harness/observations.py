@@ -38,6 +38,8 @@ class ParameterMotion:
     """Whether the weights were spread over processes."""
     optimizer: str = ""
     """Class of the optimizer that took the steps."""
+    rounded: tuple[str, ...] = ()
+    """Trainable tensors that are not held in fp32: small steps are rounded away there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class LabelsSeen:
     trained_tokens: int
     """Tokens with a label."""
     rows_ending_in_eos: int
-    """Rows whose last label is an EOS id."""
+    """Rows whose last label is an EOS id, or that had to be cut before it."""
     rows_off_answer: int
     """Rows that the dataset, rendered independently, does not hold with these very targets."""
     example_off_answer: str = ""
@@ -63,7 +65,7 @@ class LabelsSeen:
     batches: int = 0
     """Batches seen."""
     packed_batches: int = 0
-    """Batches of which a row holds several documents."""
+    """Batches that hold more documents than rows were asked for."""
     widest_batch: int = 0
     """Tokens of the largest batch, padding included."""
     held_out_rows: int = 0
@@ -72,6 +74,8 @@ class LabelsSeen:
     """How many of those were also trained on."""
     rows_overused: int = 0
     """Different rows that were seen more often than so many passes over the set explain."""
+    in_file_order: bool = False
+    """Whether the first sequences came just as the dataset has them."""
     checkpoints: tuple[str, ...] = ()
     """Folders of checkpoints that were there at some step."""
     workers: int = 0
@@ -116,6 +120,8 @@ class Mechanics:
     logits, relative to the largest one; 0 where nothing rounds."""
     compiled_graphs: int = 0
     """Graphs that torch.compile made."""
+    dropouts: tuple[float, ...] = ()
+    """Shares that an adapter's layers drop of their input while training."""
     starts_from_adapter: bool | None = None
     """Whether it began with exactly the tensors of the adapter to continue; None without one."""
 
@@ -161,6 +167,44 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetHeld:
+    """What the dataset holds for a method that learns to say it, by the independent rendering."""
+
+    samples: int
+    """Samples with something to learn."""
+    tokens: int
+    """Their tokens."""
+    trained_tokens: int
+    """Tokens of answers."""
+    samples_ending_in_eos: int
+    """Samples whose last learnt token ends a turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What GPTQ was calibrated on."""
+
+    passes: int
+    """Samples that were run through the model."""
+    samples: int
+    """Samples there were."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedLayer:
+    """A layer of a GPTQ folder, read by the declared format and held against the base."""
+
+    name: str
+    """Its name."""
+    error: float
+    """Squared change of its output on the rows of the calibration."""
+    rounding_error: float
+    """The same where every weight is rounded to the nearest level of the same grid."""
+    bias: float
+    """Mean distance from the base's weights, in levels."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArtefactFacts:
     """What the files of one artefact say."""
 
@@ -184,6 +228,8 @@ class ArtefactFacts:
     """Whether its chat template is the base's."""
     eos_kept: bool
     """Whether its generation config ends where the base's does."""
+    specials_kept: bool = True
+    """Whether its tokenizer begins, ends and pads with the base's tokens."""
     dora: bool = False
     """Whether adapter_config.json says DoRA."""
     rslora: bool = False
@@ -235,6 +281,16 @@ class Observations:
     """Artefacts that the configuration promises: adapter, model, merged, gptq."""
     folders: tuple[str, ...] = ()
     """Folders inside the artefact's folder, by name."""
+    calibration: Calibration | None = None
+    """What GPTQ was calibrated on; None for any other method."""
+    dataset: DatasetHeld | None = None
+    """What the dataset holds; None for other methods, and where prompts are learnt, too."""
+    recorded: dict[str, Any] = field(default_factory=dict)
+    """The provenance that the run left (`mudpuppy.json`)."""
+    template: str | None = None
+    """The base's chat template."""
+    packed: tuple[PackedLayer, ...] = ()
+    """Layers of a GPTQ folder, measured without the engine."""
     gptq_errors: tuple[tuple[str, float, float], ...] = ()
     """Layer, GPTQ error and round-to-nearest error, in units of the layer's squared output."""
     generated: Generated | None = None

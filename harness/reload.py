@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from harness.evidence.behaviour import BEHAVIOUR_FILE, find_file, measure_behaviour, to_json
-from harness.observations import Comparison, Generated
+from harness.observations import Comparison, Generated, PackedLayer
 from harness.watcher import REFERENCE_FILE
 from harness.watching.event_logs import read_losses
 from harness.watching.generation import generate
 from harness.watching.logits import compute_logits, max_difference, read_reference
 from harness.watching.opening import Opened, Opener
+from harness.watching.packed import CALIBRATION_FILE, measure_packed
 from mudpuppy.files import write_json_atomic
 from mudpuppy.loading import load_tokenizer, with_pad_token
 from mudpuppy.provenance import read_provenance
@@ -60,12 +61,17 @@ def reload_cell(folder: Path, options: dict[str, Any]) -> int:
         print(f"reloaded {opened.name} with {opened.loader}: {comparisons[-1].relative:.2e} off")
     assert last is not None
     generated = None
+    packed: tuple[PackedLayer, ...] = ()
     if provenance["config"]["method"] not in SCORERS:
         generated = _ask(folder, artefact, provenance, last, options)
+    if provenance["kind"] == "gptq":
+        base = Path(provenance["base"]["path"])
+        packed = measure_packed(artefact / "gptq", base, folder / CALIBRATION_FILE)
     is_logged = "tensorboard" in provenance["config"]["report_to"]
     found = {
         "comparisons": [asdict(item) for item in comparisons],
         "generated": generated and asdict(generated),
+        "packed": [asdict(layer) for layer in packed],
         "logged_losses": read_losses(artefact) if is_logged else None,
     }
     write_json_atomic(folder / RELOAD_FILE, found)
@@ -79,6 +85,7 @@ def read_reload(folder: Path) -> dict[str, Any]:
     return {
         "comparisons": tuple(Comparison(**item) for item in found["comparisons"]),
         "generated": generated and Generated(**generated),
+        "packed": tuple(PackedLayer(**layer) for layer in found["packed"]),
         "logged_losses": None if logged is None else tuple(map(tuple, logged)),
     }
 

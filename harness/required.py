@@ -14,16 +14,17 @@ ALWAYS = ("MPD701", "MPD702", "MPD707", "MPD708", "MPD711", "MPD712", "MPD713", 
 """What moved, reload, effect, save, settings, tokenizer, files, warnings."""
 OF_THE_ENGINE = ("MPD717",)
 """Deprecation warnings of our own calls."""
-TRAINED = ("MPD703", "MPD704", "MPD706", "MPD720")
-"""For methods with an optimizer: what was trainable, the objective, the rows and their use."""
+TRAINED = ("MPD703", "MPD704", "MPD706", "MPD720", "MPD750", "MPD752", "MPD753")
+"""For methods with an optimizer: what was trainable and in which type, the objective, the rows,
+their use and order, the record."""
 PREDICTED = ("MPD718",)
 """Where the engine predicts the memory: it does not for layers that are spread over devices."""
 TWINNED = ("MPD724", "MPD725", "MPD726", "MPD728")
 """Where the run was trained once more in plain torch: rate, rows, weights, what was kept."""
 COMPARED = ("MPD722", "MPD723")
 """The same where nothing is random in a step: loss and gradient."""
-QUANTISED = ("MPD710",)
-"""For GPTQ: the error of each layer."""
+QUANTISED = ("MPD710", "MPD751", "MPD752")
+"""For GPTQ: the error of each layer, the declared format, the record."""
 MERGED = ("MPD401", "MPD403", "MPD404")
 """Where a merged model was promised: that the adapter's change is in it, once and unrounded."""
 SPEAKING = ("MPD716",)

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.mechanics import MechanicsWatcher
-from harness.observations import LabelsSeen, Mechanics, Memory, ParameterMotion
+from harness.observations import (
+    Calibration,
+    DatasetHeld,
+    LabelsSeen,
+    Mechanics,
+    Memory,
+    ParameterMotion,
+)
 from harness.watching.batches import BatchWatcher
 from harness.watching.logits import save_reference
 from harness.watching.motion import (
@@ -22,6 +29,7 @@ from harness.watching.motion import (
     starts_from,
 )
 from harness.watching.objective import Objective
+from harness.watching.packed import CALIBRATION_FILE, CalibrationWatcher
 from harness.watching.rows import sequences_of
 from harness.watching.truth import read_truth
 from mudpuppy.config import TrainingConfig
@@ -29,6 +37,8 @@ from mudpuppy.config import TrainingConfig
 NUM_REFERENCE_ROWS = 4
 """Rows whose logits are kept to compare reloaded artefacts with."""
 REFERENCE_FILE = "reference.npz"
+SPEAKING = ("full", "lora", "qlora", "qat")
+"""Methods whose targets are the tokens of answers."""
 WITH_HEAD = ("rm", "prm")
 """Methods that train a head of their own beside an adapter."""
 
@@ -41,6 +51,7 @@ class _Listening:
     motion: MotionWatcher
     mechanics: MechanicsWatcher
     objective: Objective
+    calibration: CalibrationWatcher | None
 
 
 class TrainingWatcher:
@@ -63,6 +74,8 @@ class TrainingWatcher:
         self._continues: bool | None = None
         self.mechanics: Mechanics | None = None
         self.motion: ParameterMotion | None = None
+        self.calibration: Calibration | None = None
+        self.dataset: DatasetHeld | None = None
         self.labels: LabelsSeen | None = None
         self.memory: Memory | None = None
         self.loss_before: float | None = None
@@ -86,6 +99,8 @@ class TrainingWatcher:
             chat_template=config.chat_template,
             response_only=config.response_only,
         )
+        if truth is not None and config.method in SPEAKING and config.response_only:
+            self.dataset = truth.count(ends)
         kept = samples[:NUM_REFERENCE_ROWS]
         self._rows = [sequences_of(row, processor)[0].inputs() for row in kept]
         objective = Objective(config.method, samples, beta=config.beta, processor=processor)
@@ -98,7 +113,18 @@ class TrainingWatcher:
                 trains_adapter=config.trains_adapter,
                 has_head=config.method in WITH_HEAD,
             ),
-            batches=BatchWatcher(model, config.method, truth, tokenizer, ends, config.output),
+            calibration=CalibrationWatcher(model, len(samples))
+            if config.method == "gptq"
+            else None,
+            batches=BatchWatcher(
+                model,
+                config.method,
+                truth,
+                tokenizer,
+                ends,
+                config.output,
+                batch_size=config.batch_size,
+            ),
             mechanics=MechanicsWatcher(model),
             objective=objective,
         )
@@ -113,6 +139,8 @@ class TrainingWatcher:
             peak_bytes=peak_bytes(),
             device_peak_bytes=device_peak_bytes(),
         )
+        if listening.calibration is not None:
+            self.calibration = listening.calibration.conclude(self._folder / CALIBRATION_FILE)
         self.labels = listening.batches.conclude()
         mechanics = listening.mechanics.conclude()
         self.motion = listening.motion.conclude(model)

@@ -18,7 +18,7 @@ def _change_provenance(change: Any) -> None:
             return made
 
 
-@mutant("lora", "full", caught_by="MPD407 MPD409")
+@mutant("lora", "full", caught_by="MPD405")
 def base_fingerprint_wrong() -> None:
     """Record the fingerprint of another base (FM35)."""
 
@@ -27,7 +27,7 @@ def base_fingerprint_wrong() -> None:
         return "0" * 64
 
 
-@mutant("lora", "full", caught_by="MPD754")
+@mutant("lora", "full", caught_by="MPD752")
 def label_counts_wrong() -> None:
     """Record that every token was trained."""
 
@@ -37,7 +37,7 @@ def label_counts_wrong() -> None:
         return replace(made, trained_tokens=made.tokens, samples_ending_in_eos=made.samples)
 
 
-@mutant("lora", "full", caught_by="MPD754")
+@mutant("lora", "full", caught_by="MPD752")
 def steps_told_wrong() -> None:
     """Record twice as many steps as were taken."""
 
@@ -47,7 +47,7 @@ def steps_told_wrong() -> None:
         return {**made, "steps": made["steps"] * 2}
 
 
-@mutant("lora", "full", caught_by="MPD754")
+@mutant("lora", "full", caught_by="MPD752")
 def settings_told_wrong() -> None:
     """Record the defaults of the settings, and not what was asked for."""
     _change_provenance(
@@ -55,7 +55,7 @@ def settings_told_wrong() -> None:
     )
 
 
-@mutant("lora", "full", caught_by="MPD754")
+@mutant("lora", "full", caught_by="MPD752")
 def trained_tensors_told_wrong() -> None:
     """Record fewer trained tensors than there were."""
 
@@ -75,7 +75,7 @@ def block_size_told_wrong() -> None:
         return {**made, "block_size": made["block_size"] // 2} if made else made
 
 
-@mutant("lora", "full", caught_by="MPD754")
+@mutant("lora", "full", caught_by="MPD752")
 def losses_told_wrong() -> None:
     """Record a final loss that the step log does not have."""
 
@@ -85,7 +85,7 @@ def losses_told_wrong() -> None:
         return {**made, "final_loss": made["final_loss"] * 0.5}
 
 
-@mutant("lora", "full", caught_by="MPD754")
+@mutant("lora", "full", caught_by="MPD752")
 def template_hash_wrong() -> None:
     """Record the hash of another chat template (FM04)."""
     _change_provenance(lambda made: made.update(chat_template_hash="0" * 16))

@@ -102,7 +102,7 @@ def decay_in_the_gradient() -> None:
     @replaces(part("methods.keeping:EngineTrainer"), "create_optimizer")
     def create(original: Any, self: Any, model: Any = None) -> Any:
         made = original(self, model)
-        groups = [dict(group) for group in made.param_groups]
+        groups = [{**group, "decoupled_weight_decay": False} for group in made.param_groups]
         self.optimizer = torch.optim.Adam(groups)
         return self.optimizer
 

@@ -23,7 +23,7 @@ def autocast_off() -> None:
     change_arguments(bf16=False)
 
 
-@mutant("full-bf16", caught_by="MPD753")
+@mutant("full-bf16", caught_by="MPD750")
 def master_weights_in_bf16() -> None:
     """Hold the weights themselves in bf16, where small steps are rounded away."""
 
@@ -34,7 +34,7 @@ def master_weights_in_bf16() -> None:
         return original(path, torch.bfloat16, *more)
 
 
-@mutant("lora-bf16", caught_by="MPD753")
+@mutant("lora-bf16", caught_by="MPD750")
 def adapter_in_bf16() -> None:
     """Hold the adapter in the type of its base."""
 

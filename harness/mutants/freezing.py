@@ -59,7 +59,7 @@ def adapter_partly_frozen() -> None:
         return adapted
 
 
-@mutant("full", "full-streaming", caught_by="MPD703")
+@mutant("full", "full-streaming", caught_by="MPD726")
 def full_partly_frozen() -> None:
     """Train all weights but the embeddings and the norms, and say nothing of it."""
 
@@ -128,7 +128,7 @@ def adapter_started_anew() -> None:
         return part("adapters.attach").attach_adapter(model, config)
 
 
-@mutant("rm", caught_by="MPD703")
+@mutant("rm", caught_by="MPD726")
 def reward_head_frozen() -> None:
     """Freeze the score head along with the base, so that scores stay random (FM63)."""
 

@@ -61,7 +61,7 @@ def clipped_norm_logged() -> None:
     _change_log(clip)
 
 
-@mutant("lora-tensorboard", caught_by="MPD720 MPD712")
+@mutant("lora-tensorboard", caught_by="MPD719")
 def tensorboard_left_out() -> None:
     """Accept `--report-to` and write for nobody."""
     from harness.mutants.form import change_arguments
@@ -69,7 +69,7 @@ def tensorboard_left_out() -> None:
     change_arguments(report_to=[])
 
 
-@mutant("lora-tensorboard", caught_by="MPD720")
+@mutant("lora-tensorboard", caught_by="MPD719")
 def tensorboard_wrong() -> None:
     """Write other losses for TensorBoard than into the step log."""
     transformers: Any = __import__("transformers.integrations", fromlist=["TensorBoardCallback"])

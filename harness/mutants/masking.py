@@ -58,7 +58,7 @@ def last_turn_only() -> None:
         return [x and i >= stops[-1] for i, x in enumerate(on)]
 
 
-@mutant("lora", caught_by="MPD706")
+@mutant("lora", caught_by="MPD722")
 def padding_trained() -> None:
     """Label padding with the pad id instead of -100: most targets are then padding (FM40)."""
 

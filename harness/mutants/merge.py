@@ -65,7 +65,7 @@ def merge_rounded_on_the_way() -> None:
         return original(block.bfloat16().to(block.dtype), *words)
 
 
-@mutant("lora-merge-fp16", caught_by="MPD729")
+@mutant("lora-merge", caught_by="MPD729")
 def merge_rounded_twice() -> None:
     """Round the change to bf16 before it is added and rounded again.
 

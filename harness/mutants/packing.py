@@ -23,7 +23,7 @@ def packing_leaks() -> None:
         return original(*words, document_lengths=whole, **named)
 
 
-@mutant("lora-packing", caught_by="MPD722")
+@mutant("lora-packing", caught_by="MPD722 MPD725")
 def positions_run_on() -> None:
     """Number the tokens of a packed row from its beginning and not from each document's.
 
@@ -53,7 +53,7 @@ def end_lost_at_the_seam() -> None:
         return original(cut)
 
 
-@mutant("lora-packing", caught_by="MPD706 MPD725")
+@mutant("lora-packing-epochs", caught_by="MPD720 MPD725")
 def samples_dropped_by_packing() -> None:
     """Leave out what does not fill a row (`drop_remainder`)."""
 
@@ -62,7 +62,7 @@ def samples_dropped_by_packing() -> None:
         return original(*words, **named)[:-1]
 
 
-@mutant("lora-packing-all-tokens", caught_by="MPD706")
+@mutant("lora-packing-all-tokens", caught_by="MPD722")
 def seam_trained() -> None:
     """Train the first token of each document as the successor of the document before."""
 

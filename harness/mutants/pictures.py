@@ -15,7 +15,7 @@ def _change_batch(change: Any) -> None:
         return batch
 
 
-@mutant("multimodal", caught_by="MPD706 MPD722")
+@mutant("multimodal", caught_by="MPD725")
 def pictures_dropped() -> None:
     """Show an empty picture for every real one."""
 
@@ -25,7 +25,7 @@ def pictures_dropped() -> None:
     _change_batch(blank)
 
 
-@mutant("multimodal", caught_by="MPD706 MPD722")
+@mutant("multimodal", caught_by="MPD725")
 def pictures_swapped() -> None:
     """Show every conversation the picture of its neighbour in the batch."""
 
@@ -48,7 +48,7 @@ def picture_tokens_trained() -> None:
     change_rows(train)
 
 
-@mutant("multimodal", caught_by="MPD703 MPD712")
+@mutant("multimodal", caught_by="MPD726")
 def vision_tower_adapted() -> None:
     """Adapt the part that sees as well, which was to stay frozen."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,7 @@ def reference_moves() -> None:
 
     @replaces(part("methods.preference"), "reference_for")
     def reference(_: Any, parts: Any) -> Any:
-        return parts.model if not parts.config.trains_adapter else None
+        return None if parts.config.trains_adapter else copy.copy(parts.model)
 
 
 @mutant("dpo-continued", caught_by="MPD722")
@@ -101,17 +102,6 @@ def answers_without_end() -> None:
     change_rows(cut)
 
 
-@mutant("kto", caught_by="MPD722")
-def own_answer_for_the_distance() -> None:
-    """Estimate the distance on each row's own answer instead of another row's."""
-
-    @replaces(part("methods.preference:ReadyRowsKTOTrainer"), "_prepare_dataset")
-    def prepare(original: Any, self: Any, *words: Any) -> Any:
-        made = original(self, *words)
-        rows = [{**row, "KL_completion_ids": row["completion_ids"]} for row in made.to_list()]
-        return type(made).from_list(rows)
-
-
 @mutant("rm", caught_by="MPD706 MPD722")
 def scored_before_the_end() -> None:
     """Read the score at the last word and not at EOS."""
@@ -144,7 +134,7 @@ def judgements_flipped() -> None:
     change_rows(flip)
 
 
-@mutant("rm", caught_by="MPD707")
+@mutant("rm", caught_by="MPD407 MPD707")
 def score_head_not_saved() -> None:
     """Save the adapter without the score head that was trained with it (FM63)."""
     from harness.mutants.form import change_saved_adapter

@@ -34,7 +34,7 @@ def int4_block_ignored() -> None:
         return original(*words, block_size=32, **named)
 
 
-@mutant("qlora-merge", caught_by="MPD722 MPD751")
+@mutant("qlora-merge", caught_by="MPD722")
 def int4_scales_misplaced() -> None:
     """Give every row the scales of the row before it, in training and afterwards.
 
@@ -43,7 +43,7 @@ def int4_scales_misplaced() -> None:
     _change_int4(lambda packed: packed._replace(scales=packed.scales.roll(1, 0)))
 
 
-@mutant("qlora-merge", caught_by="MPD722 MPD751")
+@mutant("qlora-merge", caught_by="MPD722")
 def int4_off_by_one_level() -> None:
     """Read every level one too high, in training and afterwards: offset 7 for 8."""
     for name in (*_INT4_USERS,):
@@ -60,7 +60,7 @@ def int4_off_by_one_level() -> None:
         return 0.1
 
 
-@mutant("qlora-merge", caught_by="MPD722 MPD751")
+@mutant("qlora-merge", caught_by="MPD722")
 def int4_nibbles_swapped() -> None:
     """Hold the even column in the high half of a byte and read it from the low one."""
     _change_int4(
@@ -68,7 +68,7 @@ def int4_nibbles_swapped() -> None:
     )
 
 
-@mutant("qlora", caught_by="MPD712 MPD722 MPD751")
+@mutant("qlora", caught_by="MPD712 MPD722")
 def qlora_not_quantised() -> None:
     """Accept QLoRA and leave the base as it is: what is measured is LoRA."""
 
@@ -91,7 +91,7 @@ def gptq_is_rounding() -> None:
         self.run_nearest()
 
 
-@mutant("gptq", caught_by="MPD755")
+@mutant("gptq", caught_by="MPD751")
 def gptq_zero_point_of_another_version() -> None:
     """Store zero points as they are where the declared format stores one less (FM47).
 
@@ -117,7 +117,7 @@ def gptq_zero_point_of_another_version() -> None:
                 return weight.T.to(dtype).contiguous()
 
 
-@mutant("gptq", caught_by="MPD752")
+@mutant("gptq", caught_by="MPD712")
 def gptq_calibrated_on_one_sample() -> None:
     """Accept `--calibration-samples` and calibrate on the first sample alone."""
 

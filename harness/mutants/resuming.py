@@ -58,7 +58,7 @@ def data_begins_anew() -> None:
         original(self, *words, **named)
 
 
-@mutant("full-fp16-resumed", caught_by="MPD727")
+@mutant("ipo-fp16-resumed", caught_by="MPD727")
 def scaler_lost() -> None:
     """Go on with the first loss scale."""
 

@@ -150,8 +150,8 @@ def template_replaced() -> None:
     plain = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
 
     @replaces(part("engine"), "staging")
-    def staging(original: Any, output: Any) -> Any:
-        return _replacing_template(original(output), plain)
+    def staging(original: Any, *words: Any, **named: Any) -> Any:
+        return _replacing_template(original(*words, **named), plain)
 
 
 def _replacing_template(inner: Any, template: str) -> Any:

@@ -49,7 +49,7 @@ def dora_ignored() -> None:
     _change_form(use_dora=False)
 
 
-@mutant("lora-dora-merge", caught_by="MPD702 MPD703")
+@mutant("lora-dora-merge", caught_by="MPD726")
 def dora_magnitude_frozen() -> None:
     """Freeze the magnitude of DoRA, so that only the direction learns."""
 
@@ -62,13 +62,13 @@ def dora_magnitude_frozen() -> None:
         return adapted
 
 
-@mutant("lora-dora-merge", caught_by="MPD707")
+@mutant("lora-dora", caught_by="MPD707")
 def dora_magnitude_not_saved() -> None:
     """Save a DoRA adapter without its magnitudes."""
     change_saved_adapter(lambda name, x: None if "magnitude" in name else (name, x))
 
 
-@mutant("lora-dropout", "dpo-dropout", caught_by="MPD750")
+@mutant("lora-dropout", "dpo-dropout", caught_by="MPD712")
 def dropout_switched_off() -> None:
     """Set the adapter's dropout to 0 and leave the setting as it was.
 

@@ -60,13 +60,7 @@ def schedule_counts_batches() -> None:
         return loss
 
 
-@mutant("lora", caught_by="MPD725")
+@mutant("lora", caught_by="MPD753")
 def data_in_file_order() -> None:
     """Show the samples in the order of the file, epoch after epoch."""
     change_arguments(train_sampling_strategy="sequential")
-
-
-@mutant("lora", caught_by="MPD725")
-def seed_ignored() -> None:
-    """Accept `--seed` and use another."""
-    change_arguments(seed=1234, data_seed=1234)

@@ -32,6 +32,7 @@ def check(observations: Observations) -> Finding | str:
         for what, is_kept in (
             ("tokenizer vocabulary", facts.vocabulary_kept),
             ("chat template", facts.template_kept),
+            ("tokens that begin, end and pad", facts.specials_kept),
             ("EOS ids of the generation config", facts.eos_kept),
         )
         if not is_kept

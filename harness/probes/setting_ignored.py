@@ -26,6 +26,7 @@ from typing import Any
 from harness.findings import Evidence, Finding
 from harness.observations import (
     ArtefactFacts,
+    Calibration,
     LabelsSeen,
     Mechanics,
     Observations,
@@ -55,6 +56,7 @@ def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding
         *_check_mechanics(config, observations.mechanics),
         *_check_batches(config, observations.labels),
         *_check_motion(config, observations.motion),
+        *_check_calibration(config, observations.calibration),
         *_check_steps(config, observations, bool(expectation.get("stops_early"))),
         *(item for facts in observations.artefacts for item in _check_artefact(config, facts)),
     ]
@@ -87,6 +89,9 @@ def _check_mechanics(config: Mapping[str, Any], seen: Mechanics | None) -> Itera
     yield from _differ("products rounded (fp8, int8)", seen.rounding > 0, rounds)
     compiles = bool(config.get("compile"))
     yield from _differ("model compiled", seen.compiled_graphs > 0, compiles)
+    if seen.dropouts:
+        asked = [float(config.get("lora_dropout") or 0.0)]
+        yield from _differ("dropout while training", list(seen.dropouts), asked)
     if config.get("adapter"):
         yield from _differ("began with the adapter to continue", seen.starts_from_adapter, True)
 
@@ -121,6 +126,12 @@ def _check_motion(config: Mapping[str, Any], seen: ParameterMotion | None) -> It
     if config.get("zero_offload") or seen.optimizer == OFFLOADED:
         wanted = OFFLOADED if config.get("zero_offload") else "another"
         yield from _differ("optimizer", seen.optimizer, wanted)
+
+
+def _check_calibration(config: Mapping[str, Any], seen: Calibration | None) -> Iterator[Evidence]:
+    if seen is not None:
+        wanted = min(config["calibration_samples"], seen.samples)
+        yield from _differ("calibration samples", seen.passes, wanted)
 
 
 def _check_steps(

@@ -22,6 +22,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
 from mudpuppy.errors import MudpuppyError, UsageError
 from mudpuppy.preflight import preflight
+from mudpuppy.provenance import read_provenance
 
 TRAINED_FILE = "trained.json"
 """What the training phase saw, for the leader."""
@@ -86,7 +87,7 @@ class _Watch:
         if self.watcher is None:
             return {}
         self.watcher.stop()
-        names = ("motion", "labels", "mechanics", "memory")
+        names = ("motion", "labels", "mechanics", "memory", "calibration", "dataset")
         losses = ("loss_before", "loss_after", "loss_noise")
         return {name: getattr(self.watcher, name) for name in (*names, *losses)}
 
@@ -107,7 +108,7 @@ def _train(order: Order, config: TrainingConfig, samples: Any) -> None:
 
 
 def _observe(order: Order, config: TrainingConfig, samples: Any, watch: _Watch) -> Observations:
-    from harness.artefact import describe_artefact
+    from harness.artefact import describe_artefact, read_template
     from harness.required import SCORERS
     from harness.watcher import TrainingWatcher
     from harness.watching.deprecations import hearing_deprecations
@@ -147,6 +148,8 @@ def _observe(order: Order, config: TrainingConfig, samples: Any, watch: _Watch) 
         folders=tuple(sorted(p.name for p in config.output.iterdir() if p.is_dir())),
         files=list_output(config.output),
         deprecations=tuple(deprecations),
+        recorded=read_provenance(config.output) or {},
+        template=read_template(Path(base)),
         gptq_errors=tuple(
             (x["name"], x["gptq_error"], x["rtn_error"]) for x in layers if "gptq_error" in x
         ),

@@ -157,8 +157,8 @@ def compare_settings(
                     )
                 )
                 break
-        if tuple(group["betas"]) != BETAS or group["eps"] != EPSILON:
-            seen = [*group["betas"], group["eps"]]
+        seen = [*(group["betas"] or ()), group["eps"]]
+        if seen != [*BETAS, EPSILON]:
             what = "AdamW's betas and epsilon"
             found.append(Deviation(what=what, step=step, expected=[*BETAS, EPSILON], found=seen))
     return found

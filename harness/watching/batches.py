@@ -25,6 +25,8 @@ PAIRED = ("dpo", "ipo", "orpo", "rm")
 ENDLESS = ("grpo", "prm")
 """Methods that neither teach nor score the end: answers are generated, steps end in newlines."""
 CHECKPOINTS = "checkpoint-*"
+MIN_ORDER = 6
+"""Sequences from which an order is no accident: one in 720."""
 
 
 class BatchWatcher:
@@ -38,6 +40,8 @@ class BatchWatcher:
         tokenizer: Any,
         eos_ids: frozenset[int],
         output: Path,
+        *,
+        batch_size: int,
     ) -> None:
         """Start to listen.
 
@@ -48,6 +52,7 @@ class BatchWatcher:
             tokenizer: to show what was trained.
             eos_ids: ids that end a turn.
             output: the run's folder, where checkpoints come and go.
+            batch_size: rows of a batch; packed ones hold more documents.
         """
         self._model = model
         self._method = method
@@ -55,6 +60,8 @@ class BatchWatcher:
         self._tokenizer = tokenizer
         self._eos_ids = eos_ids
         self._output = output
+        self._batch_size = batch_size
+        self._order: list[tuple[int, ...]] = []
         self._counts = dict.fromkeys(("rows", "tokens", "trained", "eos", "off"), 0)
         self._example = ""
         self._given: Mapping[str, Any] = {}
@@ -94,7 +101,15 @@ class BatchWatcher:
             rows_overused=sum(n > passes * self._times(ids) for ids, n in self._trained.items()),
             checkpoints=tuple(sorted(self._checkpoints)),
             workers=self._workers,
+            in_file_order=self._in_file_order(),
         )
+
+    def _in_file_order(self) -> bool:
+        """Return whether the first sequences came just as the dataset has them."""
+        if self._truth is None or self._packed or len(self._order) < MIN_ORDER:
+            return False
+        filed = [ids for _, ids, _ in self._truth.expected]
+        return self._order[: len(filed)] == filed[: len(self._order)]
 
     def _times(self, ids: tuple[int, ...]) -> int:
         """Return how often the dataset holds a sequence, whatever its targets."""
@@ -125,7 +140,7 @@ class BatchWatcher:
         if not torch.is_grad_enabled() or batch.get("input_ids") is None:
             return
         self._batches += 1
-        self._packed += batch.get("document_lengths") is not None
+        self._packed += len(batch.get("document_lengths") or ()) > self._batch_size
         self._widest = max(self._widest, batch["input_ids"].numel())
         for key in self._sequences(batch, self._method):
             self._count(key)
@@ -161,8 +176,10 @@ class BatchWatcher:
         self._counts["rows"] += 1
         self._counts["tokens"] += len(ids)
         self._counts["trained"] += sum(target != IGNORED for target in targets)
-        self._counts["eos"] += self._ends(ids, targets)
+        is_cut = self._truth is not None and self._truth.cuts(key)
+        self._counts["eos"] += is_cut or self._ends(ids, targets)
         self._trained[ids] += self._method != "grpo"
+        self._order.append(ids)
         if self._truth is None or self._is_true(key):
             return
         self._counts["off"] += 1

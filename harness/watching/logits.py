@@ -121,7 +121,8 @@ def read_reference(path: Path, kind: str = PLAIN) -> tuple[list[dict[str, Array]
             place, _, field = name.partition(".")
             if field:
                 rows[int(place[2:])][field] = stored[name]
-        return rows, [stored[f"{kind}{i}"] for i in range(num)]
+        kept = kind if f"{kind}0" in stored.files else PLAIN  # nothing rounded that should have
+        return rows, [stored[f"{kept}{i}"] for i in range(num)]
 
 
 def max_difference(left: Sequence[Array], right: Sequence[Array]) -> float:

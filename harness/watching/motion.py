@@ -30,6 +30,9 @@ class MotionWatcher:
         self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
         self._trainable -= unread_names(model)  # nothing reads them, so they must not move
         self._foreign = foreign_names(self._trainable, has_head=has_head) if trains_adapter else ()
+        self._rounded = tuple(
+            n for n, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32
+        )
         self._touched: set[str] = set()
         self.optimizer = ""
         self._names: dict[int, str] = {}
@@ -49,6 +52,7 @@ class MotionWatcher:
             without_gradient=tuple(sorted(self._trainable - self._touched)),
             sharded=is_sharded(model),
             optimizer=self.optimizer,
+            rounded=self._rounded,
         )
 
     def _see_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -10,8 +10,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from harness.observations import DatasetHeld
 
 Key = tuple[str, tuple[int, ...], tuple[int, ...]]
 """Part that a sequence plays (better, worse, ...), its ids, and its targets (-100: none)."""
@@ -29,6 +32,26 @@ class Truth:
     def holds(self, key: Key) -> bool:
         """Return whether the dataset has this very sequence."""
         return key in self.expected
+
+    def cuts(self, key: Key) -> bool:
+        """Return whether the dataset has this very sequence, and it may have been cut there."""
+        return key in self.expected and len(key[1]) == self.longest
+
+    def count(self, eos_ids: frozenset[int]) -> DatasetHeld:
+        """Count sequences with something to learn, their tokens, targets and ends."""
+        learnt = {key: n for key, n in self.expected.items() if any(x != IGNORED for x in key[2])}
+        ends = {key: [x for x in key[2] if x != IGNORED][-1] in eos_ids for key in learnt}
+        return DatasetHeld(
+            samples=sum(learnt.values()),
+            tokens=sum(n * len(ids) for (_, ids, _), n in learnt.items()),
+            trained_tokens=sum(n * sum(x != IGNORED for x in key[2]) for key, n in learnt.items()),
+            samples_ending_in_eos=sum(n for key, n in learnt.items() if ends[key]),
+        )
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max((len(ids) for _, ids, _ in self.expected), default=0)
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:

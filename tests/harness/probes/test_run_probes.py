@@ -84,8 +84,22 @@ CONFIG = {
     "learning_rate": 0.3,
     "lr_scheduler": "linear",
     "gptq_group_size": 32,
+    "calibration_samples": 16,
+}
+PACKED = PackedLayer(name="layer.0", error=1.0, rounding_error=3.0, bias=0.01)
+TEMPLATE = "{{ messages }}"
+DATASET = DatasetHeld(samples=8, tokens=80, trained_tokens=40, samples_ending_in_eos=8)
+RECORD = {
+    "run": {"steps": 3, "first_loss": 2.0, "final_loss": 1.0},
+    "trainable": {"count": MOTION.trainable},
+    "labels": asdict(DATASET),
+    "config": {**CONFIG, "output": "anywhere"},
+    "chat_template_hash": hashlib.sha256(TEMPLATE.encode()).hexdigest()[:16],
 }
 HEALTHY = Observations(
+    recorded=RECORD,
+    template=TEMPLATE,
+    dataset=DATASET,
     ending="trained",
     learning_rates=(0.3, 0.2, 0.1),
     mechanics=MECHANICS,
@@ -119,6 +133,7 @@ GPTQ = replace(
     mechanics=None,
     artefacts=(replace(FACTS, artefact="gptq", dtypes=("F16", "F32"), group_size=32),),
     labels=None,
+    recorded={**RECORD, "labels": None, "config": {**CONFIG, "method": "gptq"}},
     motion=replace(MOTION, trainable=0, frozen_moved=("layer.0.weight",)),
     expected_artefacts=("gptq",),
     comparisons=(replace(ADAPTER, artefact="gptq"),),
@@ -130,6 +145,8 @@ GPTQ = replace(
         "mudpuppy.json",
     ),
     gptq_errors=(("layer.0", 1.0, 3.0),),
+    packed=(PACKED,),
+    calibration=Calibration(passes=16, samples=32),
 )
 FILES = Files(root=".", names=("adapter_config.json", "mudpuppy.json"), weights=(), adapter=())
 PROBES = {probe.code: probe for probe in load_probes() if probe.code.startswith("MPD7")}
@@ -200,6 +217,14 @@ def stepped(**changes: Any) -> Observations:
     return replayed(steps=(replace(STEP, **changes),))
 
 
+def packed(**changes: Any) -> Observations:
+    return replace(GPTQ, packed=(replace(PACKED, **changes),))
+
+
+def recorded(**changes: Any) -> Observations:
+    return replace(HEALTHY, recorded={**RECORD, **changes})
+
+
 FAULTS = [
     ("MPD722", stepped(loss=2.1), "loss of step 1 is 2.1"),
     ("MPD722", stepped(loss=float("nan")), "loss of step 1"),
@@ -260,7 +285,21 @@ FAULTS = [
         "promised merged",
     ),
     ("MPD708", compared(effect=0.0), "logits of the untouched base"),
-    ("MPD710", replace(GPTQ, gptq_errors=(("layer.0", 4.0, 3.0),)), "1 of 1 layers are worse"),
+    ("MPD710", packed(error=4.0), "1 of 1 layers are worse"),
+    ("MPD710", packed(error=3.0), "1.00 of the error of rounding"),
+    ("MPD751", packed(bias=1.0), "by 1.00 levels"),
+    ("MPD751", packed(bias=float("nan")), "1 of 1 layers lie beside"),
+    ("MPD712", replace(GPTQ, calibration=Calibration(passes=1, samples=32)), "calibration samples"),
+    ("MPD712", computed(dropouts=(0.1,)), "dropout while training"),
+    ("MPD713", made(specials_kept=False), "tokens that begin, end and pad of the adapter"),
+    ("MPD750", moved(rounded=("a.lora_A",)), "1 of 4 trainable tensors are held in less"),
+    ("MPD752", recorded(run={"steps": 6, "first_loss": 2.0, "final_loss": 1.0}), "steps 6"),
+    ("MPD752", recorded(run={"steps": 3, "first_loss": 2.0, "final_loss": 0.5}), "final loss 0.5"),
+    ("MPD752", recorded(trainable={"count": 3}), "trained tensors 3"),
+    ("MPD752", recorded(labels={**RECORD["labels"], "trained_tokens": 80}), "trained tokens 80"),
+    ("MPD752", recorded(config={**CONFIG, "learning_rate": None}), "the setting learning_rate"),
+    ("MPD752", recorded(chat_template_hash="0" * 16), "hash of the chat template"),
+    ("MPD753", taught(in_file_order=True), "in the order of the file"),
     ("MPD714", left("checkpoint-2/optimizer.pt"), "checkpoint-2/optimizer.pt belongs to no"),
     ("MPD714", left("training_args.bin"), "training_args.bin belongs to no artefact"),
     ("MPD714", left(".saving-7/model.safetensors"), ".saving-7/model.safetensors belongs to no"),

@@ -1,0 +1,140 @@
+"""Reads a GPTQ folder by the format that it declares, and measures it against its base.
+
+Nothing of the engine is used: levels, zero points and scales are unpacked here, and the inputs of
+each layer are those that the base itself computes for the rows of the calibration.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from harness.observations import Calibration, PackedLayer
+
+CALIBRATION_FILE = "calibration.npz"
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+class CalibrationWatcher:
+    """Notes every row that runs through a model."""
+
+    def __init__(self, model: Any, samples: int) -> None:
+        """Start to listen; `samples` is how many there are."""
+        self._samples = samples
+        self._rows: list[list[int]] = []
+        self._hook = model.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def _see(self, model: nn.Module, args: Any, batch: dict[str, Any]) -> None:
+        del model, args
+        self._rows += batch["input_ids"].tolist()
+
+    def conclude(self, path: Path) -> Calibration:
+        """Stop listening, keep the rows in a file, and return how many there were."""
+        self._hook.remove()
+        rows: dict[str, Any] = {str(i): np.asarray(row) for i, row in enumerate(self._rows)}
+        np.savez(path, **rows)
+        return Calibration(passes=len(self._rows), samples=self._samples)
+
+
+@torch.no_grad()
+def measure_packed(folder: Path, base: Path, calibration: Path) -> tuple[PackedLayer, ...]:
+    """Compare every packed layer with the base's weight.
+
+    Args:
+        folder: the GPTQ folder.
+        base: folder of the model that was quantised.
+        calibration: the rows that `CalibrationWatcher` kept.
+    """
+    with np.load(calibration) as stored:
+        rows = [torch.tensor(stored[name])[None] for name in stored.files]
+    bits, stored_less = _read_format(folder)
+    packed = _read_packed(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    linears = {n: m for n, m in model.named_modules() if n in packed}
+    products = _sum_products(model, linears, rows)
+    return tuple(
+        _measure(name, linear.weight, packed[name], products[name], bits, stored_less)
+        for name, linear in linears.items()
+    )
+
+
+def _read_format(folder: Path) -> tuple[int, int]:
+    """Return the width of a level, and by how much less zero points are stored than they are."""
+    settings = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    is_first = settings.get("checkpoint_format", "gptq") == "gptq"
+    return int(settings["bits"]), 1 if is_first else 0
+
+
+def _read_packed(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the parts of every packed layer, by the layer's name."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in load_file(path).items():
+            layer, _, part = name.rpartition(".")
+            if part in PARTS:
+                found.setdefault(layer, {})[part] = tensor
+    return found
+
+
+def _sum_products(
+    model: Any, linears: dict[str, nn.Module], rows: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return X^T X of the inputs of each layer, (in, in)."""
+    sums: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Any:
+        def see(_: nn.Module, args: Any) -> None:
+            inputs = args[0].flatten(0, -2).double()
+            sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + inputs.T @ inputs
+
+        return see
+
+    hooks = [linear.register_forward_pre_hook(listen(name)) for name, linear in linears.items()]
+    for row in rows:
+        model(input_ids=row, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return sums
+
+
+def _measure(
+    name: str,
+    weight: Tensor,
+    parts: dict[str, Tensor],
+    product: Tensor,
+    bits: int,
+    stored_less: int,
+) -> PackedLayer:
+    levels = torch.cat(list(_unpack(parts["qweight"], bits)), dim=1).flatten(0, 1).double()
+    zeros = torch.cat(list(_unpack(parts["qzeros"].T, bits)), dim=1).flatten(0, 1).T.double()
+    group = parts["g_idx"].long()
+    scale = parts["scales"].double()[group]
+    zero = zeros[group] + stored_less
+    exact = weight.T.double()
+    nearest = (exact / scale + zero).round().clamp(0, 2**bits - 1)
+    off = (levels - zero) - exact / scale
+    return PackedLayer(
+        name=name,
+        error=_error((levels - zero) * scale - exact, product),
+        rounding_error=_error((nearest - zero) * scale - exact, product),
+        bias=float(off.mean()),
+    )
+
+
+def _unpack(words: Tensor, bits: int) -> Iterator[Tensor]:
+    """Yield the levels in (rows, columns) words as (rows, 1, columns), the lowest bits first."""
+    for shift in range(0, 32, bits):
+        yield ((words >> shift) & (2**bits - 1)).unsqueeze(1)
+
+
+def _error(difference: Tensor, product: Tensor) -> float:
+    """Return the squared change of a layer's output, for a difference (in, out)."""
+    return float((difference * (product @ difference)).sum())
