@@ -15,10 +15,13 @@ from harness.phases import PhaseEnded, run_phase
 from harness.trials.order import CHECKPOINT, Order
 from harness.twin.asked import Asked
 from mudpuppy.config import TrainingConfig
+from mudpuppy.files import write_json_atomic
 from mudpuppy.tiny import resolve_model
 
 SECOND_RUN = "resumed"
 """Folder of the run that is killed and resumed, inside the folder of the cell."""
+STEPS_FILE = "taken.json"
+"""Steps that the resumed run took, in its folder."""
 LOGGED = ("step", "loss", "grad_norm", "learning_rate", "eval_loss")
 """Numbers of the step log that must be the same, bit for bit."""
 
@@ -84,18 +87,26 @@ def _compare_resumed(
         run_phase("resumed", lambda: _train(order, go_on, samples, kill_after=None))
     except PhaseEnded as error:
         return (Deviation(what="the resumed run", found=str(error)),)
-    return tuple(_differences(order.folder, second))
+    taken = json.loads((second / STEPS_FILE).read_text("utf-8"))
+    twice = [step for step in taken if step <= int(again.save_steps or 0)]
+    found = [Deviation(what="steps taken again", expected=[], found=twice)] if twice else []
+    return (*found, *_differences(order.folder, second))
 
 
 def _train(order: Order, config: TrainingConfig, samples: Any, *, kill_after: int | None) -> None:
     """Be a run; `kill_after` ends it by SIGKILL in the step after that one."""
+    steps: list[int] = []
 
     def report(step: Any, total: int) -> None:
         del total
+        if kill_after is None and step.loss is not None:
+            steps.append(step.step)
         if kill_after is not None and step.loss is not None and step.step > kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
     order.train(config, samples=samples, records_dir=config.output.parent, report=report)
+    if kill_after is None:
+        write_json_atomic(config.output.parent / STEPS_FILE, steps)
 
 
 def _differences(whole: Path, resumed: Path) -> list[Deviation]:
