@@ -29,7 +29,7 @@ def advantages_not_normalised() -> None:
     _change_config(scale_rewards="none")
 
 
-@mutant("grpo", caught_by="MPD722")
+@mutant("grpo-groups", caught_by="MPD722")
 def advantages_of_the_whole_batch() -> None:
     """Compare answers to different prompts with each other: the deviation is the batch's."""
     _change_config(scale_rewards="batch")
@@ -65,13 +65,7 @@ def advantages_inverted() -> None:
     _change_batch(invert)
 
 
-@mutant("grpo-beta", caught_by="MPD722")
-def distance_ignored() -> None:
-    """Accept `--beta` and compare with no reference."""
-    _change_config(beta=0.0)
-
-
-@mutant("grpo", caught_by="MPD712")
+@mutant("grpo", caught_by="MPD722")
 def too_few_answers() -> None:
     """Accept `--num-generations` and make two answers to each prompt."""
     _change_config(num_generations=2)
