@@ -1,48 +1,57 @@
-"""A step of a lifecycle takes more memory in later rounds.
+"""Memory grows with every run in one process.
 
 What it does:
-    Compares the peak memory of the process of the same step, over the rounds: the last may not lie
-    above the first by more than its noise.
+    Fits a line through the memory of a process after each of many cycles of load, train, save,
+    merge and unload, and compares the 95% interval of its slope with a stated bound. Host memory
+    and, where there is a device, the memory allocated on it.
 
 Why it is bad:
-    A model that grows in memory and not on disk: an embedding that was untied, a type that became
-    wider, a tensor that is held twice. After enough rounds the machine is too small (FM18).
+    A server that trains adapters one after the other, a notebook, or a sweep ends when the memory
+    does, hours in; something still holds the models that are gone.
 
 Example:
-    bf16 that comes back as fp32 from every merge.
+    A list of callbacks keeps a reference to each trainer: 1.2 MB a cycle on a model of 1 MB.
 
 What to do:
-    `mud-puppy estimate` on the base of the first and of the last round tells which part has grown.
+    Look for what outlives `train()`: a module-level list or cache, a hook that was not removed, a
+    registered function. `gc.get_referrers` of an old model names its holder.
 """
 
 from __future__ import annotations
 
-from itertools import groupby
-
-from harness.facts_lifecycle import Lifecycle
+from harness.facts_trials import Growth, Soak
 from harness.findings import Evidence, Finding
-from harness.registry import probe
-
-NOISE = 0.1
-"""Share of the first round's peak that the last may lie above it."""
+from harness.registry import Missing, probe
 
 
-@probe("MPD739", modes=("FM18",))
-def check(lifecycle: Lifecycle) -> Finding | str:
-    """Fail when the last round of a step peaks above the first."""
-    measured = [one for one in lifecycle.stages if one.peak_rss_bytes is not None]
-    wrong: list[Evidence] = []
-    for step, group in groupby(sorted(measured, key=lambda s: s.step), key=lambda s: s.step):
-        first, *later = (int(one.peak_rss_bytes or 0) for one in group)
-        if later and later[-1] > first * (1 + NOISE):
-            wrong.append(
-                Evidence(what=f"peak memory of {step}, in bytes", found=later[-1], expected=first)
-            )
-    if not wrong:
-        return f"no step of {len(measured)} measured ones takes more memory in later rounds"
-    return Finding(
-        message=f"{wrong[0].what}: {wrong[0].found}, {wrong[0].expected} in the first round",
-        evidence=tuple(wrong),
-        cause="the model of a later round is larger in memory than the first one",
-        remedy="mud-puppy estimate on the bases of both rounds",
+@probe("MPD740", modes=())
+def check(soak: Soak) -> Finding | str:
+    """Fail when the slope of a memory lies above its bound, beyond the noise."""
+    memories = [one for one in soak.growths if one.quantity.endswith("memory")]
+    growing = [one for one in memories if one.low > one.bound]
+    if growing:
+        return Finding(
+            message="; ".join(f"{one.quantity} grows by {_interval(one)}" for one in growing),
+            evidence=tuple(
+                Evidence(
+                    what=f"slope of {one.quantity}, bytes per cycle",
+                    found=round(one.slope),
+                    expected=f"at most {one.bound:,.0f}",
+                )
+                for one in growing
+            ),
+            cause="something that outlives a run holds its model, its optimizer or its data",
+            remedy="look for module-level lists and caches, hooks and registered functions",
+        )
+    unclear = [one for one in memories if one.high > one.bound]
+    if unclear or not memories:
+        words = "; ".join(f"{one.quantity} {_interval(one)}" for one in unclear)
+        raise Missing(f"cannot be told after {soak.cycles} cycles: {words or 'not measured'}")
+    return "; ".join(f"{one.quantity} {_interval(one)}" for one in memories)
+
+
+def _interval(one: Growth) -> str:
+    return (
+        f"{one.slope:,.0f} bytes a cycle (95% interval {one.low:,.0f} to {one.high:,.0f}, "
+        f"bound {one.bound:,.0f}, {len(one.values)} cycles)"
     )
