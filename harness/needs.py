@@ -29,7 +29,7 @@ NEEDS = {
     "network": "the network (allow it with --allow network)",
     "root": "root",
     "compiler": "a C++ compiler or Triton",
-    "two-processes": "two processes, which this runner does not start",
+    "two-processes": "two GPUs, or none: a process each, or both on the CPU",
 }
 """Every need and what it asks for. The first four are those of scenario files."""
 BY_SETTING = (
@@ -62,6 +62,8 @@ class Machine:
     def _meets(self, name: str) -> bool:
         if name in ("gpu", "two-gpus"):
             return self.gpus >= (1 if name == "gpu" else 2)
+        if name == "two-processes":
+            return self.gpus != 1
         return name in self.has
 
 

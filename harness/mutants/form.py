@@ -28,7 +28,7 @@ class Mutant:
     what: str
     """What is broken and who had it so, in a sentence or two."""
     cells: tuple[str, ...]
-    """Cells of `scenarios/mutants.yaml` of which at least one must catch it."""
+    """Cells of `scenarios/mutants.yaml` that must catch it, each of them."""
     caught_by: tuple[str, ...]
     """Codes of the probes meant for it, one of which must have found it; for a rejection, the
     names of the outcomes instead."""
