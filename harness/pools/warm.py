@@ -29,6 +29,8 @@ from harness.results import WorkerExit
 from harness.zygote import MARK_ROOM
 from mudpuppy.errors import MudpuppyError
 
+READY_S = 300.0
+"""Seconds that the imports of a zygote may take."""
 END_S = 10.0
 """Seconds that a killed process may take to end before it is called lost."""
 TAIL_BYTES = 8192
@@ -114,12 +116,15 @@ class WarmPool:
     def wait(self, seconds: float) -> None:
         """Sleep until a worker may have ended, at most this long."""
         zygotes = [*self._zygotes.values(), *self._retired]
-        channels = [one.channel for one in zygotes if not one.ended]
+        channels = {one.channel: one for one in zygotes if not one.ended}
         self._spawned = [one for one in self._spawned if one.process.returncode is None]
         if self._spawned:
             seconds = min(seconds, POLL_S)
         if channels:
-            select.select(channels, [], [], seconds)
+            for channel in select.select(channels, [], [], seconds)[0]:
+                # Also one without jobs: unheard, a dead one would stay readable for ever.
+                with suppress(PoolError):  # the workers that wait for it raise it
+                    channels[channel].listen()
         else:
             time.sleep(seconds)
 
@@ -177,6 +182,7 @@ class Zygote:
         self.is_ready = False
         self._recipe = recipe
         self._failure = ""
+        self._born_s = time.monotonic()
         self._number = 0
         self._unread = b""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - as long-lived as the process
@@ -231,6 +237,21 @@ class Zygote:
                 self._hear(json.loads(line))
         if self._failure:
             raise PoolError(self._failure, hint="--isolation spawn starts a clean process a cell")
+
+    def require_ready_in_time(self) -> None:
+        """End the process if it has imported for too long.
+
+        Raises:
+            PoolError: it had to be ended.
+        """
+        if self.is_ready or time.monotonic() - self._born_s < READY_S:
+            return
+        self._failure = (
+            f"the zygote was not ready after {READY_S:.0f} s in {self._recipe.preload}: "
+            f"{self._read_log() or 'it has said nothing'}"
+        )
+        signal_group(self.process.pid, signal.SIGKILL)
+        self.listen()
 
     def close(self) -> None:
         """End the process; its children end with it."""
@@ -304,9 +325,11 @@ class WarmWorker:
         Raises:
             PoolError: there is no zygote that could fork it.
         """
-        if self._exit is None:
+        if self._exit is None or self._exit.lost:
             self.zygote.listen()
-        if self._exit is None and self.pid is not None:
+        if self._exit is None and self.pid is None:
+            self.zygote.require_ready_in_time()
+        elif self._exit is None and self.pid is not None:
             self._enforce_limit(self.pid)
         return self._exit
 

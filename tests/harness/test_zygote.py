@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +35,12 @@ def break_down() -> None:
 def compute_early() -> None:
     """Preload and compute, as a zygote must not."""
     threading.Thread(target=time.sleep, args=(60,), name="early", daemon=True).start()
+
+
+def hang() -> None:
+    """Preload and never come to an end."""
+    print("waiting for a licence server", flush=True)
+    time.sleep(600)
 
 
 def import_torch() -> None:
@@ -94,6 +101,7 @@ def pool() -> Iterator[WarmPool]:
     recipes = {name: Recipe(f"{HERE}:do_nothing", f"{HERE}:{name}") for name in names}
     recipes["multiply"] = Recipe(f"{HERE}:import_torch", f"{HERE}:multiply")
     recipes["broken"] = Recipe(f"{HERE}:break_down", f"{HERE}:describe_state")
+    recipes["hanging"] = Recipe(f"{HERE}:hang", f"{HERE}:describe_state")
     recipes["early"] = Recipe(f"{HERE}:compute_early", f"{HERE}:describe_state")
     made = WarmPool(recipes)
     yield made
@@ -161,6 +169,31 @@ def test_a_preload_that_fails_is_told_with_its_traceback(pool: WarmPool, tmp_pat
 def test_a_preload_that_leaves_a_thread_is_no_zygote(pool: WarmPool, tmp_path: Path):
     with pytest.raises(PoolError, match="threads run besides the first one"):
         finish(pool, make_job(tmp_path / "cell", "early"))
+
+
+def test_a_preload_that_hangs_is_ended_and_named(
+    pool: WarmPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.pools.warm.READY_S", 1.0)
+
+    with pytest.raises(PoolError) as found:
+        finish(pool, make_job(tmp_path / "cell", "hanging"))
+
+    assert f"was not ready after 1 s in {HERE}:hang: waiting for a licence" in str(found.value)
+    assert () == pool.zygote_pids()
+
+
+def test_an_idle_zygote_that_dies_is_noticed_and_costs_no_waiting(pool: WarmPool, tmp_path: Path):
+    finish(pool, make_job(tmp_path / "one", "describe_state"))
+    (pid,) = pool.zygote_pids()
+    os.kill(pid, signal.SIGKILL)
+    pool.wait(5.0)
+
+    assert () == pool.zygote_pids()
+    begin = time.monotonic()
+    pool.wait(0.2)
+    assert time.monotonic() - begin > 0.15
+    assert 7 == finish(pool, make_job(tmp_path / "two", "describe_state")).exit_code
 
 
 def test_a_process_with_a_device_open_is_not_forked(monkeypatch: pytest.MonkeyPatch):
