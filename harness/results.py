@@ -101,6 +101,8 @@ class WorkerExit:
     """What had been imported when it began: none, light or engine."""
     lost: bool = False
     """Whether it ended with the process that it was forked from, by no fault that is known."""
+    lost_because: str = ""
+    """Why it was lost, where it was for another reason."""
 
     @property
     def words(self) -> str:
@@ -108,7 +110,7 @@ class WorkerExit:
         if self.timed_out:
             return f"killed at its time limit after {self.wall_s:.1f} s"
         if self.lost:
-            return "lost with the process that it was forked from"
+            return self.lost_because or "lost with the process that it was forked from"
         if self.signal is not None:
             return f"ended by {self.signal}"
         return f"exit code {self.exit_code}"

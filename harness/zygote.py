@@ -172,12 +172,14 @@ class _Server:
     def _start(self, request: dict[str, Any]) -> None:
         """Fork a process for a job, or say why not."""
         number, parent = request["job"], os.getpid()
-        inherited = mmap.mmap(-1, 8)  # the child writes into it, whenever it comes to run
         try:
             require_clean()
+            inherited = mmap.mmap(-1, 8)  # the child writes into it, whenever it comes to run
             pid = os.fork()
         except (Unclean, OSError) as error:
-            _send(self._channel, {"event": "refused", "job": number, "reason": str(error)})
+            # What is not fit to be forked never will be; a machine without room may have some soon.
+            event = "refused" if isinstance(error, Unclean) else "unforked"
+            _send(self._channel, {"event": event, "job": number, "reason": str(error)})
             return
         if pid == 0:
             inherited[:] = _resident_bytes().to_bytes(8, "little")

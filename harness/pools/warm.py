@@ -273,6 +273,8 @@ class Zygote:
         elif event == "refused":
             self._failure = f"the zygote that {self._recipe.preload} loads is not fit to be forked"
             self._failure += f": {message['reason']}"
+        elif event == "unforked":
+            self.jobs.pop(message["job"]).lose(f"could not be forked: {message['reason']}")
         elif event == "started":
             self.jobs[message["job"]].begin(message)
         elif event == "ended":
@@ -368,8 +370,8 @@ class WarmWorker:
             preload=self.zygote.level,
         )
 
-    def lose(self) -> None:
-        """Note that it ended with its zygote, or that nobody knows whether it did."""
+    def lose(self, reason: str = "") -> None:
+        """Note that it never was, or ended with its zygote, or that nobody knows whether it did."""
         self._exit = WorkerExit(
             exit_code=None,
             wall_s=round(time.monotonic() - self.started_s, 3),
@@ -377,6 +379,7 @@ class WarmWorker:
             killed_leftovers=kill_marked(self.job.folder, group=self.pid),
             preload=self.zygote.level,
             lost=True,
+            lost_because=reason,
         )
 
     def _enforce_limit(self, pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -39,8 +40,18 @@ def compute_early() -> None:
 
 def hang() -> None:
     """Preload and never come to an end."""
-    print("waiting for a licence server", flush=True)
     time.sleep(600)
+
+
+def have_no_room() -> None:
+    """Preload, and let the first fork fail as on a machine without room for a process."""
+    fork = os.fork
+
+    def fail() -> int:
+        os.fork = fork
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    os.fork = fail
 
 
 def import_torch() -> None:
@@ -102,6 +113,7 @@ def pool() -> Iterator[WarmPool]:
     recipes["multiply"] = Recipe(f"{HERE}:import_torch", f"{HERE}:multiply")
     recipes["broken"] = Recipe(f"{HERE}:break_down", f"{HERE}:describe_state")
     recipes["hanging"] = Recipe(f"{HERE}:hang", f"{HERE}:describe_state")
+    recipes["poor"] = Recipe(f"{HERE}:have_no_room", f"{HERE}:describe_state")
     recipes["early"] = Recipe(f"{HERE}:compute_early", f"{HERE}:describe_state")
     made = WarmPool(recipes)
     yield made
@@ -179,7 +191,7 @@ def test_a_preload_that_hangs_is_ended_and_named(
     with pytest.raises(PoolError) as found:
         finish(pool, make_job(tmp_path / "cell", "hanging"))
 
-    assert f"was not ready after 1 s in {HERE}:hang: waiting for a licence" in str(found.value)
+    assert f"was not ready after 1 s in {HERE}:hang" in str(found.value)
     assert () == pool.zygote_pids()
 
 
@@ -194,6 +206,16 @@ def test_an_idle_zygote_that_dies_is_noticed_and_costs_no_waiting(pool: WarmPool
     pool.wait(0.2)
     assert time.monotonic() - begin > 0.15
     assert 7 == finish(pool, make_job(tmp_path / "two", "describe_state")).exit_code
+
+
+def test_a_fork_for_which_there_is_no_room_costs_one_job(pool: WarmPool, tmp_path: Path):
+    lost = finish(pool, make_job(tmp_path / "one", "poor"))
+    pids = pool.zygote_pids()
+
+    assert lost.lost
+    assert "could not be forked: [Errno 11] Resource temporarily unavailable" == lost.words
+    assert 7 == finish(pool, make_job(tmp_path / "two", "poor")).exit_code
+    assert pids == pool.zygote_pids()
 
 
 def test_a_process_with_a_device_open_is_not_forked(monkeypatch: pytest.MonkeyPatch):
