@@ -202,6 +202,7 @@ class _Loop:
         self._queue = queue
         self._code = CodeWatch(options.environment)
         self._running: list[Execution] = []
+        self._ended: list[tuple[Execution, WorkerExit, str]] = []
         self._last_attempt: dict[str, int] = {}
         self._times: dict[str, list[CellResult]] = defaultdict(list)
 
@@ -210,21 +211,26 @@ class _Loop:
         while self._queue or self._running:
             yield from self._fill()
             # The free places are taken before anybody is judged: judging takes a while.
-            ended = list(self._take_ended())
-            yield from self._fill() if ended else ()
-            for one, worker_exit, trouble in ended:
-                result = self._conclude(one, worker_exit, trouble)
+            self._ended.extend(self._take_ended())
+            yield from self._fill() if self._ended else ()
+            if not self._ended and self._running:
+                self._options.pool.wait(WAIT_S)
+            has_failed = False
+            while self._ended:  # all of them, also after a failure: their results are there
+                result = self._conclude(*self._ended[0])
+                del self._ended[0]
                 if result is None:
                     continue
+                has_failed |= result.status in (Status.FAILED, Status.CRASHED)
                 self._on_event(Finished(result))
                 yield result
-                if self._plan.fail_fast and result.status in (Status.FAILED, Status.CRASHED):
-                    return
-            if self._running and not ended:
-                self._options.pool.wait(WAIT_S)
+            if has_failed and self._plan.fail_fast:
+                return
 
     def stop(self) -> None:
-        """End what still runs."""
+        """End what still runs, and remove what was not concluded."""
+        for one, _, _ in self._ended:
+            drop_scratch(one.folder)
         for one in self._running:
             one.worker.kill()
             drop_scratch(one.folder)
@@ -262,7 +268,9 @@ class _Loop:
                 continue
             self._running.remove(one)
             trouble = self._plan.gpus.give_back(one.devices) if self._plan.gpus else ""
-            if not worker_exit.lost or not self._queue.lose(one.cell):
+            if worker_exit.lost and self._queue.lose(one.cell):
+                drop_scratch(one.folder)
+            else:
                 yield one, worker_exit, trouble
 
     def _conclude(self, one: Execution, worker_exit: WorkerExit, trouble: str) -> CellResult | None:

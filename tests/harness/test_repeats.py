@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
+from harness.cell_folder import SCRATCH_FILE
 from harness.execution import Plan
+from harness.pools.spawn import SpawnPool
 from harness.queue import CellQueue
 from harness.results import CellResult, MatrixResult, Outcome, Status, read_result
 from harness.runner import run_matrix
 from tests.harness import fake_worker
-from tests.harness.test_runner import starts
+from tests.harness.test_runner import starts, wait_until
 
 
 def run(run_dir: Path, *names: str, jobs: int = 1, **plan: Any) -> MatrixResult:
@@ -76,6 +79,22 @@ def test_the_first_failure_ends_the_run_and_the_rest_is_gone_on_with(tmp_path: P
     assert 1 == first.exit_code
     assert ("pass-a", "fail-b") == second.kept
     assert ["passed", "failed", "passed", "passed"] == [str(c.outcome) for c in second.cells]
+
+
+def test_what_ended_together_with_the_first_failure_has_its_result_too(tmp_path: Path):
+    class BothAtOnce(SpawnPool):
+        def wait(self, seconds: float) -> None:
+            wait_until(lambda: len(list(tmp_path.glob("*/observations.json"))) == 2)
+            time.sleep(0.5)
+
+    cells = fake_worker.make_cells("fail-a", "pass-b", "pass-c")
+    matrix = run_matrix(
+        cells, tmp_path, judge=fake_worker.judge, jobs=2,
+        pool=BothAtOnce(fake_worker.COMMAND), plan=Plan(fail_fast=True),
+    )  # fmt: skip
+
+    assert ["failed", "passed", "not-run"] == [str(one.outcome) for one in matrix.cells]
+    assert [] == list(tmp_path.glob(f"*/{SCRATCH_FILE}"))
 
 
 def test_unknown_cells_go_first_and_then_the_longest(tmp_path: Path):
