@@ -2,7 +2,8 @@
 
 Knows neither hosts nor transport: a driver tells it what it hears and when. A host that is not
 heard of loses its leases, and its cells are given out again with a higher attempt; a result of a
-lost lease that comes in late is refused. A cell that has taken several hosts down is parked.
+lost lease that comes in late is refused. A cell that was lost is a suspect: a host gets it when
+nothing else waits, and alone, so that a second loss can be laid to its charge; then it is parked.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from harness.matrix import Cell
+from harness.queue import MAX_LOSSES
 
 LEASE_S = 60.0
 """Seconds without a word from a host after which its cells are given to others."""
-MOST_LOSSES = 2
-"""Hosts that a cell may take down before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Leases:
     lease_s: float = LEASE_S
     """Seconds without a word after which a host has lost its leases."""
     _waiting: deque[tuple[Cell, int]] = field(default_factory=deque)
+    _suspects: deque[tuple[Cell, int]] = field(default_factory=deque)
     _held: dict[str, Lease] = field(default_factory=dict)
     _heard: dict[str, float] = field(default_factory=dict)
     _parked: list[Lease] = field(default_factory=list)
@@ -49,22 +50,32 @@ class Leases:
     @property
     def is_done(self) -> bool:
         """Whether no cell waits and none is held."""
-        return not self._waiting and not self._held
+        return not self._waiting and not self._suspects and not self._held
 
     def held_by(self, host: str) -> int:
         """Return how many cells a host has."""
         return sum(lease.host == host for lease in self._held.values())
 
     def take(self, host: str, number: int, now_s: float) -> list[Lease]:
-        """Give up to `number` cells to a host, and take that for a word from it."""
+        """Give up to `number` cells to a host, and take that for a word from it.
+
+        A host that holds a suspect gets nothing more, and one that holds anything gets no suspect.
+        """
         self.hear(host, now_s)
+        held = [lease for lease in self._held.values() if lease.host == host]
+        if any(lease.attempt > 1 for lease in held):
+            return []
         given: list[Lease] = []
         while self._waiting and len(given) < number:
-            cell, attempt = self._waiting.popleft()
-            lease = Lease(cell, attempt, host)
-            self._held[cell.cell_id] = lease
-            given.append(lease)
+            given.append(self._give(host, *self._waiting.popleft()))
+        if self._suspects and number > 0 and not held and not given:
+            given.append(self._give(host, *self._suspects.popleft()))
         return given
+
+    def _give(self, host: str, cell: Cell, attempt: int) -> Lease:
+        lease = Lease(cell, attempt, host)
+        self._held[cell.cell_id] = lease
+        return lease
 
     def hear(self, host: str, now_s: float) -> None:
         """Note that a host has said something."""
@@ -86,16 +97,16 @@ class Leases:
         return silent
 
     def lose(self, host: str) -> None:
-        """Take the leases of a host away: its cells wait again, or are parked."""
+        """Take the leases of a host away: its cells wait again, as suspects, or are parked."""
         self._heard.pop(host, None)
         for cell_id, lease in list(self._held.items()):
             if lease.host != host:
                 continue
             del self._held[cell_id]
-            if lease.attempt >= MOST_LOSSES:
+            if lease.attempt >= MAX_LOSSES:
                 self._parked.append(lease)
             else:
-                self._waiting.appendleft((lease.cell, lease.attempt + 1))
+                self._suspects.append((lease.cell, lease.attempt + 1))
 
     def parked(self) -> list[Lease]:
         """Return, once, the leases of cells that are given up."""

@@ -38,6 +38,8 @@ EXCHANGE_S = 0.5
 """Seconds that an agent waits for news before it answers."""
 KNOCK_S = 10.0
 """Seconds in which a cluster must answer."""
+LAST_LINES = 20
+"""Lines of an agent that are kept to say why it ended."""
 LOOK_S = 5.0
 """Seconds between two looks for hosts that came or went."""
 HINT = "pip install 'mudpuppy[ray]'"
@@ -331,13 +333,13 @@ class AgentProcess:
             if line.startswith("{"):
                 self._news.put(line)
             else:
-                self._said = (*self._said, line.strip())
+                self._said = (*self._said, line.strip())[-LAST_LINES:]
         self._news.put("")
 
 
 def _lost(lease: Lease) -> CellResult:
     """Return the result of a cell that is given up."""
-    why = f"{lease.attempt} hosts were lost while they ran it"
+    why = f"{lease.attempt} hosts were lost while they ran it, the last while it ran alone"
     outcome = Outcome.LOST
     return CellResult(
         **lease.cell.identity(),

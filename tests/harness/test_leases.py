@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.pools.leases import MOST_LOSSES, Leases
+from harness.pools.leases import Leases
+from harness.queue import MAX_LOSSES
 from tests.harness.fake_worker import make_cells
 
 HOSTS = ("one", "two", "three")
@@ -32,7 +33,10 @@ def test_every_cell_has_one_result_that_counts_or_is_parked_once(number, steps):
         nonlocal now
         now += 1
         if step == "take":
-            given_out.extend(book.take(host, which, now))
+            before, taken = book.held_by(host), book.take(host, which, now)
+            if any(lease.attempt > 1 for lease in taken):  # a suspect is alone
+                assert (0, 1, 1) == (before, len(taken), book.held_by(host))
+            given_out.extend(taken)
         elif step in ("finish", "late") and given_out:
             lease = given_out[which % len(given_out)]
             ends[lease.cell.cell_id] += book.finish(lease.host, lease.cell.cell_id, lease.attempt)
@@ -79,11 +83,39 @@ def test_a_host_that_is_silent_loses_what_it_has_and_one_that_speaks_does_not():
     assert (0, 1) == (book.held_by("silent"), book.held_by("speaking"))
 
 
+def test_what_was_lost_beside_a_culprit_is_given_out_alone_and_not_parked():
+    cells = make_cells("pass-a", "culprit", "pass-b", "pass-c")
+    book = Leases()
+    book.add(cells[:3])
+    book.take("one", 3, 0.0)
+    book.lose("one")
+    book.add(cells[3:])
+    parked, passed = [], []
+
+    for number in range(10):
+        host = f"host{number}"
+        leases = book.take(host, 3, 1.0)
+        assert len(leases) <= 1
+        if leases:
+            assert [] == book.take(host, 3, 1.0) or 1 == leases[0].attempt
+        for lease in leases:
+            if lease.cell.name == "culprit":
+                book.lose(host)
+            else:
+                assert book.finish(host, lease.cell.cell_id, lease.attempt)
+                passed.append(lease.cell.name)
+        parked += [lease.cell.name for lease in book.parked()]
+
+    assert ["pass-c", "pass-a", "pass-b"] == passed
+    assert ["culprit"] == parked
+    assert book.is_done
+
+
 def test_a_cell_that_takes_hosts_down_is_given_up():
     (cell,) = make_cells("pass")
     book = Leases()
     book.add([cell])
-    for number in range(MOST_LOSSES):
+    for number in range(MAX_LOSSES):
         book.take(f"host{number}", 1, 0.0)
         book.lose(f"host{number}")
 
