@@ -35,6 +35,10 @@ class History(HistoryQueries):
     def __init__(self, path: Path = DEFAULT_PATH, *, create: bool = False) -> None:
         super().__init__(path, open_history(path, create=create))
 
+    def wait_at_most(self, seconds: float) -> None:
+        """Set how long a statement waits for another writer before it fails."""
+        self._connection.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+
     def begin_run(self, run: RunRow, environment: dict[str, Any]) -> int:
         """Note a run, or that it goes on, and return its key; its end is forgotten.
 

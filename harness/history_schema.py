@@ -19,7 +19,9 @@ from mudpuppy.errors import MudpuppyError, UsageError
 APPLICATION_ID = 0x6D756470
 """Number in the header that says whose file it is; the letters are `mudp`."""
 BUSY_S = 30.0
-"""Seconds to wait for another writer."""
+"""Seconds to wait for another writer before a run and after it."""
+WRITE_S = 2.0
+"""Seconds to wait for another writer while a run goes on, whose time limits wait as well."""
 
 Migration = tuple[str, ...]
 """Statements that lead from one version to the next."""
@@ -171,10 +173,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # some errors have ended it by themselves
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 @contextmanager

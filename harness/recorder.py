@@ -22,7 +22,7 @@ from typing import Any
 from harness.environment import DECISIVE
 from harness.history import History
 from harness.history_rows import RunRow
-from harness.history_schema import explained
+from harness.history_schema import BUSY_S, WRITE_S, explained
 from harness.results import RESULT_FILE, CellResult, ResultError, read_result
 from mudpuppy.files import write_json_atomic
 
@@ -101,6 +101,7 @@ class Recorder:
         Raises:
             MudpuppyError: the history cannot be read or written.
         """
+        self.history.wait_at_most(BUSY_S)
         self._folder = run_dir
         self._file = _read_run_file(run_dir)
         if self._file is None:
@@ -144,6 +145,7 @@ class Recorder:
         with explained(self.history.path):
             self._key = self.history.begin_run(row, dict(start.environment))
             self.history.keep(self._key, kept)
+        self.history.wait_at_most(WRITE_S)
         return self._file.run_id
 
     def add(self, result: CellResult) -> None:
@@ -162,6 +164,7 @@ class Recorder:
 
     def finish(self, verdict: str) -> None:
         """Note that every cell of the run has a result."""
+        self.history.wait_at_most(BUSY_S)
         self._flush()
         if self._key is None or self._file is None or self.pending:
             return

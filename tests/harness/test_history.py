@@ -17,7 +17,7 @@ import pytest
 from harness import history_schema
 from harness.findings import Status
 from harness.history import History
-from harness.history_schema import HistoryError
+from harness.history_schema import HistoryError, transaction
 from harness.results import Outcome, WorkerExit
 from mudpuppy.errors import MudpuppyError
 from tests.harness.history_data import add_run, make_result, make_run, new_history
@@ -81,6 +81,28 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
         assert history.results_in(key) == ()
         assert history.query("SELECT * FROM cells") == []
+
+
+def test_a_commit_that_fails_leaves_no_transaction_open() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("CREATE TABLE one (k INTEGER PRIMARY KEY)")
+    connection.execute("CREATE TABLE two (k REFERENCES one DEFERRABLE INITIALLY DEFERRED)")
+
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), transaction(connection):
+        connection.execute("INSERT INTO two VALUES (7)")
+
+    with transaction(connection):
+        connection.execute("INSERT INTO one VALUES (7)")
+    assert [] == connection.execute("SELECT * FROM two").fetchall()
+
+
+def test_an_error_that_ends_the_transaction_itself_is_the_one_that_is_told() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("CREATE TABLE one (k INTEGER PRIMARY KEY)")
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"), transaction(connection):
+        connection.executemany("INSERT OR ROLLBACK INTO one VALUES (?)", [(7,), (7,)])
 
 
 def test_kept_results_stand_in_the_new_run_and_are_written_once(tmp_path: Path) -> None:

@@ -220,6 +220,31 @@ def test_a_history_that_is_busy_ends_no_run_and_loses_nothing(
     assert executed(tmp_path) == [(matrix.run_id, name) for name in NAMES]
 
 
+def test_a_locked_history_holds_a_run_up_for_moments_and_is_caught_up_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.recorder.WRITE_S", 0.1)
+    other = sqlite3.connect(tmp_path / "history.sqlite", isolation_level=None)
+    seconds: list[float] = []
+    add = Recorder.add
+
+    def add_while_locked(self: Recorder, result: Any) -> None:
+        other.execute("BEGIN IMMEDIATE")
+        begin = time.monotonic()
+        add(self, result)
+        seconds.append(time.monotonic() - begin)
+        assert "locked" in self.problem
+        other.execute("ROLLBACK")
+
+    monkeypatch.setattr(Recorder, "add", add_while_locked)
+
+    matrix = run(tmp_path, *NAMES)
+    other.close()
+
+    assert max(seconds) < 2.0
+    assert executed(tmp_path) == [(matrix.run_id, name) for name in NAMES]
+
+
 def test_a_history_whose_disk_is_full_is_caught_up_with_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
