@@ -85,7 +85,10 @@ def _judge_exit(folder: Path, worker_exit: WorkerExit) -> tuple[Outcome, str]:
 def _judge_rejection(seen: Observations, code: str) -> tuple[Outcome, str]:
     """Compare what came out with a rejection by `code`, before torch, with nothing written."""
     if seen.ending != "rejected":
-        return Outcome.MISSED_REJECTION, f"should be rejected with {code}, and it {seen.ending}"
+        what = {"trained": "it trained", "refused": "it was refused without a code"}
+        found = what.get(seen.ending, f"it {seen.ending}")
+        said = f": {seen.message}" if seen.message else ""
+        return Outcome.MISSED_REJECTION, f"should be rejected with {code}, and {found}{said}"
     if code not in seen.codes:
         found = " ".join(seen.codes) or "no code"
         return Outcome.WRONG_REJECTION, f"rejected with {found} instead of {code}"

@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="WORD",
         action="append",
         default=[],
-        help="only these cells: a glob on names, an id, a number, setting=value; may be repeated",
+        help="only these cells, words as of mudpuppy-pressure run --select; may be repeated",
     )
     group.addoption("--pressure-output", metavar="DIR", help="keep the cells' folders here")
 
@@ -61,11 +61,25 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = config.getoption("--pressure-matrix")
     if wanted is None or hasattr(config, "workerinput"):  # an xdist worker is told by its master
         return
-    if not Path(wanted).is_file():
-        raise pytest.UsageError(f"--pressure-matrix {wanted}: there is no such file")
+    wanted = _find(wanted)
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args[:] = []  # the file alone, and not every test beside it
     config.args.append(str(wanted))
+
+
+def _find(word: str) -> Path:
+    """Return the scenario file that is named, by its path or as a shipped one.
+
+    Raises:
+        pytest.UsageError: there is none.
+    """
+    from mudpuppy.errors import UsageError
+    from scenarios.loader import find_scenarios
+
+    try:
+        return find_scenarios(word)
+    except UsageError as error:
+        raise pytest.UsageError(f"--pressure-matrix {word}: {error}") from None
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -73,7 +87,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     if file_path.suffix != ".yaml":
         return None
     wanted = parent.config.getoption("--pressure-matrix")
-    chosen = SEED if wanted is None else Path(wanted).resolve()
+    chosen = SEED if wanted is None else _find(wanted).resolve()
     if file_path.resolve() != chosen:
         return None
     collector: pytest.Collector = MatrixFile.from_parent(parent, path=file_path)

@@ -15,6 +15,8 @@ from harness.history_rows import BAD, LastResult
 from harness.matrix import Cell
 from mudpuppy.errors import UsageError, near_names
 
+AND = ","
+"""Joins words of which all must match; several options are alternatives."""
 LAST_WORDS = {
     "failed": "its last result was a failure or a crash",
     "crashed": "its last result was a crash, a timeout or out of memory",
@@ -68,17 +70,20 @@ def select_cells(
         UsageError: a word that matches no cell at all (with the near names), a word that needs a
             history where there is none, or nothing is left.
     """
-    groups = _ask_history(cells, (*select, *ignore), ask)
-    problems = [
-        text
-        for word in (*select, *ignore)
-        if word not in groups
-        for text in _complaints(word, cells)
+    words = (*select, *ignore)
+    parts = tuple(dict.fromkeys(part for word in words for part in word.split(AND)))
+    groups = _ask_history(cells, parts, ask)
+    problems = [text for part in parts if part not in groups for text in _complaints(part, cells)]
+    problems = problems or [
+        f"'{word}' matches no cell: each of its parts does, and no cell has all of them"
+        for word in words
+        if AND in word and not groups and not any(matches(cell, word, groups) for cell in cells)
     ]
     if problems:
         hint = (
             "a word is a glob on names, an id, a number, setting=value, or one of "
-            f"{', '.join(LAST_WORDS)}; see the list command"
+            f"{', '.join(LAST_WORDS)}, several joined by commas where all must hold; see the list "
+            "command"
         )
         raise UsageError("\n".join(problems), hint=hint)
     chosen: list[Cell] = []
@@ -109,7 +114,11 @@ def find_cell(cells: Sequence[Cell], word: str) -> Cell:
 
 
 def matches(cell: Cell, word: str, groups: Groups) -> bool:
-    """Return whether a word names a cell."""
+    """Return whether a word names a cell; of several joined by a comma, whether all do."""
+    return all(_matches(cell, part, groups) for part in word.split(AND))
+
+
+def _matches(cell: Cell, word: str, groups: Groups) -> bool:
     if word in groups:
         return cell.cell_id in groups[word]
     key, equals, value = word.partition("=")
@@ -193,6 +202,8 @@ def _complaints(word: str, cells: Sequence[Cell]) -> Iterator[str]:
         yield f"'{word}': unknown setting '{key}'{near_names(key, settings)}"
     elif equals:
         seen = sorted({text for cell in cells for text in _texts(cell, key)})
-        yield f"'{word}' matches no cell; {key} is one of: {', '.join(seen[:12])}"
+        near = near_names(word.partition("=")[2], seen)
+        more = ", ..." if len(seen) > 12 else ""
+        yield f"'{word}' matches no cell{near}; {key} is one of: {', '.join(seen[:12])}{more}"
     else:
         yield f"'{word}' matches no cell{near_names(word, [cell.name for cell in cells])}"

@@ -82,7 +82,8 @@ examples:
 
 A word of --select and --ignore is a glob on names, an id, a number, setting=value (also
 feature=packing, feature=none, expect=rejected), or asks the history for the last result: failed,
-crashed, passed, new, slow (the slowest tenth).
+crashed, passed, new, slow (the slowest tenth). Words joined by a comma must all hold; several
+options are alternatives.
 exit codes: 0 all as expected, 1 failures, 2 wrong usage, 3 something crashed, timed out or could
 not be checked, 130 interrupted (finished cells stay finished: run the same command again)
 """

@@ -174,6 +174,9 @@ def _explain(arguments: argparse.Namespace) -> int:
         f"time      at most {cell.timeout_s:g} s",
         "",
     ]
+    if cell.trial != "training":
+        options = (f"  {name}: {value}" for name, value in cell.options.items())
+        lines += [f"trial     {cell.trial}", *options, ""]
     lines += ["settings", *(f"  {key}: {value}" for key, value in cell.config.items()), ""]
     lines += ["what the rule table says", *_indent(explain_rules(cell)), ""]
     lines += ["run just this cell", f"  {shlex.join(again)}", f"  {shlex.join(item)}"]

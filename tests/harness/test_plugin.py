@@ -140,7 +140,7 @@ def test_xdist_and_junit_see_the_same_outcomes(project: pytest.Pytester) -> None
     [
         (
             ("--pressure-matrix", "none.yaml"),
-            "*--pressure-matrix none.yaml: there is no such file*",
+            "*--pressure-matrix none.yaml: there is no scenario file*",
         ),
         (("--pressure-matrix", "foreign.yaml"), "*unknown key 'not'*"),
         (
