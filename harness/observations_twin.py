@@ -30,8 +30,9 @@ class TwinStep:
     """Number of the step, from 1."""
     loss: float
     """Sum of what the trainer differentiated in this step."""
-    twin_loss: float
-    """The same, one sequence after the other, without padding and packing."""
+    twin_loss: float | None
+    """The same, one sequence after the other, without padding and packing; None where it is random
+    (dropout)."""
     logged_loss: float | None
     """What the step log says."""
     norm: float | None = None

@@ -78,10 +78,9 @@ def _of_twin(config: Mapping[str, Any]) -> Iterable[str]:
     """Yield what the twin must have answered; tensors that are sharded have none."""
     if config.get("fsdp") not in (None, "none"):
         return
-    if config.get("lora_dropout"):
-        yield from ("MPD725", "MPD726")
-        return
-    yield from (*TWINNED, *COMPARED)
+    yield from TWINNED
+    if not config.get("lora_dropout"):
+        yield from COMPARED
     if config.get("merge_lora"):
         yield "MPD729"
     saves, steps = config.get("save_steps"), config.get("max_steps")

@@ -33,20 +33,21 @@ SMALL = 0.05
 def check(observations: Observations) -> Finding | str:
     """Fail when the loss of a step, or what enters it, is not the twin's."""
     twin = require_twin(observations, "loss")
+    steps = [(one, one.twin_loss) for one in twin.steps if one.twin_loss is not None]
     wrong = [
         Evidence(
             what=f"loss of step {one.step}{where}",
             found=found,
-            expected=f"{one.twin_loss:.8g}, within {twin.loss_bound:g} of it",
+            expected=f"{wanted:.8g}, within {twin.loss_bound:g} of it",
         )
-        for one in twin.steps
+        for one, wanted in steps
         for where, found in (("", one.loss), (" in the step log", one.logged_loss))
-        if found is not None and _is_off(found, one.twin_loss, twin.loss_bound)
+        if found is not None and _is_off(found, wanted, twin.loss_bound)
     ]
     wrong += [as_evidence(one) for one in twin.rewards]
     if not wrong:
-        worst = max(_difference(one.loss, one.twin_loss) for one in twin.steps)
-        return f"the loss of {len(twin.steps)} steps is the twin's, within {worst:.1e}"
+        worst = max(_difference(one.loss, wanted) for one, wanted in steps)
+        return f"the loss of {len(steps)} steps is the twin's, within {worst:.1e}"
     return Finding(
         message=f"{wrong[0].what} is {wrong[0].found}, and the twin's {wrong[0].expected}",
         evidence=tuple(wrong[:8]),

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from harness.findings import Evidence, Finding
 from harness.observations import Observations
-from harness.registry import probe
+from harness.registry import Missing, probe
 from harness.twin_evidence import as_evidence, require_twin
 
 
@@ -28,6 +28,7 @@ from harness.twin_evidence import as_evidence, require_twin
 def check(observations: Observations) -> Finding | str:
     """Fail when weights are not where AdamW takes them, or change where nothing is learnt."""
     twin = require_twin(observations, "weights")
+    taken = [one for one in twin.steps if one.weights_off is not None]
     wrong = [as_evidence(one) for one in twin.tensors]
     wrong += [
         Evidence(
@@ -36,12 +37,14 @@ def check(observations: Observations) -> Finding | str:
             found=one.weights_off,
             expected=f"at most {one.weights_bound:.1e}",
         )
-        for one in twin.steps
-        if one.weights_off is not None and not one.weights_off <= (one.weights_bound or 0.0)
+        for one in taken
+        if not (one.weights_off or 0.0) <= (one.weights_bound or 0.0)
     ]
+    if not wrong and not taken:
+        raise Missing("no update was compared: no step was replayed, or gradients overflowed")
     if not wrong:
-        worst = max((one.weights_off or 0.0 for one in twin.steps), default=0.0)
-        return f"{len(twin.steps)} updates are AdamW's, within {worst:.1e}"
+        worst = max(one.weights_off or 0.0 for one in taken)
+        return f"{len(taken)} updates are AdamW's, within {worst:.1e}"
     return Finding(
         message=f"{wrong[0].what}: found {wrong[0].found}, expected {wrong[0].expected}",
         evidence=tuple(wrong[:8]),

@@ -75,9 +75,9 @@ class Replay:
         evaluated: list[tuple[int, float, float]] = []
         if asked.lora_dropout:
             self.unchecked |= dict.fromkeys(
-                ("loss", "gradient", "rate", "evaluations"), "the adapter's dropout is random"
+                ("loss", "gradient"), "the adapter's dropout is random"
             )
-        elif not any(one.what == "trainable tensors" for one in tensors):
+        if not any(one.what == "trainable tensors" for one in tensors):
             objective = Objective(asked, model)
             every = [rows for batches in (*self.batches, *self.evaluations) for rows in batches]
             objective.refer(self._run["initial"], every)
@@ -141,7 +141,7 @@ class Replay:
                 self.unchecked["steps"] = f"the tensors of step {index + 1} and after were too many"
                 break
             put(twin, states[index])
-            loss = self._differentiate(objective, batches)
+            loss = None if self.asked.lora_dropout else self._differentiate(objective, batches)
             found.append(self._compare(index, step, loss, twin, adam, states))
         return found
 
@@ -160,7 +160,7 @@ class Replay:
         self,
         index: int,
         step: Mapping[str, Any],
-        twin_loss: float,
+        twin_loss: float | None,
         twin: Mapping[str, torch.nn.Parameter],
         adam: compare.Optimizer,
         states: Sequence[Mapping[str, Tensor]],
@@ -181,23 +181,32 @@ class Replay:
                 # out by itself: accelerate does not see it, and the schedule goes on.
                 adam.skip()
             return TwinStep(**facts)
-        raw = {name: p.grad for name, p in twin.items() if p.grad is not None}
-        clipped = compare.clip(raw, self.asked.max_grad_norm)
-        off, worst = compare.distance(step["gradients"], clipped)
         self._settings += compare.compare_settings(self.asked, step["groups"], number)
         facts |= {
             "norm": compare.norm(step["gradients"]),
-            "twin_norm": compare.norm(clipped),
             "logged_norm": logged.get("grad_norm"),
-            "twin_full_norm": compare.norm(raw),
-            "gradient_off": off,
-            "gradient_tensor": worst,
             "rates": tuple(sorted({group["lr"] for group in step["groups"] if group["names"]})),
             "asked_rate": adam.rate,
         }
+        if twin_loss is not None:
+            facts |= self._compare_gradients(step["gradients"], twin)
         wanted = adam.update(states[index], step["gradients"])
         weights, bound, tensor = compare.compare_update(states[index], states[number], wanted)
         return TwinStep(**facts, weights_off=weights, weights_bound=bound, weights_tensor=tensor)
+
+    def _compare_gradients(
+        self, gradients: Mapping[str, Tensor], twin: Mapping[str, torch.nn.Parameter]
+    ) -> dict[str, Any]:
+        """Return the fields of a step that tell its gradients from the twin's."""
+        raw = {name: p.grad for name, p in twin.items() if p.grad is not None}
+        clipped = compare.clip(raw, self.asked.max_grad_norm)
+        off, worst = compare.distance(gradients, clipped)
+        return {
+            "twin_norm": compare.norm(clipped),
+            "twin_full_norm": compare.norm(raw),
+            "gradient_off": off,
+            "gradient_tensor": worst,
+        }
 
     @torch.no_grad()
     def _evaluate(

@@ -177,11 +177,12 @@ def test_no_twin_is_required_where_there_is_none(config):
     assert not [code for code in required if "MPD722" <= code <= "MPD729"]
 
 
-def test_of_a_run_with_dropout_the_twin_compares_rows_and_weights_alone():
-    required = required_probes(make_cell(lora_dropout=0.1))
+def test_of_a_run_with_dropout_all_but_loss_and_gradient_is_compared():
+    config = {"lora_dropout": 0.1, "merge_lora": True, "save_steps": 2, "max_steps": 4}
+    required = required_probes(make_cell(**config))
 
-    assert {"MPD725", "MPD726"} <= set(required)
-    assert not {"MPD722", "MPD723", "MPD724"} & set(required)
+    assert {f"MPD72{n}" for n in range(4, 10)} <= set(required)
+    assert not {"MPD722", "MPD723"} & set(required)
 
 
 def test_the_end_is_required_where_it_is_taught():

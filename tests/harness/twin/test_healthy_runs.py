@@ -54,9 +54,12 @@ def test_features_change_nothing_that_the_twin_computes(method, settings, tmp_pa
     assert not settings.get("early_stopping") or twin.evaluations
 
 
-def test_dropout_is_said_to_be_beyond_comparison(tmp_path):
-    twin = run(tmp_path, "lora", lora_dropout=0.2)
+def test_with_dropout_loss_and_gradient_alone_are_beyond_comparison(tmp_path):
+    evaluates = {"early_stopping": 1, "eval_fraction": 0.25, "eval_steps": 1}
+    twin = run(tmp_path, "lora", lora_dropout=0.2, **evaluates)
 
+    assert {"loss", "gradient"} == set(twin.unchecked)
     assert "random" in twin.unchecked["loss"]
-    assert not twin.steps
+    assert [1, 2] == [one.step for one in twin.steps if one.weights_off is not None]
+    assert twin.evaluations
     assert not findings(twin)
