@@ -62,6 +62,8 @@ def _of_training(cell: Cell) -> Iterable[str]:
         if not config.get("device_map"):
             yield from PREDICTED
         yield from _of_twin(config)
+        if _is_resumed(cell):
+            yield "MPD727"
     if method not in (*WITHOUT_ENDS, "gptq"):
         yield from ENDING
     if config.get("merge_lora"):
@@ -83,11 +85,14 @@ def _of_twin(config: Mapping[str, Any]) -> Iterable[str]:
         yield from COMPARED
     if config.get("merge_lora"):
         yield "MPD729"
-    saves, steps = config.get("save_steps"), config.get("max_steps")
-    if (
-        saves is not None
-        and steps is not None
-        and saves < steps
-        and not config.get("early_stopping")
-    ):
-        yield "MPD727"
+
+
+def _is_resumed(cell: Cell) -> bool:
+    """Whether the twin can be killed after a checkpoint and resumed.
+
+    A run that must stop early may be over before the step after its first checkpoint.
+    """
+    saves, steps = cell.config.get("save_steps"), cell.config.get("max_steps")
+    if cell.config.get("fsdp") not in (None, "none") or cell.expect.stops_early:
+        return False
+    return saves is not None and steps is not None and saves < steps

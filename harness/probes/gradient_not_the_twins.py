@@ -66,5 +66,5 @@ def check(observations: Observations) -> Finding | str:
 
 def _agree(logged: float | None, wanted: float | None, bound: float) -> bool:
     if logged is None or wanted is None:
-        return True
+        return False
     return abs(logged - wanted) <= bound * max(wanted, TINY)

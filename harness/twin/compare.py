@@ -46,6 +46,7 @@ def distance(
     """
     off = {name: found[name].double() - wanted[name].double() for name in wanted if name in found}
     off |= {name: wanted[name].double() for name in wanted if name not in found}
+    off |= {name: found[name].double() for name in found if name not in wanted}
     if not off:
         return 0.0, ""
     worst = max(off, key=lambda name: float(off[name].norm()))

@@ -74,9 +74,7 @@ class Replay:
         steps: list[TwinStep] = []
         evaluated: list[tuple[int, float, float]] = []
         if asked.lora_dropout:
-            self.unchecked |= dict.fromkeys(
-                ("loss", "gradient"), "the adapter's dropout is random"
-            )
+            self.unchecked |= dict.fromkeys(("loss", "gradient"), "the adapter's dropout is random")
         if not any(one.what == "trainable tensors" for one in tensors):
             objective = Objective(asked, model)
             every = [rows for batches in (*self.batches, *self.evaluations) for rows in batches]
