@@ -2,12 +2,12 @@
 
 What it does:
     Generates one batch of answers from the reloaded artefact and from its base: logits must be
-    finite at every step, answers not empty where the base's are not, and, where the base brings a
-    quiz and a voice, facts and voice not lower than chance explains.
+    finite at every step, answers neither empty nor without an end where the base's are not, and,
+    where the base brings a quiz and a voice, facts and voice not lower than chance explains.
 
 Why it is bad:
     Reloaded logits may agree with the trained model's while that one is ruined: NaN after a few
-    tokens (FM12), an end at once (FM40), everything forgotten (FM66).
+    tokens (FM12), an end at once (FM40) or never (FM01), everything forgotten (FM66).
 
 Example:
     6 of 6 answers are empty; of the base's none.
@@ -27,11 +27,15 @@ from harness.registry import Missing, probe
 
 KEPT = 0.5
 """Share of the base's score below which, with 95% confidence, a drop is a collapse."""
-FLOODED = 1.0
-"""Share of empty answers from which on so few prompts say that the model is flooded."""
+FLOODED = 0.5
+"""Share of empty answers beyond which a model is flooded, where its base has half as many or less;
+where all are empty, a single one of the base's that is not tells it."""
+ENDLESS = 0.5
+"""Share of unfinished answers from which on a model may count as not stopping, and its base as no
+control."""
 
 
-@probe("MPD716", modes=("FM12", "FM40", "FM66"))
+@probe("MPD716", modes=("FM01", "FM12", "FM40", "FM66"))
 def check(observations: Observations) -> Finding | str:
     """Fail on logits that are no numbers, answers that are empty, and collapsed scores."""
     seen = observations.generated
@@ -59,15 +63,28 @@ def _wrong(seen: Generated) -> Iterator[Evidence]:
         yield Evidence(
             what="prompts with logits that are no numbers", found=seen.nonfinite, expected=0
         )
-    if seen.empty >= FLOODED * seen.prompts > seen.control_empty:
+    is_flooded = FLOODED * seen.prompts < seen.empty >= 2 * seen.control_empty
+    if is_flooded or seen.empty == seen.prompts > seen.control_empty:
         yield Evidence(
             what="empty answers", found=seen.empty, expected=f"about {seen.control_empty}"
         )
+    mine, theirs = (seen.prompts - ended for ended in (seen.ended, seen.control_ended))
+    if theirs < ENDLESS * seen.prompts <= mine and _is_more(mine, theirs, seen.prompts):
+        yield Evidence(what="answers without an end", found=mine, expected=f"about {theirs}")
     if seen.right is not None and seen.control_right is not None:
         yield from _fallen("facts", seen.right, seen.control_right, seen.prompts)
     if seen.voice is not None and seen.control_voice is not None:
         total = seen.prompts
         yield from _fallen("voice", seen.voice * total, seen.control_voice * total, total)
+
+
+def _is_more(mine: int, theirs: int, total: int) -> bool:
+    """Whether the 95% intervals of two counts lie apart."""
+    lowest, highest = (
+        wilson_interval(mine / total, total)[0],
+        wilson_interval(theirs / total, total)[1],
+    )
+    return lowest > highest
 
 
 def _fallen(what: str, mine: float, theirs: float, total: int) -> Iterator[Evidence]:

@@ -322,6 +322,9 @@ FAULTS = [
     ("MPD714", lost("tokenizer_config.json"), "tokenizer_config.json is not there"),
     ("MPD716", said(nonfinite=1), "prompts with logits that are no numbers: 1"),
     ("MPD716", said(empty=6), "empty answers: 6"),
+    ("MPD716", said(empty=5), "empty answers: 5"),
+    ("MPD716", said(empty=6, control_empty=5), "empty answers: 6"),
+    ("MPD716", said(ended=1), "answers without an end: 5"),
     ("MPD716", said(right=0, control_right=6), "facts: 0"),
     ("MPD716", said(voice=0.0, control_voice=0.9), "voice: 0"),
     ("MPD717", replace(HEALTHY, deprecations=("mudpuppy/x.py:3: gone",)), "mudpuppy/x.py:3"),
@@ -439,6 +442,8 @@ def test_an_independent_rendering_that_is_not_there_is_no_pass():
 
 def test_empty_answers_are_no_fault_where_the_base_gives_none_either():
     assert Status.PASSED is ending("MPD716", said(empty=6, control_empty=6)).status
+    assert Status.PASSED is ending("MPD716", said(empty=4, control_empty=3)).status
+    assert Status.PASSED is ending("MPD716", said(ended=0, control_ended=2)).status
 
 
 @pytest.mark.parametrize(
