@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,16 @@ class Truth:
 
     expected: Mapping[Key, int]
     """How often the dataset holds each sequence."""
+    cut: frozenset[Key] = frozenset()
+    """Those that lost their end, since they are longer than the longest length in force."""
 
     def holds(self, key: Key) -> bool:
         """Return whether the dataset has this very sequence."""
         return key in self.expected
 
     def cuts(self, key: Key) -> bool:
-        """Return whether the dataset has this very sequence, and it may have been cut there."""
-        return key in self.expected and len(key[1]) == self.longest
+        """Return whether the dataset has this very sequence, and its end was cut off."""
+        return key in self.cut
 
     def count(self, eos_ids: frozenset[int]) -> DatasetHeld:
         """Count sequences with something to learn, their tokens, targets and ends."""
@@ -47,11 +48,6 @@ class Truth:
             trained_tokens=sum(n * sum(x != IGNORED for x in key[2]) for key, n in learnt.items()),
             samples_ending_in_eos=sum(n for key, n in learnt.items() if ends[key]),
         )
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return max((len(ids) for _, ids, _ in self.expected), default=0)
 
     @property
     def prompts(self) -> list[tuple[int, ...]]:
@@ -79,7 +75,7 @@ def read_truth(
     keys: Counter[Key] = Counter()
     for row in rows:
         keys.update(rendering.render(row))
-    return Truth(expected=keys)
+    return Truth(expected=keys, cut=frozenset(rendering.cut))
 
 
 class Rendering:
@@ -97,6 +93,7 @@ class Rendering:
         response_only: bool = True,
     ) -> None:
         """Remember how; the words are those of `read_truth`."""
+        self.cut: set[Key] = set()
         self._method = method
         self._processor = tokenizer if hasattr(tokenizer, "image_processor") else None
         self._tokenizer = tokenizer.tokenizer if self._processor else tokenizer
@@ -134,9 +131,8 @@ class Rendering:
             ids, learnt = self._text(row.get("prompt", ""), row.get("text") or row["completion"])
         if not self._response_only:
             learnt = [True] * len(ids)
-        ids, learnt = ids[: self._max_length], learnt[: self._max_length]
-        if any(learnt):
-            yield ("", *_labelled(ids, learnt))
+        if any(learnt[: self._max_length]):
+            yield self._shortened(ids, learnt)
 
     def _text(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
         """Return ids of a plain text; both parts alone where a token would span their border."""
@@ -284,7 +280,14 @@ class Rendering:
             learnt[place:stop] = [True] * (stop - place)
         image_ids = {self._tokenizer.convert_tokens_to_ids(self._processor.image_token)}
         learnt = [on and token not in image_ids for on, token in zip(learnt, ids, strict=True)]
-        return ("", *_labelled(ids[: self._max_length], learnt[: self._max_length]))
+        return self._shortened(ids, learnt)
+
+    def _shortened(self, ids: list[int], learnt: list[bool]) -> Key:
+        """Return a sequence without what is too long, and note that its end is lost."""
+        key = ("", *_labelled(ids[: self._max_length], learnt[: self._max_length]))
+        if len(ids) > self._max_length:
+            self.cut.add(key)
+        return key
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -139,3 +139,14 @@ def test_a_row_that_the_dataset_has_twice_may_come_twice(tmp_path: Path):
 
     truth = read_truth(path, "prm", loaded.tokenizer, loaded.eos_ids, max_length=99)
     assert [2] == list(truth.expected.values())
+
+
+@pytest.mark.parametrize("max_length", [24, 128])
+def test_only_what_is_longer_than_allowed_counts_as_cut(max_length):
+    _, truth = render("lora", "new_facts.jsonl", {"max_length": max_length}, "tiny:llama")
+    longest = max(len(ids) for _, ids, _ in truth.expected)
+
+    cut = [one for one in truth.expected if truth.cuts(one)]
+    assert bool(cut) is (max_length == 24)
+    assert all(len(ids) == max_length for _, ids, _ in cut)
+    assert longest <= max_length
