@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from harness.registry import Missing, NotApplicable
 LIST = Path(__file__).parents[1] / "lethal_warnings.yaml"
 OWN = re.compile(r"[/\\]harness[/\\][\w/\\]+\.py:\d+: ")
 """A warning about the harness's own measuring: it says nothing of the run."""
-MAX_BYTES = 1 << 24
+BLOCK = 1 << 20
+"""Characters that are read at once of a line that does not end."""
 MAX_LINE = 300
 """Characters of a line that are kept."""
 
@@ -53,16 +55,21 @@ def read_output(evidence: CheckpointEvidence) -> Output:
     path = folder / LOG_FILE
     if not path.is_file():
         raise Missing(f"{LOG_FILE} is not there")
-    with path.open("rb") as handle:
-        text = handle.read(MAX_BYTES).decode("utf-8", errors="replace")
-    return search_output(text)
+    with path.open(encoding="utf-8", errors="replace") as handle:
+        return search_lines(iter(lambda: handle.readline(BLOCK), ""))
 
 
 def search_output(text: str) -> Output:
     """Return the lines of a text that are on the list."""
-    lines = re.split(r"[\r\n]+", text)
+    return search_lines(re.split(r"[\r\n]+", text))
+
+
+def search_lines(lines: Iterable[str]) -> Output:
+    """Return those of the lines that are on the list; one after the other, however many."""
     found: dict[str, LethalLine] = {}
+    count = 0
     for line in lines:
+        count += 1
         if OWN.search(line):
             continue
         for pattern, entry in _read_list():
@@ -73,7 +80,7 @@ def search_output(text: str) -> Output:
                     modes=tuple(entry["modes"]),
                 )
                 found.setdefault(made.line, made)
-    return Output(lines=len(lines), lethal=tuple(found.values()))
+    return Output(lines=count, lethal=tuple(found.values()))
 
 
 @cache
