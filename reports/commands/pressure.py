@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -33,6 +31,7 @@ from harness.shrink_run import ShrinkOptions
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.flags import FriendlyParser
+from mudpuppy.interruption import INTERRUPTED, raising_when_terminated
 from reports.commands.pressure_audit import run_audit
 from reports.commands.pressure_history import add_history_commands
 from reports.commands.pressure_list import (
@@ -64,7 +63,6 @@ from reports.matrix_progress import Progress
 from reports.text import clean_lines
 from scenarios.loader import LoadedScenarios
 
-INTERRUPTED = 130
 EPILOG = """\
 examples:
   mudpuppy-pressure run scenarios/seed.yaml              every cell that has no result yet
@@ -94,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser().parse_args(words, argparse.Namespace(typed=words))
-        return int(arguments.run(arguments))
+        with raising_when_terminated():
+            return int(arguments.run(arguments))
     except MudpuppyError as error:
         print(f"{PROGRAM}: {clean_lines(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -191,7 +190,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _require_writable(run_dir)
     prepare_model(selection.chosen, console.print)
     if arguments.cold_sample is not None:
-        with _terminated_like_interrupted(), lock_folder(run_dir):
+        with lock_folder(run_dir):
             return run_cold_sample(arguments, selection, run_dir, _load_judge(), make_pool, console)
     durations = read_durations(arguments.history, selection)
     progress = Progress(
@@ -205,7 +204,6 @@ def _run(arguments: argparse.Namespace) -> int:
         with (
             History(arguments.history, create=True) as history,
             closing(make_pool(arguments.isolation)) as pool,
-            _terminated_like_interrupted(),
         ):
             recorder = Recorder(history)
             with progress:
@@ -336,20 +334,6 @@ def _say_how_to_go_on(typed: Sequence[str]) -> None:
         f"  go on with: {shlex.join(words)}",
         file=sys.stderr,
     )
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: stop the running cells and say how to go on."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
