@@ -13,6 +13,17 @@ LOOK = 200
 """How many waiting cells are looked at for one that fits."""
 
 
+def longest_first(cells: Sequence[Cell], durations: Mapping[str, float] | None) -> list[Cell]:
+    """Return cells so that none that takes long is alone at the end; unknown ones go first.
+
+    Args:
+        cells: cells in matrix order.
+        durations: seconds that cells took before, by id.
+    """
+    known = durations or {}
+    return sorted(cells, key=lambda cell: -known.get(cell.cell_id, float("inf")))
+
+
 class CellQueue:
     """The cells of a run that have not begun."""
 
@@ -21,12 +32,9 @@ class CellQueue:
 
         Args:
             cells: cells to run, in matrix order.
-            durations: seconds that cells took before, by id. The longest go first, so that none
-                of them is alone at the end; cells nobody knows go before all of them.
+            durations: seconds that cells took before, by id; see `longest_first`.
         """
-        known = durations or {}
-        ordered = sorted(cells, key=lambda cell: -known.get(cell.cell_id, float("inf")))
-        self._waiting = list(reversed(ordered))
+        self._waiting = longest_first(cells, durations)[::-1]
         self._suspects: list[Cell] = []
         self._losses: Counter[str] = Counter()
         self._is_alone = False

@@ -31,6 +31,7 @@ from harness.execution import RunOptions
 from harness.matrix import Cell
 from harness.pools.leases import LEASE_S, Lease, Leases
 from harness.pools.orders import encode_order, unpack_files
+from harness.queue import longest_first
 from harness.results import CellResult, Event, Finished, Outcome, Started, write_result
 from mudpuppy.errors import ConfigError, EngineError
 
@@ -85,7 +86,8 @@ def run_cells_on_ray(
             "run_id": run.run_id,
             "isolation": options.isolation,
         }
-        yield from _Driver(ray, run_dir, options, settings, on_event).run(cells)
+        ordered = longest_first(cells, run.plan.durations)
+        yield from _Driver(ray, run_dir, options, settings, on_event).run(ordered)
     finally:
         ray.shutdown()
 

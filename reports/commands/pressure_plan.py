@@ -48,11 +48,22 @@ def add_plan_flags(run: argparse.ArgumentParser) -> None:
 
 
 def check_plan(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that mean nothing.
+    """Refuse numbers that mean nothing, and flags that the pool does not know.
 
     Raises:
         UsageError: there is one.
     """
+    of_this_machine = {
+        "--repeat": arguments.repeat != 1,
+        "--fail-fast": arguments.fail_fast,
+        "--gpus": arguments.gpus != "auto",
+        "--cold-sample": arguments.cold_sample is not None,
+    }
+    typed = [flag for flag, is_typed in of_this_machine.items() if is_typed]
+    if arguments.pool == "ray" and typed:
+        raise UsageError(
+            f"--pool ray knows no {' and no '.join(typed)}", hint="leave out one or the other"
+        )
     for flag, value in (("-j", arguments.jobs), ("--repeat", arguments.repeat)):
         if value < 1:
             raise UsageError(f"{flag} {value}: expected 1 or more")

@@ -205,6 +205,47 @@ def test_an_interrupt_keeps_finished_cells_and_says_how_to_go_on(
     assert len(list((tmp_path / "runs/small").glob("*/result.json"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["mutants", "--list"], "harness.planting.choose_mutants"),
+        (["shrink", "seed", "1"], "reports.commands.pressure_shrink.load_scenarios"),
+    ],
+)
+def test_sigterm_ends_every_command_as_an_interrupt_does(
+    words: list[str],
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def be_terminated(*_: object) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(place, be_terminated)
+
+    assert main(words) == 130
+    assert capsys.readouterr().err == "mudpuppy-pressure: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--repeat", "3"], "--repeat"),
+        (["-x", "--gpus", "0"], "--fail-fast and no --gpus"),
+        (["--cold-sample", "2"], "--cold-sample"),
+    ],
+)
+def test_what_ray_does_not_know_is_refused_and_not_ignored(
+    folder: Path, words: list[str], flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "small.yaml", "--pool", "ray", *words]) == 2
+    assert f"--pool ray knows no {flags}\n" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
 def test_a_misspelt_flag_of_a_subcommand_is_told_its_neighbours(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
