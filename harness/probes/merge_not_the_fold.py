@@ -2,7 +2,8 @@
 
 What it does:
     Folds the saved adapter into the base once more in float64, DoRA and rsLoRA by their own
-    formulas, and compares every tensor of the merged model with it.
+    formulas, and compares every tensor of the merged model with it: how far it is off, and
+    whether all roundings together lean to one side of zero.
 
 Why it is bad:
     A merge that scales wrongly, leaves layers out or starts from other weights than training saw
@@ -33,7 +34,8 @@ def check(observations: Observations) -> Finding | str:
         return "every merged tensor is the fold of base and adapter"
     wrong = [as_evidence(one) for one in twin.merge]
     return Finding(
-        message=f"{len(wrong)} merged tensors are not base plus adapter, such as {wrong[0].tensor}",
+        message=f"{len(wrong)} merged tensors are not base plus adapter, such as "
+        f"{wrong[0].tensor or wrong[0].what}",
         evidence=tuple(wrong[:8]),
         cause="another scale, another base, or layers that the merge left out",
         remedy="merge again, and compare the tensor named by hand",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,41 @@ SEVERAL_ROUNDINGS = 2.5
 """Roundings to the merged type that may lie between fold and file: the base's, the sum's."""
 EXACT = 1e-6
 """Relative difference that sums in fp32 explain."""
+MAX_LEANING = 0.25
+"""Share of the residual that may lie to one side of zero: truncation has 1, the nearest 0."""
+MIN_ROUNDED = 4096
+"""Rounded elements from which a share says something."""
+
+
+@dataclass
+class _Leaning:
+    """Whether the roundings of all merged tensors lean towards zero, or away from it.
+
+    Norms are blind to this: truncation is at most twice as far off as the nearest value.
+    """
+
+    along: float = 0.0
+    """Sum of the residuals, each along the sign of its exact value, in roundings of its tensor."""
+    length: float = 0.0
+    """Sum of their absolute values."""
+    count: int = 0
+    """Elements that were rounded."""
+
+    def add(self, exact: np.ndarray[Any, Any], merged: torch.Tensor) -> None:
+        """Count one tensor of the merged model."""
+        off = merged.double().numpy() - exact
+        if not off.any():
+            return
+        # Every tensor weighs as much as it has elements, whatever the size of its values.
+        off = off / np.abs(off).max()
+        self.along += float((off * np.sign(exact)).sum())
+        self.length += float(np.abs(off).sum())
+        self.count += int(np.count_nonzero(off))
+
+    @property
+    def share(self) -> float:
+        """The leaning, -1 (towards zero) to 1; 0 where too little was rounded."""
+        return self.along / self.length if self.count >= MIN_ROUNDED else 0.0
 
 
 def compare_merge(asked: Asked, base: Path, artefact: Path) -> list[Deviation]:
@@ -42,6 +78,7 @@ def compare_merge(asked: Asked, base: Path, artefact: Path) -> list[Deviation]:
     settings = json.loads((artefact / "adapter_config.json").read_text("utf-8"))
     rooted = settings["lora_alpha"] / settings["r"] ** (0.5 if settings.get("use_rslora") else 1.0)
     found = []
+    rounding = _Leaning()
     weights = dict(_plain_weights(asked, base))
     for name, weight in weights.items():
         if name not in merged:
@@ -50,6 +87,12 @@ def compare_merge(asked: Asked, base: Path, artefact: Path) -> list[Deviation]:
         fault = _compare(name, exact, weight, merged[name])
         if fault is not None:
             found.append(fault)
+        else:
+            rounding.add(exact, merged[name])
+    if abs(rounding.share) > MAX_LEANING:
+        what = "mean residual away from zero, as a share of the mean residual"
+        wanted = f"within {MAX_LEANING}, as rounding to the nearest has it"
+        found.append(Deviation(what=what, expected=wanted, found=rounding.share))
     folded = {n for n in adapter if ".lora_B." in n}
     known = {f"base_model.model.{n.removesuffix('.weight')}.lora_B.weight" for n in merged}
     lost = sorted(folded - known)
