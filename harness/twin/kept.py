@@ -89,12 +89,31 @@ def _compare_file(asked: Asked, final: Mapping[str, Tensor], artefact: Path) -> 
     paths = [path] if asked.adapter_trains else sorted(artefact.glob("*.safetensors"))
     saved = {n: t for one in paths if one.is_file() for n, t in load_file(one).items()}
     for name, tensor in final.items():
-        held = saved.get(name.replace(".default", ""))
-        if held is not None and not torch.equal(held, tensor.to(held.dtype)):
+        held = saved.get(saved_name(name))
+        if held is None:
+            if not _is_tied(tensor, final, saved):
+                yield Deviation(what="a trained tensor that the files do not hold", tensor=name)
+                return
+        elif not torch.equal(held, tensor.to(held.dtype)):
             what = "a saved tensor is not the trained one, largest difference"
             off = float((held.float() - tensor.float()).abs().max())
             yield Deviation(what=what, tensor=name, expected=0.0, found=off)
             return
+
+
+def saved_name(name: str) -> str:
+    """Return the name under which PEFT saves a parameter; that of a whole model is its own."""
+    plain = name.replace(".modules_to_save.default", "").replace(".default", "")
+    return plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+
+
+def _is_tied(tensor: Tensor, final: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> bool:
+    """Whether a trained tensor that was saved is the same: of tied weights the files hold one."""
+    return any(
+        other.shape == tensor.shape and torch.equal(other, tensor)
+        for one, other in final.items()
+        if saved_name(one) in saved
+    )
 
 
 def compare_best(
