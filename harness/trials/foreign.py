@@ -9,6 +9,7 @@ it has ended, so that a reader that takes the process down is known by the line 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -23,6 +24,11 @@ SENTENCES = (
     "<|im_start|>user\nhello<|im_end|>\n",
 )
 """Texts whose ids must be the same."""
+KERNELS_MISSING = re.compile(
+    r"requires (optimum|gptqmodel)|gptqmodel version should be|^GPU is required to quantize"
+    r"|No module named '(optimum|gptqmodel)"
+)
+"""What transformers and Python say where the kernels for GPTQ are not installed."""
 Answer = dict[str, Any]
 Reader = Callable[[dict[str, Any]], Answer]
 
@@ -88,7 +94,7 @@ def _gptq(task: dict[str, Any]) -> Answer:
         return _compare(_open(task, task["folder"]), task)
     except (ImportError, RuntimeError) as error:
         words = str(error)
-        if "requires" in words or "required" in words:
+        if KERNELS_MISSING.search(words):
             raise NotHere(words.partition("\n")[0]) from error
         raise
 

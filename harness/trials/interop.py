@@ -184,7 +184,8 @@ def read_in_clean_interpreter(
             if not line.pop("started", False):
                 readings[number] = _reading(tasks[number], line)
         if done.returncode < 0:
-            number = next(n for n in left if n not in readings)  # they are done in their order
+            # They are done in their order; after the last answer it is the last that is to blame.
+            number = next((n for n in left if n not in readings), left[-1])
             died = {"ending": "refused", "detail": f"the reader ended by signal {-done.returncode}"}
             readings[number] = _reading(tasks[number], {"reader": tasks[number]["reader"], **died})
     return tuple(readings[n] for n in sorted(readings))

@@ -215,3 +215,38 @@ def test_a_reader_that_dies_is_named_and_the_others_go_on(tmp_path: Path):
     assert ["agrees", "refused", "not-run", "agrees"] == [one.ending for one in found]
     assert "signal 11" in found[1].detail
     assert "no kernel" == found[2].detail
+
+
+def test_a_reader_that_dies_after_its_last_answer_is_a_refusal(tmp_path: Path):
+    fake = tmp_path / "python"
+    fake.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, signal, sys\n"
+        "told = {'number': 0, 'reader': 'good', 'ending': 'agrees'}\n"
+        "with open(sys.argv[4], 'a') as out:\n"
+        "    print(json.dumps(told), file=out)\n"
+        "os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    fake.chmod(0o755)
+
+    tasks = [{"artefact": "a", "reader": "good", "why_not": ""}]
+    (found,) = read_in_clean_interpreter(tasks, tmp_path, str(fake))
+
+    assert ("refused", "the reader ended by signal 11") == (found.ending, found.detail)
+
+
+@pytest.mark.parametrize(
+    ("message", "ending"),
+    [
+        ("Loading a GPTQ quantized model requires gptqmodel", "not-run"),
+        ("GPU is required to quantize or run quantize model.", "not-run"),
+        ("a leaf that requires grad is being used in an in-place operation", "refused"),
+    ],
+)
+def test_only_missing_kernels_are_not_run(message, ending, monkeypatch):
+    def fail(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(foreign, "_open", fail)
+
+    assert ending == foreign.read({"reader": "gptq", "folder": "x"})["ending"]
