@@ -69,9 +69,11 @@ class _Maker:
     def __init__(self, asked: Asked, base: str) -> None:
         self.asked = asked
         self.processor: Any = None
+        self.image_id: int | None = None
         if asked.method == "multimodal":
             self.processor = AutoProcessor.from_pretrained(base)
             self.tokenizer = self.processor.tokenizer
+            self.image_id = self.tokenizer.convert_tokens_to_ids(self.processor.image_token)
         else:
             self.tokenizer = AutoTokenizer.from_pretrained(base)
         config = AutoConfig.from_pretrained(base)
@@ -172,7 +174,8 @@ class _Maker:
         if ids[last] not in self.eos_ids:
             ids = [*ids[: last + 1], self.tokenizer.eos_token_id]
             labels = [*labels[: last + 1], self.tokenizer.eos_token_id]
-        labels = labels if self.asked.response_only else list(ids)
+        if not self.asked.response_only:  # the places of images hold no text to learn
+            labels = [IGNORED if token == self.image_id else token for token in ids]
         ids, labels = ids[: self.limit], labels[: self.limit]
         if any(label != IGNORED for label in labels):
             yield Row(answers=(Answer(ids=tuple(ids), labels=tuple(labels)),), extras=extras)

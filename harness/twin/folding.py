@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from harness.twin.models import COMPUTED_IN
 
 SEVERAL_ROUNDINGS = 2.5
 """Roundings to the merged type that may lie between fold and file: the base's, the sum's."""
+B = ".lora_B.weight"
+"""End of the name of an adapter's second factor."""
 EXACT = 1e-6
 """Relative difference that sums in fp32 explain."""
 MAX_LEANING = 0.25
@@ -79,11 +81,11 @@ def compare_merge(asked: Asked, base: Path, artefact: Path) -> list[Deviation]:
     rooted = settings["lora_alpha"] / settings["r"] ** (0.5 if settings.get("use_rslora") else 1.0)
     found = []
     rounding = _Leaning()
-    weights = dict(_plain_weights(asked, base))
-    for name, weight in weights.items():
+    stems = _find_stems(adapter, merged)
+    for name, weight in _plain_weights(asked, base):
         if name not in merged:
             continue
-        exact = _fold(name, weight, adapter, rooted)
+        exact = _fold(stems.get(name), weight, adapter, rooted)
         fault = _compare(name, exact, weight, merged[name])
         if fault is not None:
             found.append(fault)
@@ -93,9 +95,7 @@ def compare_merge(asked: Asked, base: Path, artefact: Path) -> list[Deviation]:
         what = "mean residual away from zero, as a share of the mean residual"
         wanted = f"within {MAX_LEANING}, as rounding to the nearest has it"
         found.append(Deviation(what=what, expected=wanted, found=rounding.share))
-    folded = {n for n in adapter if ".lora_B." in n}
-    known = {f"base_model.model.{n.removesuffix('.weight')}.lora_B.weight" for n in merged}
-    lost = sorted(folded - known)
+    lost = sorted({n for n in adapter if ".lora_B." in n} - {f"{s}{B}" for s in stems.values()})
     if lost:
         what = "adapted tensors that the merged model does not have"
         found.append(Deviation(what=what, expected=0, found=len(lost), tensor=lost[0]))
@@ -121,13 +121,35 @@ def _plain_weights(asked: Asked, base: Path) -> Iterator[tuple[str, torch.Tensor
             yield name, weight
 
 
+def _find_stems(adapter: Iterable[str], merged: Iterable[str]) -> dict[str, str]:
+    """Return the adapter's name of each tensor that it changes.
+
+    Models of images are saved under older names than their modules have: there the tensor with the
+    same end is meant, and of several the one whose path has most in common.
+    """
+    names = sorted(name for name in merged if name.endswith(".weight"))
+    stems = {}
+    for key in sorted(adapter):
+        if not key.endswith(B):
+            continue
+        stem = key.removesuffix(B)
+        path = stem.removeprefix("base_model.model.").split(".")
+        plain = ".".join(path) + ".weight"
+        end = "." + ".".join(path[path.index("layers") :] if "layers" in path else path[-1:])
+        alike = [name for name in names if name.endswith(f"{end}.weight")]
+        if plain in names:
+            stems[plain] = stem
+        elif alike:
+            stems[max(alike, key=lambda n: len(set(n.split(".")) & set(path)))] = stem
+    return stems
+
+
 def _fold(
-    name: str, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor], scale: float
+    stem: str | None, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor], scale: float
 ) -> np.ndarray[Any, Any]:
-    """Return the weight with the adapter's change, in float64."""
-    stem = f"base_model.model.{name.removesuffix('.weight')}"
+    """Return the weight with the adapter's change, in float64; without a `stem` it has none."""
     exact: np.ndarray[Any, Any] = weight.double().numpy()
-    if f"{stem}.lora_B.weight" not in adapter:
+    if stem is None:
         return exact
     left, right = (adapter[f"{stem}.lora_{x}.weight"].double().numpy() for x in "BA")
     exact = exact + scale * (left @ right)

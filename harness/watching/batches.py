@@ -97,7 +97,8 @@ class BatchWatcher:
             packed_batches=self._packed,
             widest_batch=self._widest,
             held_out_rows=len(self._held_out),
-            held_out_trained=len(self._held_out & set(self._trained)),
+            # Of rows that stand several times in the data one may be trained, another held out.
+            held_out_trained=sum(self._times(i) == 1 for i in self._held_out & set(self._trained)),
             rows_overused=sum(n > passes * self._times(ids) for ids, n in self._trained.items()),
             checkpoints=tuple(sorted(self._checkpoints)),
             workers=self._workers,
