@@ -8,7 +8,7 @@ bf16 leaves the weights as they are, and that is not a fault of the merge.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from harness.evidence.rounding import PRECISIONS, int4_block_size, quantise_int4
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
 from harness.registry import Missing
+from mudpuppy.adapters.tensor_names import RENAMES, rename
 
 BLOCK_ELEMENTS = 1 << 22
 """Numbers of a weight that are compared at once; 16 MB of float32 in each array."""
@@ -130,8 +131,8 @@ class _Trace:
 
     def compare(self, pair: Pair) -> ModuleLineage | None:
         """Return how one module was merged, or None and a note of why that cannot be said."""
-        name = f"{pair.module}.weight"
-        old, new = self.base.tensors.get(name), self.merged.tensors.get(name)
+        old = _find_weight(self.base.tensors, pair.module)
+        new = _find_weight(self.merged.tensors, pair.module)
         problem = _why_not(pair, old, new, bool(self.adapter.settings.get("fan_in_fan_out")))
         if problem or old is None or new is None:
             self.not_compared[pair.module] = problem
@@ -197,6 +198,12 @@ class _Trace:
             return (size[first:stop] * unit - base).astype(np.float32)
 
         return change_direction
+
+
+def _find_weight(tensors: Mapping[str, Tensor], module: str) -> Tensor | None:
+    """Return the weight of a module: of models of images under the older name it is saved by."""
+    names = (f"{rename(module, renames)}.weight" for renames in RENAMES)
+    return next((tensors[name] for name in names if name in tensors), None)
 
 
 def _why_not(pair: Pair, old: Tensor | None, new: Tensor | None, fan_in_fan_out: bool) -> str:
