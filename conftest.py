@@ -4,5 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from hypothesis import settings
+
 # An installed project has loaded it through its entry point; registering it twice is an error.
 pytest_plugins = ["pytester"] + (["harness.plugin"] if "harness.plugin" not in sys.modules else [])
+
+# How long an example takes says something of the machine, and nothing of the code.
+settings.register_profile("mudpuppy", deadline=None)
+settings.load_profile("mudpuppy")

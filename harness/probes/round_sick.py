@@ -42,5 +42,5 @@ def check(lifecycle: Lifecycle) -> Finding | str:
         )
         or (Evidence(what="stages", found=0, expected="at least 1"),),
         cause="this stage, or what it was built upon",
-        remedy="mudpuppy-doctor on its folder, with --base of the stage before",
+        remedy="the doctor on its folder, with --base of the stage before",
     )

@@ -82,6 +82,17 @@ def choose_victim(driver: subprocess.Popen[bytes], kind: str) -> int | None:
     return workers[0] if workers else None
 
 
+def wait_for_victim(driver: subprocess.Popen[bytes], kind: str) -> int | None:
+    """Return a process to kill once there is one; None when the run is over before."""
+    end = time.monotonic() + 30
+    while driver.poll() is None and time.monotonic() < end:
+        victim = choose_victim(driver, kind)
+        if victim is not None:
+            return victim
+        time.sleep(0.01)
+    return None
+
+
 def test_whoever_is_killed_every_cell_ends_up_in_the_history_exactly_once(tmp_path: Path):
     seed = random.randrange(2**32)
     chance = random.Random(seed)
@@ -94,7 +105,7 @@ def test_whoever_is_killed_every_cell_ends_up_in_the_history_exactly_once(tmp_pa
         time.sleep(chance.uniform(0.0, 0.4))
         if driver.poll() is not None:
             break
-        victim = choose_victim(driver, kind)
+        victim = wait_for_victim(driver, kind)
         if victim is None:
             continue
         seen.update(descendants_of(driver.pid))
