@@ -251,7 +251,7 @@ class Zygote:
             f"{self._read_log() or 'it has said nothing'}"
         )
         signal_group(self.process.pid, signal.SIGKILL)
-        self.listen()
+        self.listen(END_S)
 
     def close(self) -> None:
         """End the process; its children end with it."""
