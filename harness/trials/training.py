@@ -16,7 +16,7 @@ from harness.observations import Observations, read_observations
 from harness.phases import PhaseEnded, run_phase, run_team
 from harness.trials.order import CHECKPOINT, Order
 from harness.trials.prior import with_prior_adapter
-from harness.twin.trial import compare_with_twin, recorded
+from harness.twin.trial import compare_with_twin, forget_recording, recorded
 from mudpuppy import team
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
@@ -50,10 +50,12 @@ def perform(order: Order) -> Observations:
     seen = read_observations(order.folder, TRAINED_FILE)
     assert seen is not None
     if seen.ending != "trained":
+        forget_recording(order.folder)
         return seen
     try:
         run_phase("reloading", lambda: _reload(order))
     except PhaseEnded as error:
+        forget_recording(order.folder)
         message = f"the artefact does not reload: {error}"
         return replace(seen, ending="crashed", message=message)
     from harness.reload import read_reload

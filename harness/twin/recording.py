@@ -16,10 +16,13 @@ import torch
 import transformers
 from torch.optim import optimizer as optimizers
 
-RECORDING_FILE = "recording.pt"
-"""The recording in the folder of the cell, until the twin has read it."""
+from harness.twin.result import RECORDING_FILE
+
 MAX_BYTES = 1 << 29
-"""Weights and gradients that are kept; of a larger run the first steps."""
+"""Weights and gradients of steps that are kept, of a larger run those of the first steps; also the
+most that the weights at begin, now and at the end may take together, and the most for batches."""
+COPIES = 3
+"""Copies of what trains beside the steps: at the begin, after the step before, at the end."""
 
 
 class Recorder:
@@ -30,8 +33,9 @@ class Recorder:
         self._step: dict[str, Any] = {"batches": []}
         self._is_closed = False
         self._evaluating: list[dict[str, Any]] | None = None
-        self._bytes = 0
+        self._bytes = self._batch_bytes = 0
         self._previous: dict[str, torch.Tensor] = {}
+        self.too_large = ""
         self.trainer: Any = None
         self.steps: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
@@ -44,18 +48,39 @@ class Recorder:
             return
         self.trainer = trainer
         named = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        size = COPIES * sum(_count_bytes(p) for p in named.values())
+        if size > MAX_BYTES:
+            self._give_up(f"{COPIES} copies of what trains take {size} bytes of {MAX_BYTES}")
+            return
         self._names = {id(p): plain_name(n) for n, p in named.items()}
         self.initial = {plain_name(n): _copy(p) for n, p in named.items()}
         self._previous = self.initial
 
+    def _give_up(self, why: str) -> None:
+        """Let go of everything, and keep nothing from now on."""
+        self.too_large = why
+        self._names, self._previous, self.initial = {}, {}, {}
+        self._step, self._is_closed = {"batches": []}, False
+        self.steps.clear()
+        self.evaluations.clear()
+
     def see_batch(self, inputs: Any) -> None:
         """Keep what a loss is computed from, before it is."""
+        if self.too_large:
+            return
+        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
+        self._batch_bytes += sum(map(_count_bytes, tensors))
+        if self._batch_bytes > MAX_BYTES:
+            self._give_up(f"the batches take more than {MAX_BYTES} bytes")
+            return
         batch = {name: _copied(value) for name, value in inputs.items() if _is_kept(value)}
         target = self._step["batches"] if self._evaluating is None else self._evaluating
         target.append({"inputs": batch})
 
     def see_loss(self, loss: Any, *, is_last: bool) -> None:
         """Keep what a micro-batch came to, as it enters the gradient."""
+        if self.too_large:
+            return
         self._step["batches"][-1]["loss"] = float(loss)
         self._is_closed = is_last
 
@@ -93,7 +118,7 @@ class Recorder:
         self._previous = {**self._previous, **after}
         gradients = self._step["gradients"].values()
         skipped = not all(bool(torch.isfinite(g).all()) for g in gradients)
-        self._bytes += sum(t.numel() * t.element_size() for t in [*gradients, *after.values()])
+        self._bytes += sum(map(_count_bytes, [*gradients, *after.values()]))
         if self._bytes > MAX_BYTES:
             self._step.pop("gradients")
         else:
@@ -106,20 +131,21 @@ class Recorder:
 
     def evaluate(self, run: Callable[[], Any]) -> Any:
         """Run an evaluation and keep its batches and its loss."""
+        if self.too_large:
+            return run()
         self._evaluating = []
         try:
             metrics = run()
             loss = (metrics or {}).get("eval_loss")
-            self.evaluations.append(
-                {"steps": len(self.steps), "batches": self._evaluating, "loss": loss}
-            )
+            seen = {"steps": len(self.steps), "batches": self._evaluating, "loss": loss}
+            self.evaluations += [] if self.too_large else [seen]
         finally:
             self._evaluating = None
         return metrics
 
     def end(self) -> None:
         """Look at the model after the last step, or after the best one was brought back."""
-        if self.trainer is None:
+        if self.trainer is None or self.too_large:
             return
         if self._is_closed:
             self._push(skipped=True)
@@ -135,6 +161,7 @@ class Recorder:
             "evaluations": self.evaluations,
             "initial": self.initial,
             "final": self.final,
+            "too_large": self.too_large,
         }
         torch.save(kept, folder / RECORDING_FILE)
 
@@ -212,6 +239,10 @@ def plain_name(name: str) -> str:
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
+
+
+def _count_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _is_kept(value: Any) -> bool:

@@ -26,8 +26,7 @@ from harness.twin.folding import compare_merge
 from harness.twin.kept import compare_best, compare_tensors
 from harness.twin.models import open_twin, put, trained_tensors
 from harness.twin.objectives import Objective, Share, count_items
-from harness.twin.recording import RECORDING_FILE
-from harness.twin.result import write_twin
+from harness.twin.result import RECORDING_FILE, write_twin
 from harness.twin.rows import Row, read_rows
 from harness.twin.turns import Turns
 
@@ -40,6 +39,10 @@ GRADIENT_BOUND = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.02, "fp8": 0.25}
 ROUNDED_LOSS_BOUND, ROUNDED_GRADIENT_BOUND = 1e-3, 0.02
 """The least of both where activations are rounded to int8 (qat): a sum in another order may land on
 the next level. Measured: 4.4e-5 and 3.3e-3 beside bf16's own."""
+
+
+PARTS = ("loss", "gradient", "rate", "rows", "weights", "evaluations", "merge")
+"""What is compared in a replay."""
 
 
 class Replay:
@@ -65,6 +68,8 @@ class Replay:
     def facts(self) -> TwinFacts:
         """Compare everything that can be."""
         started = time.process_time()
+        if self._run["too_large"]:
+            return TwinFacts(unchecked=dict.fromkeys(PARTS, self._run["too_large"]))
         asked, is_rounded = self.asked, self.asked.method == "qat"
         turns = self._turns()
         total = int(asked.max_steps or (turns.planned_steps() if turns else 0))
@@ -247,9 +252,11 @@ def replay(asked: Asked, base: str, folder: Path) -> TwinFacts:
         base: folder of the base model.
         folder: the cell's folder.
     """
-    facts = Replay(asked, base, folder).facts()
+    try:
+        facts = Replay(asked, base, folder).facts()
+    finally:
+        (folder / RECORDING_FILE).unlink(missing_ok=True)
     write_twin(folder, facts)
-    (folder / RECORDING_FILE).unlink()
     return facts
 
 

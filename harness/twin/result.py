@@ -10,6 +10,8 @@ from pydantic import TypeAdapter
 from harness.observations_twin import TwinFacts
 from mudpuppy.files import write_json_atomic
 
+RECORDING_FILE = "recording.pt"
+"""The recording in the folder of the cell, until the twin has read it."""
 TWIN_FILE = "twin.json"
 """What the twin found, in the folder of the cell."""
 _ADAPTER = TypeAdapter(TwinFacts)

@@ -14,6 +14,7 @@ from harness.observations_twin import Deviation, TwinFacts
 from harness.phases import PhaseEnded, run_phase
 from harness.trials.order import CHECKPOINT, Order
 from harness.twin.asked import Asked
+from harness.twin.result import RECORDING_FILE, read_twin
 from mudpuppy.config import TrainingConfig
 from mudpuppy.files import write_json_atomic
 from mudpuppy.tiny import resolve_model
@@ -55,12 +56,17 @@ def compare_with_twin(order: Order, config: TrainingConfig, samples: Any) -> Twi
     except PhaseEnded as error:
         print(f"the twin did not come to its end: {error}", flush=True)
         return None
-    from harness.twin.result import read_twin
-
+    finally:
+        forget_recording(order.folder)  # the twin may have been killed
     facts = read_twin(order.folder)
     if config.save_steps is None:
         return facts
     return replace(facts, resume=_compare_resumed(order, config, samples))
+
+
+def forget_recording(folder: Path) -> None:
+    """Remove the recording, which nobody reads any more."""
+    (folder / RECORDING_FILE).unlink(missing_ok=True)
 
 
 def _replay(asked: Asked, base: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness.twin import recording
 from tests.harness.twin.runs import findings, run
 
 METHODS = ("full", "lora", "qlora", "qat", "dpo", "ipo", "kto", "orpo", "grpo", "rm", "prm")
@@ -63,3 +64,20 @@ def test_with_dropout_loss_and_gradient_alone_are_beyond_comparison(tmp_path):
     assert [1, 2] == [one.step for one in twin.steps if one.weights_off is not None]
     assert twin.evaluations
     assert not findings(twin)
+
+
+@pytest.mark.parametrize("limit", [1000, 1 << 19])
+def test_of_what_is_too_large_nothing_is_compared_and_the_reason_is_said(
+    limit, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recording, "MAX_BYTES", limit)
+    if limit > 1000:
+        monkeypatch.setattr(
+            recording, "_count_bytes", lambda t: t.numel() * (t.dtype.is_floating_point or limit)
+        )
+    twin = run(tmp_path, "lora")
+
+    assert str(limit) in twin.unchecked["weights"]
+    assert ("batches" in twin.unchecked["weights"]) is (limit > 1000)
+    assert not twin.steps
+    assert not (tmp_path / "recording.pt").exists()
