@@ -38,6 +38,8 @@ class Turns:
         yield from self._repeated()
         yield from self._held_out()
         yield from self._number_of_steps()
+        if self.asked.method == "kto":
+            yield from self._stand_ins()
 
     @property
     def batches(self) -> list[tuple[int, Sequence[Row]]]:
@@ -154,6 +156,26 @@ class Turns:
         if both:
             yield Deviation(what="held-out rows that are trained", expected=0, found=len(both))
 
+    def _stand_ins(self) -> Iterator[Deviation]:
+        """Yield the first answer of KTO whose KL distance is measured on no other row's answer.
+
+        The distance needs answers that do not belong to the prompt (Ethayarajh et al. 2024,
+        section 4.1): another row of the batch, or of the dataset where a batch has one row.
+        """
+        seen = [*self.batches, *((None, rows) for rows in self.evaluated)]
+        for step, rows in seen:
+            for place, row in enumerate(rows):
+                others = [one.answers[0] for i, one in enumerate(rows) if i != place]
+                if not others:
+                    own = _key(self.asked, row)
+                    every = [x.answers[0] for x in self.made.rows if _key(self.asked, x) != own]
+                    others = every or [row.answers[0]]
+                stand_in = row.answers[1]
+                if not any(_says_the_same(stand_in, one, self.made.max_length) for one in others):
+                    what = "the KL distance is measured on an answer of no other row of the batch"
+                    yield Deviation(what=what, step=step, found=_said(stand_in)[:24])
+                    return
+
     def _number_of_steps(self) -> Iterator[Deviation]:
         if self.stopped_early or not self.steps:
             return
@@ -202,6 +224,19 @@ def _fault(asked: Asked, row: Row, wanted: Row) -> Deviation | None:
         if name not in row.extras or not bool((row.extras[name] - pixels).abs().max() < 1e-3):
             return Deviation(what=f"{name} are not those of its image")
     return None
+
+
+def _said(answer: Answer) -> list[int]:
+    return [label for label in answer.labels if label != IGNORED]
+
+
+def _says_the_same(one: Answer, other: Answer, longest: int) -> bool:
+    """Return whether two answers are the same behind their prompts, as far as neither was cut."""
+    left, right = _said(one), _said(other)
+    if max(len(one.ids), len(other.ids)) >= longest:
+        shorter = min(len(left), len(right))
+        return left[:shorter] == right[:shorter]
+    return left == right
 
 
 def _normal(asked: Asked, answer: Answer) -> Answer:
