@@ -16,6 +16,7 @@ import numpy as np
 from harness.observations_twin import Deviation
 from harness.twin.asked import Asked
 from harness.twin.dataset import Made
+from harness.twin.rewards import find_built_in
 from harness.twin.rows import IGNORED, Row
 
 STEADY = 1e-4
@@ -93,9 +94,18 @@ def _reward(
 
 
 def _find_functions(asked: Asked, made: Made) -> list[Callable[..., list[float | None]]]:
-    """Return the reward functions that are asked for, by the names that a person gives them."""
-    rewards: Any = importlib.import_module("mudpuppy.methods.rewards")
-    return list(rewards.find_rewards(tuple(asked.reward_funcs), eos_ids=made.eos_ids))
+    """Return the reward functions by name: built-in ones are the harness's, others a person's.
+
+    Only to find and call a person's own function is the engine asked.
+    """
+    found: list[Any] = []
+    for name in asked.reward_funcs:
+        own = find_built_in(name, made.eos_ids)
+        if own is None:
+            rewards: Any = importlib.import_module("mudpuppy.methods.rewards")
+            (own,) = rewards.find_rewards((name,), eos_ids=made.eos_ids)
+        found.append(own)
+    return found
 
 
 def _split(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
