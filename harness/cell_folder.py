@@ -95,8 +95,10 @@ def wipe_folder(folder: Path) -> int:
     attempts = [_attempts(folder, name) for name in (RESULT_FILE, PREVIOUS_FILE)]
     attempts.append(_earlier_attempts(folder))
     drop_scratch(folder)
-    if folder.exists():
+    if folder.is_dir():
         shutil.rmtree(folder)
+    elif folder.exists():
+        folder.unlink()
     return max(attempts)
 
 
@@ -128,7 +130,7 @@ def drop_scratch(folder: Path) -> None:
     noted = folder / SCRATCH_FILE
     if not noted.is_file():
         return
-    scratch = Path(noted.read_text(encoding="utf-8"))
+    scratch = Path(noted.read_text(encoding="utf-8", errors="replace"))
     if scratch.name.startswith(_scratch_prefix(folder)):
         shutil.rmtree(scratch, ignore_errors=True)
     noted.unlink()
@@ -140,7 +142,7 @@ def find_finished(folder: Path, plant: str | None, rerun: Rerun) -> CellResult |
         old = read_result(folder)
     except ResultError:  # torn, or of another version: as good as none
         return None
-    if old is None or rerun == "all" or old.plant != plant:
+    if old is None or rerun == "all" or old.plant != plant or old.cell_id != folder.name:
         return None
     if old.status is Status.SKIPPED:  # what was missing may be there by now
         return None

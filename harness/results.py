@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import TypeAdapter, ValidationError
+
 from harness.findings import Status
 from mudpuppy.errors import MudpuppyError
 from mudpuppy.files import write_json_atomic
@@ -179,17 +181,15 @@ class CellResult:
             ResultError: another version, a missing or an unknown field.
         """
         values = _checked(cls, value, RESULT_SCHEMA_VERSION, source)
-        worker = values.get("worker")
         try:
-            values["outcome"] = Outcome(values["outcome"])
-            values["status"] = Status(values["status"])
-            values["findings"] = tuple(values.get("findings", ()))
-            metrics = values.get("metrics", {})
-            values["metrics"] = {name: float(number) for name, number in metrics.items()}
-            values["worker"] = None if worker is None else WorkerExit(**worker)
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise ResultError(f"{source}: {error}") from None
+            result = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ResultError(f"{source}: {'; '.join(faults)}") from None
+        if result.status is not result.outcome.status:
+            why = f"the outcome {result.outcome} does not count as {result.status}"
+            raise ResultError(f"{source}: {why}")
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,8 +346,10 @@ def read_result(folder: Path, name: str = RESULT_FILE) -> CellResult | None:
     path = folder / name
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: cannot be read: {error}") from None
     return CellResult.from_json(_parse(text, path), str(path))
 
 
@@ -368,7 +370,7 @@ def _read_smallest(value: Mapping[str, Any]) -> SmallestFailure:
 def _parse(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"{path}: is not JSON: {error}") from None
 
 

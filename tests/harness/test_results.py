@@ -68,8 +68,8 @@ def test_a_folder_without_a_result_is_half_done(tmp_path: Path) -> None:
         ({"schema_version": 2}, "schema_version is 2, this version reads 1"),
         ({"schema_version": None}, "schema_version is None"),
         ({"colour": "red"}, "unknown fields: colour"),
-        ({"outcome": "splendid"}, "'splendid' is not a valid Outcome"),
-        ({"worker": {"exit_code": 0}}, "missing 2 required keyword-only arguments"),
+        ({"outcome": "splendid"}, "outcome: Input should be 'passed'"),
+        ({"worker": {"exit_code": 0}}, "worker.wall_s: Field required"),
     ],
 )
 def test_a_foreign_result_is_refused_by_name(
@@ -144,3 +144,30 @@ def test_every_outcome_is_one_of_the_four_endings() -> None:
 )
 def test_the_ending_of_a_worker_is_said_in_words(ended: WorkerExit, words: str) -> None:
     assert ended.words == words
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "passed", "outcome": "failed"},
+        {"metrics": None},
+        {"environment": []},
+        {"findings": [1, "x"]},
+        {"number": "one"},
+        {"worker": {"wall_s": "soon"}},
+        {"outcome": None},
+    ],
+)
+def test_a_result_that_cannot_be_is_refused(change):
+    assert CellResult.from_json(CELL.to_json()) == CELL
+
+    with pytest.raises(ResultError):
+        CellResult.from_json({**CELL.to_json(), **change})
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 200_000, b'{"schema_version":1}', b""])
+def test_a_damaged_result_file_is_told_as_one(tmp_path, content):
+    (tmp_path / "result.json").write_bytes(content)
+
+    with pytest.raises(ResultError):
+        read_result(tmp_path)
