@@ -202,6 +202,8 @@ class PackedLayer:
     """The same where every weight is rounded to the nearest level of the same grid."""
     bias: float
     """Mean distance from the base's weights, in levels."""
+    reach: float
+    """What the levels of a group span over what its weights (and zero) span, in the median."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +56,37 @@ def measure_packed(folder: Path, base: Path, calibration: Path) -> tuple[PackedL
     """
     with np.load(calibration) as stored:
         rows = [torch.tensor(stored[name])[None] for name in stored.files]
-    bits, stored_less = _read_format(folder)
+    form = _read_format(folder)
     packed = _read_packed(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     linears = {n: m for n, m in model.named_modules() if n in packed}
     products = _sum_products(model, linears, rows)
     return tuple(
-        _measure(name, linear.weight, packed[name], products[name], bits, stored_less)
+        _measure(name, linear.weight, packed[name], products[name], form)
         for name, linear in linears.items()
     )
 
 
-def _read_format(folder: Path) -> tuple[int, int]:
-    """Return the width of a level, and by how much less zero points are stored than they are."""
+@dataclass(frozen=True, kw_only=True)
+class _Format:
+    """What the config of a GPTQ folder declares."""
+
+    bits: int
+    """Width of a level."""
+    stored_less: int
+    """By how much less zero points are stored than they are."""
+    is_symmetric: bool
+    """Whether levels reach as far below zero as above it."""
+
+
+def _read_format(folder: Path) -> _Format:
     settings = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
     is_first = settings.get("checkpoint_format", "gptq") == "gptq"
-    return int(settings["bits"]), 1 if is_first else 0
+    return _Format(
+        bits=int(settings["bits"]),
+        stored_less=1 if is_first else 0,
+        is_symmetric=bool(settings.get("sym")),
+    )
 
 
 def _read_packed(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -110,14 +126,14 @@ def _measure(
     weight: Tensor,
     parts: dict[str, Tensor],
     product: Tensor,
-    bits: int,
-    stored_less: int,
+    form: _Format,
 ) -> PackedLayer:
+    bits = form.bits
     levels = torch.cat(list(_unpack(parts["qweight"], bits)), dim=1).flatten(0, 1).double()
     zeros = torch.cat(list(_unpack(parts["qzeros"].T, bits)), dim=1).flatten(0, 1).T.double()
     group = parts["g_idx"].long()
     scale = parts["scales"].double()[group]
-    zero = zeros[group] + stored_less
+    zero = zeros[group] + form.stored_less
     exact = weight.T.double()
     nearest = (exact / scale + zero).round().clamp(0, 2**bits - 1)
     off = (levels - zero) - exact / scale
@@ -126,7 +142,26 @@ def _measure(
         error=_error((levels - zero) * scale - exact, product),
         rounding_error=_error((nearest - zero) * scale - exact, product),
         bias=float(off.mean()),
+        reach=_reach(exact, parts["scales"].double(), group, form),
     )
+
+
+def _reach(exact: Tensor, scales: Tensor, group: Tensor, form: _Format) -> float:
+    """Return the median, over all groups, of what the levels span over what the weights do.
+
+    Args:
+        exact: the base's weights, (in, out).
+        scales: of every group, (groups, out).
+        group: of every input, (in,).
+        form: what the folder declares.
+    """
+    shares = []
+    for number, scale in enumerate(scales):
+        weights = exact[group == number]
+        high, low = weights.amax(0).clamp(min=0), weights.amin(0).clamp(max=0)
+        span = 2 * torch.maximum(high, -low) if form.is_symmetric else high - low
+        shares.append((scale * (2**form.bits - 1) / span)[span > 0])
+    return float(torch.cat(shares).median())
 
 
 def _unpack(words: Tensor, bits: int) -> Iterator[Tensor]:

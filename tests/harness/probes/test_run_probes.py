@@ -90,7 +90,7 @@ CONFIG = {
     "gptq_group_size": 32,
     "calibration_samples": 16,
 }
-PACKED = PackedLayer(name="layer.0", error=1.0, rounding_error=3.0, bias=0.01)
+PACKED = PackedLayer(name="layer.0", error=1.0, rounding_error=3.0, bias=0.01, reach=1.0)
 TEMPLATE = "{{ messages }}"
 DATASET = DatasetHeld(samples=8, tokens=80, trained_tokens=40, samples_ending_in_eos=8)
 RECORD = {
@@ -303,6 +303,9 @@ FAULTS = [
     ("MPD710", packed(error=3.0), "1.00 of the error of rounding"),
     ("MPD751", packed(bias=1.0), "by 1.00 levels"),
     ("MPD751", packed(bias=float("nan")), "1 of 1 layers lie beside"),
+    ("MPD751", packed(reach=1.2), "span 1.20 of the range"),
+    ("MPD751", packed(reach=0.8), "span 0.80 of the range"),
+    ("MPD751", packed(reach=float("nan")), "span nan of the range"),
     ("MPD712", replace(GPTQ, calibration=Calibration(passes=1, samples=32)), "calibration samples"),
     ("MPD712", computed(dropouts=(0.1,)), "dropout while training"),
     ("MPD713", made(specials_kept=False), "tokens that begin, end and pad of the adapter"),
