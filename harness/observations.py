@@ -259,6 +259,8 @@ class Observations:
     """The engine's own record (`run.json`)."""
     losses: tuple[float, ...] = ()
     """Training loss of every step, in nats per trained token."""
+    evaluations: tuple[tuple[int, float], ...] = ()
+    """Steps done and loss of every evaluation, as the step log has them."""
     loss_before: float | None = None
     """The method's objective (harness.watching.objective) on the first rows before training."""
     loss_after: float | None = None

@@ -72,7 +72,7 @@ def _of_training(cell: Cell) -> Iterable[str]:
         yield "MPD719"
     if cell.options.get("behaviour") == "quick" and method not in SCORERS:
         yield from SPEAKING
-    if cell.expect.stops_early:
+    if config.get("early_stopping") is not None:
         yield "MPD709"
 
 

@@ -1,14 +1,16 @@
-"""Training was to stop early and did not.
+"""Training did not stop where its evaluations and its patience say.
 
 What it does:
-    Where the scenario says that the run must stop early, looks at how many steps it took.
+    Counts the patience once more on the evaluation losses of steps.jsonl: the first is the best,
+    each that is not below the best takes one off. The run must end exactly where none is left, or
+    at its last step; and where the scenario says that it must stop early, before that.
 
 Why it is bad:
     An early-stopping test that never stops proves nothing, and a run that ignores the setting
     overfits while its settings say that it cannot.
 
 Example:
-    The callback is added and no evaluation ever runs.
+    The callback is added and no evaluation ever runs; or it waits for one evaluation more.
 
 What to do:
     Check that samples are held out, and that evaluations happen (`eval_loss` in steps.jsonl).
@@ -16,35 +18,70 @@ What to do:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.findings import Evidence, Finding
 from harness.observations import Observations
-from harness.registry import Missing, probe
+from harness.registry import Missing, NotApplicable, probe
 
 
 @probe("MPD709", modes=("FM15",))
 def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding | str:
-    """Fail when a run that must stop early went on to its last step."""
-    if not expectation.get("stops_early"):
-        raise Missing("the scenario does not ask for an early stop")
+    """Fail when a run went on after its patience, ended before, or never evaluated."""
+    config = expectation.get("config") or {}
+    patience = config.get("early_stopping")
+    if patience is None:
+        raise NotApplicable("the run does not stop early")
     if observations.ending != "trained":
         raise Missing("the run did not end by itself")
-    steps = len(observations.losses)
-    planned = int(expectation.get("max_steps") or 0)
-    if 0 < steps < planned:
-        return f"stopped after {steps} of {planned} steps"
+    taken = len(observations.losses)
+    if not taken:
+        raise Missing("no step was logged")
+    missed = _find_missed(observations.evaluations, config.get("eval_steps"), taken)
+    if missed is not None:
+        return _describe("evaluation after step", found="none", expected=missed)
+    ends = _find_end(observations.evaluations, int(patience))
+    planned = config.get("max_steps")
+    wanted = planned if ends is None else ends
+    if wanted is not None and taken != wanted:
+        return _describe("optimizer steps", found=taken, expected=wanted)
+    if expectation.get("stops_early") and ends in (None, planned):
+        return _describe("optimizer steps", found=taken, expected=f"fewer than {planned}")
+    count = len(observations.evaluations)
+    if ends is None:
+        return f"went to its last step: {count} evaluations do not use up a patience of {patience}"
+    return f"stopped after {taken} steps, where {count} evaluations use up a patience of {patience}"
+
+
+def _find_missed(
+    evaluations: Sequence[tuple[int, float]], every: int | None, taken: int
+) -> int | None:
+    """Return the first step after which an evaluation was due and did not come, or None."""
+    seen = {step for step, _ in evaluations}
+    due = range(every, taken + 1, every) if every else range(0)
+    if not seen and not due:
+        return taken
+    return next((step for step in due if step not in seen), None)
+
+
+def _find_end(evaluations: Sequence[tuple[int, float]], patience: int) -> int | None:
+    """Return the step at which the patience is used up, or None where some is left."""
+    best, waited = None, 0
+    for step, loss in evaluations:
+        if best is None or loss < best:
+            best, waited = loss, 0
+        else:
+            waited += 1
+        if waited >= patience:
+            return step
+    return None
+
+
+def _describe(what: str, *, found: int | str, expected: int | str) -> Finding:
     return Finding(
-        message=f"took {steps} of {planned} steps and should have stopped before the last",
-        evidence=(
-            Evidence(
-                what="optimizer steps",
-                file="steps.jsonl",
-                found=steps,
-                expected=f"fewer than {planned}",
-            ),
-        ),
-        cause="no evaluation ran, or its result was not looked at",
+        message=f"{what}: found {found}, expected {expected}, by the evaluations and the patience",
+        evidence=(Evidence(what=what, file="steps.jsonl", found=found, expected=expected),),
+        cause="no evaluation ran, its result was not looked at, or evaluations are counted wrongly",
         remedy="check --eval-fraction and --eval-steps, and eval_loss in steps.jsonl",
     )

@@ -134,6 +134,7 @@ def _observe(order: Order, config: TrainingConfig, samples: Any, watch: _Watch) 
         ending="trained",
         run=record.to_json(),
         losses=tuple(step["loss"] for step in losses),
+        evaluations=read_evaluations(folder),
         learning_rates=tuple(step["learning_rate"] for step in losses),
         rewards=tuple(step["reward"] for step in losses) if config.method == "grpo" else (),
         artefacts=tuple(
@@ -177,9 +178,19 @@ def list_output(output: Path) -> tuple[str, ...]:
 
 def read_steps(folder: Path) -> list[dict[str, Any]]:
     """Return every training step from the log that the engine wrote."""
+    return [step for step in _read_log(folder) if step["loss"] is not None]
+
+
+def read_evaluations(folder: Path) -> tuple[tuple[int, float], ...]:
+    """Return the steps done and the loss of every evaluation, from the same log."""
+    lines = (line for line in _read_log(folder) if line["eval_loss"] is not None)
+    return tuple((line["step"], line["eval_loss"]) for line in lines)
+
+
+def _read_log(folder: Path) -> list[dict[str, Any]]:
     with suppress(FileNotFoundError):
         lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-        return [step for step in map(json.loads, lines) if step["loss"] is not None]
+        return [json.loads(line) for line in lines]
     return []
 
 

@@ -377,13 +377,6 @@ def test_every_probe_of_a_run_answers_on_a_healthy_run_of_its_kind():
     assert {code for code in PROBES if code < "MPD722"} - {"MPD709"} <= answered
 
 
-def test_an_early_stop_is_asked_for_only_where_the_scenario_wants_it():
-    asked = {"stops_early": True, "max_steps": 3, "config": CONFIG}
-    assert Status.SKIPPED is ending("MPD709", HEALTHY).status
-    assert Status.FAILED is ending("MPD709", HEALTHY, expectation=asked).status
-    assert Status.PASSED is ending("MPD709", HEALTHY, expectation={**asked, "max_steps": 9}).status
-
-
 def test_a_folder_without_its_manifest_is_an_unfinished_save():
     torn = Files(root=".", names=("adapter_model.safetensors",), weights=(), adapter=())
 
