@@ -13,6 +13,13 @@ from harness.evidence.headers import read_weight_file
 from harness.observations import ArtefactFacts
 
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+OF_SAVING = frozenset(
+    {
+        *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+        *("quantization_config", "problem_type", "num_labels", "id2label", "label2id"),
+    }
+)
+"""Settings of config.json that saving, quantising or another head rightly change."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -42,7 +49,24 @@ def describe_artefact(name: str, folder: Path, base: Path, *, speaks: bool = Tru
         specials_kept=_specials(folder) == _specials(base),
         dora=bool(settings.get("use_dora")),
         rslora=bool(settings.get("use_rslora")),
+        config_changed=_changes(_read(folder / "config.json"), _read(base / "config.json"), speaks),
     )
+
+
+def _changes(found: dict[str, Any], base: dict[str, Any], speaks: bool) -> tuple[str, ...]:
+    """Return the settings that differ, by path; a folder without config.json has none."""
+    if not found:
+        return ()
+    # What only scores must know its padding, to find the end of a row.
+    free = OF_SAVING if speaks else OF_SAVING | {"pad_token_id"}
+    differing = []
+    for name in sorted((set(found) | set(base)) - free):
+        new, old = found.get(name), base.get(name)
+        if isinstance(new, dict) and isinstance(old, dict):
+            differing += [f"{name}.{inner}" for inner in _changes(new, old, speaks)]
+        elif new != old:
+            differing.append(name)
+    return tuple(differing)
 
 
 def _read(path: Path) -> dict[str, Any]:

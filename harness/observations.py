@@ -236,6 +236,8 @@ class ArtefactFacts:
     """Whether adapter_config.json says DoRA."""
     rslora: bool = False
     """Whether adapter_config.json says rsLoRA."""
+    config_changed: tuple[str, ...] = ()
+    """Settings of config.json that are not the base's, by path, and that saving does not change."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,11 @@ def check(observations: Observations) -> Finding | str:
         )
         if not is_kept
     ]
+    wrong += [
+        Evidence(what=f"{name} in config.json", file=facts.artefact, found="not the base's")
+        for facts in observations.artefacts
+        for name in facts.config_changed
+    ]
     if not wrong:
         return f"{len(observations.artefacts)} artefacts carry the base's tokenizer and ends"
     return Finding(
