@@ -38,6 +38,8 @@ class ParameterMotion:
     """Whether the weights were spread over processes."""
     optimizer: str = ""
     """Class of the optimizer that took the steps."""
+    unread: int = 0
+    """Tensors that require a gradient and that nothing reads, behind the layer that is used."""
     rounded: tuple[str, ...] = ()
     """Trainable tensors that are not held in fp32: small steps are rounded away there."""
 

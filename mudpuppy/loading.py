@@ -98,7 +98,8 @@ def load(
         runtime.choices["device_map"] = choice
     elif config.fsdp == "none":  # else the whole model would be on every GPU before it is sharded
         model.to(runtime.device)
-    model.config.use_cache = False
+    if hasattr(model.config, "use_cache"):  # models of images have it in their text part
+        model.config.use_cache = False
     tokenizer = with_pad_token(original)
     if form.needs_pad:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id

@@ -92,7 +92,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype) -> 
                 hint="train with --precision bf16 or fp32, or lower --learning-rate",
             )
         parameter.data = cast
-    model.config.use_cache = True
+    if hasattr(model.config, "use_cache"):  # it was off while training only
+        model.config.use_cache = True
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

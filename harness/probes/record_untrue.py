@@ -71,7 +71,8 @@ def _compare_steps(seen: Observations) -> Iterator[Evidence]:
     yield from _differ("final loss", run.get("final_loss"), seen.losses[-1])
     if seen.motion is not None:
         trained = (seen.recorded.get("trainable") or {}).get("count")
-        yield from _differ("trained tensors", trained, seen.motion.trainable)
+        asked = seen.motion.trainable + seen.motion.unread
+        yield from _differ("trained tensors", trained, asked)
 
 
 def _compare_labels(seen: Observations) -> Iterator[Evidence]:

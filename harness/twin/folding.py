@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ SEVERAL_ROUNDINGS = 2.5
 """Roundings to the merged type that may lie between fold and file: the base's, the sum's."""
 B = ".lora_B.weight"
 """End of the name of an adapter's second factor."""
+ROOTS = frozenset({"model", "language_model", "transformer"})
+"""Parts of a name that models of images were saved with, or without, in other releases."""
 EXACT = 1e-6
 """Relative difference that sums in fp32 explain."""
 MAX_LEANING = 0.25
@@ -133,15 +135,19 @@ def _find_stems(adapter: Iterable[str], merged: Iterable[str]) -> dict[str, str]
         if not key.endswith(B):
             continue
         stem = key.removesuffix(B)
-        path = stem.removeprefix("base_model.model.").split(".")
-        plain = ".".join(path) + ".weight"
-        end = "." + ".".join(path[path.index("layers") :] if "layers" in path else path[-1:])
-        alike = [name for name in names if name.endswith(f"{end}.weight")]
-        if plain in names:
-            stems[plain] = stem
-        elif alike:
-            stems[max(alike, key=lambda n: len(set(n.split(".")) & set(path)))] = stem
+        name = find_name(stem.removeprefix("base_model.model.") + ".weight", names)
+        if name is not None:
+            stems[name] = stem
     return stems
+
+
+def find_name(name: str, names: Collection[str]) -> str | None:
+    """Return which of `names` a tensor is saved under, its own or an older one of its kind."""
+    if name in names:
+        return name
+    path = [part for part in name.split(".") if part not in ROOTS]
+    alike = [one for one in names if [p for p in one.split(".") if p not in ROOTS] == path]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _fold(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.observations_twin import Deviation
 from harness.twin.asked import Asked
+from harness.twin.folding import find_name
 
 HEADS = ("score", "classifier")
 """Names of heads that start at random."""
@@ -89,7 +90,7 @@ def _compare_file(asked: Asked, final: Mapping[str, Tensor], artefact: Path) -> 
     paths = [path] if asked.adapter_trains else sorted(artefact.glob("*.safetensors"))
     saved = {n: t for one in paths if one.is_file() for n, t in load_file(one).items()}
     for name, tensor in final.items():
-        held = saved.get(saved_name(name))
+        held = saved.get(find_name(saved_name(name), saved) or "")
         if held is None:
             if not _is_tied(tensor, final, saved):
                 yield Deviation(what="a trained tensor that the files do not hold", tensor=name)

@@ -28,7 +28,8 @@ class MotionWatcher:
         self._model = model
         self._before = hash_tensors(model)
         self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
-        self._trainable -= unread_names(model)  # nothing reads them, so they must not move
+        self._unread = unread_names(model) & self._trainable
+        self._trainable -= self._unread  # nothing reads them, so they must not move
         self._foreign = foreign_names(self._trainable, has_head=has_head) if trains_adapter else ()
         self._rounded = tuple(
             n for n, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32
@@ -52,6 +53,7 @@ class MotionWatcher:
             without_gradient=tuple(sorted(self._trainable - self._touched)),
             sharded=is_sharded(model),
             optimizer=self.optimizer,
+            unread=len(self._unread),
             rounded=self._rounded,
         )
 

@@ -247,9 +247,12 @@ def _unpatched(model: Any) -> Iterator[None]:
     found: tuple[Any, ...] = (model.config, model.config.get_text_config(), generation)
     configs = [config for config in found if hasattr(config, "pad_token_id")]
     pads = [config.pad_token_id for config in configs]
+    knows_cache = hasattr(model.config, "use_cache")
     try:
         yield
     finally:
+        if not knows_cache and hasattr(model.config, "use_cache"):  # the trainer switches it off
+            del model.config.use_cache
         for config, pad in zip(configs, pads, strict=True):
             config.pad_token_id = pad
         _remove_patches(model)

@@ -56,6 +56,8 @@ def save_gptq(model: Any, tokenizer: Any | None, folder: Path, config: GptqConfi
             tokenizer.save_pretrained(staging)
         settings = json.loads((staging / "config.json").read_text(encoding="utf-8"))
         settings["quantization_config"] = description
+        if "use_cache" in settings:  # it is off while calibrating only
+            settings["use_cache"] = True
         write_json_atomic(staging / "config.json", settings)
         write_json_atomic(staging / "quantize_config.json", description)
         _fsync_files(staging)

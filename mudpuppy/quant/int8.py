@@ -170,7 +170,8 @@ def save_int8(
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["quantization_config"] = describe(model, weights)
     settings["dtype"] = str(dtype).removeprefix("torch.")
-    settings["use_cache"] = True  # off while training only
+    if "use_cache" in settings:  # it was off while training only
+        settings["use_cache"] = True
     write_json_atomic(path, settings)
 
 
