@@ -78,3 +78,12 @@ def prompts_without_template() -> None:
     @replaces(part("methods.grpo"), "prompt_ids_of")
     def ids(original: Any, *words: Any) -> Any:
         return original(*words)[:-1]
+
+
+@mutant("grpo", caught_by="MPD722")
+def long_answers_rewarded() -> None:
+    """Give more for a longer answer, where `length` gives less."""
+
+    @replaces(part("methods.rewards"), "reward_length")
+    def reward(original: Any, completions: Any, completion_ids: Any) -> list[float]:
+        return [1.0 - earned for earned in original(completions, completion_ids)]

@@ -38,6 +38,15 @@ def never_stops() -> None:
         return original(early_stopping_patience=10_000)
 
 
+@mutant("lora-early-stopping", caught_by="MPD709")
+def stops_late() -> None:
+    """Wait for one evaluation more than was asked for."""
+
+    @replaces(part("methods.fitting"), "EarlyStoppingCallback")
+    def callback(original: Any, *, early_stopping_patience: int) -> Any:
+        return original(early_stopping_patience=early_stopping_patience + 1)
+
+
 @mutant("lora-early-stopping", caught_by="MPD728")
 def worst_restored() -> None:
     """Take the largest evaluation loss for the best."""
