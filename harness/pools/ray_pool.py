@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def _connect(address: str | None) -> Any:
     except ImportError:
         raise ConfigError(["--pool ray: Ray is not installed"], hint=HINT) from None
     _require_answer(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -114,6 +116,8 @@ def _connect(address: str | None) -> Any:
         hint = "start one with: ray start --head, or leave out --address"
         reason = str(error).strip().splitlines()[0]
         raise ConfigError([f"--address {address}: {reason}"], hint=hint) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there, which ends the process
     return ray
 
 

@@ -31,7 +31,6 @@ def test_a_plain_cell_runs_anywhere():
         (replace(with_config(device="cuda"), needs=("gpu",)), "needs a GPU"),
         (replace(PLAIN, needs=("gpu", "network")), "needs a GPU and the network"),
         (with_config(compile=True), "needs a C++ compiler or Triton"),
-        (with_config(fsdp="full_shard"), "needs two processes"),
         (replace(PLAIN, needs=("root",)), "needs root"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections import Counter
@@ -37,12 +38,14 @@ AGENT = (
 @pytest.fixture
 def cluster():
     """Start a cluster of two hosts on this machine."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # a host of Ray's puts its own there
     made = cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     yield made
     ray.shutdown()
     made.shutdown()
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def options(address: str | None, **more: Any) -> RayOptions:

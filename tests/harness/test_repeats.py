@@ -8,7 +8,9 @@ from typing import Any
 
 from harness.cell_folder import SCRATCH_FILE
 from harness.execution import Plan
+from harness.pools.base import Job
 from harness.pools.spawn import SpawnPool
+from harness.process import Worker
 from harness.queue import CellQueue
 from harness.results import CellResult, MatrixResult, Outcome, Status, read_result
 from harness.runner import run_matrix
@@ -83,9 +85,12 @@ def test_the_first_failure_ends_the_run_and_the_rest_is_gone_on_with(tmp_path: P
 
 def test_what_ended_together_with_the_first_failure_has_its_result_too(tmp_path: Path):
     class BothAtOnce(SpawnPool):
-        def wait(self, seconds: float) -> None:
-            wait_until(lambda: len(list(tmp_path.glob("*/observations.json"))) == 2)
-            time.sleep(0.5)
+        def start(self, job: Job) -> Worker:
+            started = super().start(job)
+            if len(list(tmp_path.glob("*/config.json"))) == 2:
+                wait_until(lambda: len(list(tmp_path.glob("*/observations.json"))) == 2)
+                time.sleep(2)  # what has been observed has only to leave
+            return started
 
     cells = fake_worker.make_cells("fail-a", "pass-b", "pass-c")
     matrix = run_matrix(
