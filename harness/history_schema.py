@@ -155,6 +155,12 @@ def open_history(path: Path, *, create: bool) -> sqlite3.Connection:
         raise HistoryError(f"{path}: cannot be opened: {error}") from None
     try:
         _prepare(connection, path)
+    except sqlite3.OperationalError as error:  # locked, a full disk: the file itself is sound
+        connection.close()
+        raise HistoryError(
+            f"{path}: cannot be used now: {error}",
+            hint="try again when the disk has room and nobody else holds it; it need not go",
+        ) from None
     except sqlite3.DatabaseError as error:
         connection.close()
         raise HistoryError(
