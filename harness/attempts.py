@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.facts_faults import Ending
+from harness.facts.faults import Ending
 from harness.phases import start_phase
 from harness.process import MARK, Worker
 

@@ -10,7 +10,7 @@ from typing import Any
 from harness.evidence.files import list_files
 from harness.evidence.live import describe_live
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options
-from harness.findings import Diagnosis, Evidence, ProbeResult, Status, Verdict
+from harness.findings import Diagnosis, Evidence, ProbeResult, Severity, Status, Verdict
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
 from harness.subjects import Subject, find_subjects
 from harness.verdict import judge
@@ -36,6 +36,7 @@ def diagnose(
     time_limit_s: float = TIME_LIMIT_S,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    fail_on: Severity = Severity.MEDIUM,
     progress: Callable[[str], None] = lambda text: None,
     run_folder: str | Path | None = None,
     given: Mapping[str, Any] | None = None,
@@ -53,6 +54,7 @@ def diagnose(
         time_limit_s: time for loading and asking a checkpoint and its base.
         select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
         ignore: probes not to run, in the same words.
+        fail_on: the least severity that makes the checkpoint sick.
         progress: called with one line before something slow.
         run_folder: folder of a matrix run, whose `behaviour.json` is read in place of generating.
         given: evidence that is already at hand, for the first subject alone: a run is judged once.
@@ -88,7 +90,7 @@ def diagnose(
         if problem := _why_unread(evidence) or _why_unasked(evidence):
             unread[subject.name] = problem
     results.sort(key=lambda result: result.code)  # stable: subjects keep their order
-    verdict, why = judge(results, unread)
+    verdict, why = judge(results, unread, fail_on)
     facts = {"subjects": described, "probes": len(chosen)}
     return Diagnosis(path=str(path), verdict=verdict, why=why, probes=tuple(results), facts=facts)
 

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-DIAGNOSIS_SCHEMA_VERSION = 1
+DIAGNOSIS_SCHEMA_VERSION = 2
+"""2: severities are critical, high, medium and note; 1 had error, warning and note."""
 
 
 def agree(number: int, one: str, many: str) -> str:
@@ -15,14 +16,21 @@ def agree(number: int, one: str, many: str) -> str:
 
 
 class Severity(StrEnum):
-    """How bad a finding is."""
+    """How bad a finding is, worst first; C, H and M of the catalogue of failure modes."""
 
-    ERROR = "error"
-    """The output is useless or silently wrong; the verdict is sick."""
-    WARNING = "warning"
-    """Clearly degraded, or wrong for some readers; the verdict is sick."""
+    CRITICAL = "critical"
+    """The output is useless or silently wrong."""
+    HIGH = "high"
+    """Clearly degraded, lost work, or wrong for some readers."""
+    MEDIUM = "medium"
+    """A nuisance or a risk."""
     NOTE = "note"
-    """Worth knowing; the verdict does not change."""
+    """Worth knowing; never changes the verdict."""
+
+    def is_at_least(self, other: Severity) -> bool:
+        """Whether this is as bad as `other`, or worse."""
+        order = list(Severity)
+        return order.index(self) <= order.index(other)
 
 
 class Status(StrEnum):
@@ -106,8 +114,13 @@ class ProbeResult:
 
     @property
     def is_sick(self) -> bool:
-        """Whether this result alone makes the checkpoint sick."""
-        return self.status is Status.FAILED and self.severity is not Severity.NOTE
+        """Whether this result alone makes the checkpoint sick: anything but a note."""
+        return self.is_sick_at(Severity.MEDIUM)
+
+    def is_sick_at(self, least: Severity) -> bool:
+        """Whether this result is a finding of severity `least` or worse."""
+        failed = self.status is Status.FAILED
+        return failed and (self.severity or Severity.CRITICAL).is_at_least(least)
 
     @property
     def is_unchecked(self) -> bool:
@@ -137,7 +150,7 @@ class Diagnosis:
         """The results that failed, worst first."""
         order = list(Severity)
         failed = [result for result in self.probes if result.status is Status.FAILED]
-        return tuple(sorted(failed, key=lambda r: order.index(r.severity or Severity.ERROR)))
+        return tuple(sorted(failed, key=lambda r: order.index(r.severity or Severity.CRITICAL)))
 
     @property
     def exit_code(self) -> int:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from harness.cell_folder import LOG_FILE, read_tail
 from harness.doctor import diagnose
 from harness.evidence.source import CheckpointEvidence
-from harness.facts_behaviour import LiveModel
+from harness.facts.behaviour import LiveModel
 from harness.findings import Diagnosis, Status
 from harness.matrix import Cell
 from harness.observations import Observations, read_observations

@@ -64,7 +64,7 @@ class Probe:
 
 
 def probe(
-    code: str, *, modes: Sequence[str], severity: Severity = Severity.ERROR
+    code: str, *, modes: Sequence[str], severity: Severity = Severity.CRITICAL
 ) -> Callable[[Check], Check]:
     """Register the decorated function as the probe of its file."""
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from harness.doctor import diagnose
 from harness.evidence.source import CheckpointEvidence, Options
-from harness.facts import Lineage
-from harness.facts_lifecycle import Kind, Stage
+from harness.facts.checkpoint import Lineage
+from harness.facts.lifecycle import Kind, Stage
 from harness.remains import hash_tensors
 from mudpuppy.safefile import read_header
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harness.findings import ProbeResult, Status, Verdict
+from harness.findings import ProbeResult, Severity, Status, Verdict
 
 
-def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Verdict, str]:
+def judge(
+    results: Sequence[ProbeResult],
+    unread: Mapping[str, str],
+    fail_on: Severity = Severity.MEDIUM,
+) -> tuple[Verdict, str]:
     """Return the verdict and the sentence that gives its reason.
 
     Args:
         results: the endings of every probe on every subject.
         unread: subjects whose weights could not be read at all, and why; never healthy.
+        fail_on: the least severity of a finding that makes the checkpoint sick.
     """
-    sick = [result for result in results if result.is_sick]
+    sick = [result for result in results if result.is_sick_at(fail_on)]
     crashed = [result for result in results if result.status is Status.CRASHED]
     if sick:
         return Verdict.SICK, _explain_sick(sick, crashed)

@@ -18,9 +18,16 @@ _COLOURS = {
     Verdict.HEALTHY: "green",
     Verdict.SICK: "red",
     Verdict.UNKNOWN: "yellow",
-    Severity.ERROR: "red",
-    Severity.WARNING: "yellow",
+    Severity.CRITICAL: "red",
+    Severity.HIGH: "yellow",
+    Severity.MEDIUM: "yellow",
     Severity.NOTE: "dim",
+}
+_MARKS = {
+    Severity.CRITICAL: "x",
+    Severity.HIGH: "!",
+    Severity.MEDIUM: "-",
+    Severity.NOTE: "i",
 }
 _SHOWN_SUBJECTS = 12
 _SHOWN_CODES = 6
@@ -137,8 +144,8 @@ def _title(result: ProbeResult) -> str:
 
 
 def _write_finding(page: _Page, result: ProbeResult) -> None:
-    severity = result.severity or Severity.ERROR
-    mark = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTE: "i"}[severity]
+    severity = result.severity or Severity.CRITICAL
+    mark = _MARKS[severity]
     page.line("")
     page.line(page.paint(f"{mark} {severity}: {_title(result)}", _COLOURS[severity]))
     page.wrapped("    ", clean(result.message))

@@ -36,7 +36,7 @@ def _table(diagnosis: Diagnosis) -> list[str]:
 
 def _finding(result: ProbeResult) -> list[str]:
     place = "" if result.subject == "." else f" in `{code_markdown(result.subject)}`"
-    severity = result.severity or Severity.ERROR
+    severity = result.severity or Severity.CRITICAL
     lines = [
         f"## {severity}: {result.code} {result.name}{place}",
         "",

@@ -146,7 +146,7 @@ def _finding(finding: dict[str, Any]) -> list[str]:
     """Return one failed probe: what, how it is known, why, what to do."""
     subject = finding.get("subject", ".")
     place = "" if subject == "." else f" in `{code_markdown(str(subject))}`"
-    severity, code = finding.get("severity") or "error", escape_markdown(str(finding["code"]))
+    severity, code = finding.get("severity") or "critical", escape_markdown(str(finding["code"]))
     name, message = escape_markdown(str(finding["name"])), escape_markdown(str(finding["message"]))
     evidence = finding.get("evidence", ())
     lines = [

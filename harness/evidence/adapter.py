@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Adapter, Files, Pair, Tensor
+from harness.facts.checkpoint import Adapter, Files, Pair, Tensor
 from harness.registry import Missing, NotApplicable
 from mudpuppy.patterns import MAX_STEPS, compile_pattern, worst_steps
 

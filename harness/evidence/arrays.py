@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from harness.evidence.nothing import explain_no_weights
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Files, Numbers, Tensor
+from harness.facts.checkpoint import Files, Numbers, Tensor
 from harness.registry import Missing
 
 Floats = NDArray[np.float32]

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.evidence.jsonfile import UnreadableJson, is_path, read_object
 from harness.evidence.source import CheckpointEvidence, Options, provides
-from harness.facts import Adapter, Base, Files, Weights
+from harness.facts.checkpoint import Adapter, Base, Files, Weights
 from harness.registry import Missing, NotApplicable
 
 PROVENANCE = "mudpuppy.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.evidence.base import read_origin
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Adapter, Base, BaseFit, Drift, Drifts, Lineage, Pair
+from harness.facts.checkpoint import Adapter, Base, BaseFit, Drift, Drifts, Lineage, Pair
 from harness.registry import Missing
 from mudpuppy.provenance import fingerprint_model
 

@@ -16,8 +16,8 @@ from harness.evidence.base import read_origin
 from harness.evidence.behaviour_child import Job, ask_in_child
 from harness.evidence.jsonfile import UnreadableJson, read_object
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options, provides
-from harness.facts import Adapter, Base, Files
-from harness.facts_behaviour import Answers, BehaviourFacts
+from harness.facts.behaviour import Answers, BehaviourFacts
+from harness.facts.checkpoint import Adapter, Base, Files
 from harness.registry import Missing
 from mudpuppy.errors import UsageError
 from mudpuppy.scoring import (

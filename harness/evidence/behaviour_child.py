@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.facts_behaviour import Answers
+from harness.facts.behaviour import Answers
 from harness.process import die_with, signal_group
 from harness.registry import ControlFailed
 

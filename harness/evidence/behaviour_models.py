@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.evidence.behaviour_child import ANSWERS, JOB, Job
 from harness.evidence.files import INDEX_NAME, list_files, read_index
-from harness.facts_behaviour import Answers
+from harness.facts.behaviour import Answers
 from harness.registry import ControlFailed, Missing
 
 BATCH = 16

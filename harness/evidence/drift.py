@@ -12,7 +12,7 @@ from harness.evidence.arrays import EPSILON, Floats, is_float, iterate_rows, mea
 from harness.evidence.base import read_origin
 from harness.evidence.rounding import coarser, int4_block_size, quantise_int4, round_to
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Adapter, Base, Drift, Drifts, Numbers, Tensor, Weights
+from harness.facts.checkpoint import Adapter, Base, Drift, Drifts, Numbers, Tensor, Weights
 from harness.registry import Missing
 
 ROUNDINGS = ("F32", "BF16", "F16")

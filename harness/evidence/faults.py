@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import TypeAdapter
 
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts_faults import Fault
+from harness.facts.faults import Fault
 from harness.registry import NotApplicable
 
 

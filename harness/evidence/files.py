@@ -9,7 +9,7 @@ from typing import Any
 from harness.evidence.headers import read_weight_file
 from harness.evidence.jsonfile import UnreadableJson, is_path, limit_of, read_object
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Files, ShardIndex, WeightFile
+from harness.facts.checkpoint import Files, ShardIndex, WeightFile
 from harness.registry import Missing
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evidence.jsonfile import UnreadableJson, parse_object
-from harness.facts import Tensor, WeightFile
+from harness.facts.checkpoint import Tensor, WeightFile
 
 HEADER_LIMIT_BYTES = 100_000_000
 """Longest header that the format allows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import TypeAdapter
 
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts_lifecycle import Lifecycle
+from harness.facts.lifecycle import Lifecycle
 from harness.registry import NotApplicable
 
 

@@ -26,7 +26,7 @@ from harness.evidence.arrays import (
 from harness.evidence.base import read_origin
 from harness.evidence.rounding import PRECISIONS, int4_block_size, quantise_int4, round_to
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
+from harness.facts.checkpoint import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
 from harness.registry import Missing
 from mudpuppy.adapters.tensor_names import RENAMES, rename
 

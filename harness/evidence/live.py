@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts_behaviour import LiveModel
+from harness.facts.behaviour import LiveModel
 from harness.registry import NotApplicable
 
 LEFTOVERS = ("peft_config", "_hf_peft_config_loaded")

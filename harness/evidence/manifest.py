@@ -12,8 +12,8 @@ from harness.evidence.base import PROVENANCE
 from harness.evidence.files import read_settings
 from harness.evidence.jsonfile import is_path
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Adapter, Files
-from harness.facts_files import Manifest, Traces
+from harness.facts.checkpoint import Adapter, Files
+from harness.facts.files import Manifest, Traces
 from harness.registry import NotApplicable
 from mudpuppy.provenance import fingerprint_model, hash_names
 

@@ -8,7 +8,7 @@ from typing import Any
 from harness.evidence.files import read_settings
 from harness.evidence.nothing import explain_no_weights
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Files, Weights
+from harness.facts.checkpoint import Files, Weights
 from harness.registry import Missing, NotApplicable
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.evidence.files import list_files, list_folders
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.registry import Missing
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Files, Pickled
+from harness.facts.checkpoint import Files, Pickled
 from harness.registry import NotApplicable
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -13,8 +13,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Files
-from harness.facts_files import Template
+from harness.facts.checkpoint import Files
+from harness.facts.files import Template
 from harness.registry import Missing, NotApplicable
 
 LIMIT_BYTES = 400_000

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Files, Tokenizer
+from harness.facts.checkpoint import Files, Tokenizer
 from harness.registry import Missing
 
 

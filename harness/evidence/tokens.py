@@ -7,8 +7,8 @@ from typing import Any
 
 from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Files, Vocabulary
-from harness.facts_files import SpecialTokens, TokenizerForm
+from harness.facts.checkpoint import Files, Vocabulary
+from harness.facts.files import SpecialTokens, TokenizerForm
 from harness.registry import NotApplicable
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts_trials import Interop, Limits, Soak, Versions
+from harness.facts.trials import Interop, Limits, Soak, Versions
 from harness.registry import NotApplicable
 
 T = TypeVar("T")

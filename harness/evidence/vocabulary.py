@@ -11,7 +11,7 @@ import numpy as np
 from harness.evidence.arrays import can_decode, iterate_rows
 from harness.evidence.model import text_settings
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
+from harness.facts.checkpoint import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
 from harness.registry import Missing, NotApplicable
 
 EMBEDDING = re.compile(

@@ -19,7 +19,7 @@ scorer is not a score of zero.
 from __future__ import annotations
 
 from harness.collapse import judge_scores
-from harness.facts_behaviour import BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Finding
 from harness.registry import Missing, probe
 

@@ -13,7 +13,7 @@ What to do: keep one of the two: `mkdir DIR/adapter && mv DIR/adapter_* DIR/adap
 
 from __future__ import annotations
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

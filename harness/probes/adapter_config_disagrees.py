@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.facts import Adapter, Pair
+from harness.facts.checkpoint import Adapter, Pair
 from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 

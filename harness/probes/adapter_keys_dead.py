@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts import Adapter, find_wrapper
+from harness.facts.checkpoint import Adapter, find_wrapper
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
@@ -155,5 +155,5 @@ def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
         if alike
         else "load it on the model it was trained on, and pass that as --base",
         # Loaders of vision models rename old and new styles into each other.
-        severity=Severity.NOTE if alike and nested else Severity.ERROR,
+        severity=Severity.NOTE if alike and nested else Severity.CRITICAL,
     )

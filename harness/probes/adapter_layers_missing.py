@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-from harness.facts import Adapter, strip_wrappers
+from harness.facts.checkpoint import Adapter, strip_wrappers
 from harness.findings import Evidence, Finding, agree
 from harness.registry import Missing, probe
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.facts import Adapter, Numbers, Pair, Tensor
+from harness.facts.checkpoint import Adapter, Numbers, Pair, Tensor
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
@@ -49,7 +49,7 @@ def check(adapter: Adapter, numbers: Mapping[str, Numbers]) -> Finding | str:
         "fresh adapter was saved in place of the trained one",
         remedy="look at loss and grad_norm of the run and train again; load checkpoints with "
         "PeftModel.from_pretrained(base, PATH), not with get_peft_model",
-        severity=Severity.ERROR if whole else Severity.WARNING,
+        severity=Severity.CRITICAL if whole else Severity.HIGH,
     )
 
 

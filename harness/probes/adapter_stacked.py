@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from harness.facts import Adapter, strip_wrappers
+from harness.facts.checkpoint import Adapter, strip_wrappers
 from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 

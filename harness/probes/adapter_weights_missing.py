@@ -12,7 +12,7 @@ What to do: copy adapter_model.safetensors from where the adapter was trained.
 
 from __future__ import annotations
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

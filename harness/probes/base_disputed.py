@@ -14,7 +14,7 @@ mudpuppy.json belongs to another run: copy the whole output folder again.
 
 from __future__ import annotations
 
-from harness.facts_files import Manifest
+from harness.facts.files import Manifest
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
@@ -38,5 +38,5 @@ def check(manifest: Manifest) -> Finding | str:
         cause="adapter_config.json was edited, or files of two outputs were mixed",
         remedy="write the base that it was trained on into base_model_name_or_path of "
         "adapter_config.json",
-        severity=Severity.ERROR if manifest.other_is_surely else Severity.WARNING,
+        severity=Severity.CRITICAL if manifest.other_is_surely else Severity.HIGH,
     )

@@ -14,7 +14,7 @@ What to do: copy chat_template.jinja from the base model, or mend the line that 
 
 from __future__ import annotations
 
-from harness.facts_files import Template
+from harness.facts.files import Template
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

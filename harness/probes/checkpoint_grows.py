@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from harness.facts_lifecycle import Lifecycle, Stage
+from harness.facts.lifecycle import Lifecycle, Stage
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

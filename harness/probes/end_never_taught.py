@@ -15,7 +15,7 @@ train again.
 
 from __future__ import annotations
 
-from harness.facts_files import Manifest
+from harness.facts.files import Manifest
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

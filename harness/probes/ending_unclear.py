@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.facts_faults import Ending, Fault
+from harness.facts.faults import Ending, Fault
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -12,7 +12,7 @@ What to do: use a pad token of its own, mask padding with -100, and train again 
 
 from __future__ import annotations
 
-from harness.facts_behaviour import BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Evidence, Finding
 from harness.registry import ControlFailed, probe
 

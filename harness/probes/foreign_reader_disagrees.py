@@ -18,7 +18,7 @@ What to do:
 
 from __future__ import annotations
 
-from harness.facts_trials import Interop, Reading
+from harness.facts.trials import Interop, Reading
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

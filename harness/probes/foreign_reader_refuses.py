@@ -16,7 +16,7 @@ What to do:
 
 from __future__ import annotations
 
-from harness.facts_trials import Interop
+from harness.facts.trials import Interop
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

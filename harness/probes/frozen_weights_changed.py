@@ -13,7 +13,7 @@ the original base, then compare the outputs of adapter and merged model.
 
 from __future__ import annotations
 
-from harness.facts import BaseFit
+from harness.facts.checkpoint import BaseFit
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts import Numbers
+from harness.facts.checkpoint import Numbers
 from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import probe
 
@@ -53,5 +53,5 @@ def check(numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any]) ->
         ),
         cause="the weights grew in training, or one was written by mistake",
         remedy='serve in bf16 and write "dtype": "bfloat16" into config.json',
-        severity=Severity.ERROR if declared else Severity.NOTE,
+        severity=Severity.CRITICAL if declared else Severity.NOTE,
     )

@@ -18,7 +18,7 @@ What to do:
 
 from __future__ import annotations
 
-from harness.facts_faults import Fault
+from harness.facts.faults import Fault
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -17,7 +17,7 @@ What to do:
 
 from __future__ import annotations
 
-from harness.facts_trials import Soak
+from harness.facts.trials import Soak
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

@@ -15,7 +15,7 @@ index; or download index and shards together.
 
 from __future__ import annotations
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

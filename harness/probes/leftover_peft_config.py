@@ -15,7 +15,7 @@ and load it again before the next stage.
 
 from __future__ import annotations
 
-from harness.facts_behaviour import LiveModel
+from harness.facts.behaviour import LiveModel
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -12,7 +12,7 @@ What to do: load in bf16 or fp32. If that helps, the activations overflow fp16: 
 
 from __future__ import annotations
 
-from harness.facts_behaviour import BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

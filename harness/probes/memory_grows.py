@@ -19,7 +19,7 @@ What to do:
 
 from __future__ import annotations
 
-from harness.facts_trials import Growth, Soak
+from harness.facts.trials import Growth, Soak
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

@@ -15,7 +15,7 @@ an *empty* folder.
 
 from __future__ import annotations
 
-from harness.facts import Lineage
+from harness.facts.checkpoint import Lineage
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

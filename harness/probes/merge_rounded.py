@@ -14,7 +14,7 @@ without quantising. If 4 bits are needed, quantise afterwards with calibration (
 
 from __future__ import annotations
 
-from harness.facts import Drifts, Lineage, ModuleLineage
+from harness.facts.checkpoint import Drifts, Lineage, ModuleLineage
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 

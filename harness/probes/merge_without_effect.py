@@ -15,7 +15,7 @@ the dequantised weights: `mud-puppy ... --method qlora --merge-lora` does while 
 
 from __future__ import annotations
 
-from harness.facts import Drifts, Lineage
+from harness.facts.checkpoint import Drifts, Lineage
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
@@ -62,5 +62,5 @@ def _judge_identity(drifts: Drifts) -> Finding | str:
         cause="the untrained model was saved, or a merge had no effect",
         remedy=_REMEDY,
         # An unmodified copy may be what was wanted; a base that was named is a claim of training.
-        severity=Severity.WARNING,
+        severity=Severity.HIGH,
     )

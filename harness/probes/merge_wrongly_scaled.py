@@ -15,7 +15,7 @@ What to do: merge with PEFT, which knows all settings: `PeftModel.from_pretraine
 
 from __future__ import annotations
 
-from harness.facts import Lineage, ModuleLineage
+from harness.facts.checkpoint import Lineage, ModuleLineage
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

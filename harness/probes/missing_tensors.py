@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts import Base, Weights, find_wrapper, strip_wrappers
+from harness.facts.checkpoint import Base, Weights, find_wrapper, strip_wrappers
 from harness.findings import Evidence, Finding, agree
 from harness.registry import Missing, probe
 

@@ -14,7 +14,7 @@ What to do: `model = model.merge_and_unload()` before the next stage, or train t
 
 from __future__ import annotations
 
-from harness.facts_behaviour import LiveModel
+from harness.facts.behaviour import LiveModel
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -17,7 +17,7 @@ not masked (after a run of `mud-puppy`: `labels` in mudpuppy.json counts `eos_to
 from __future__ import annotations
 
 from harness.collapse import wilson_interval
-from harness.facts_behaviour import BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

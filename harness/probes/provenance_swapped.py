@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts_files import Manifest
+from harness.facts.files import Manifest
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

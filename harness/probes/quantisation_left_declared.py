@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts import Weights
+from harness.facts.checkpoint import Weights
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 _PLAIN = {"F64", "F32", "F16", "BF16"}
 
 
-@probe("MPD802", modes=["FM32"], severity=Severity.WARNING)
+@probe("MPD802", modes=["FM32"], severity=Severity.HIGH)
 def check(config: Mapping[str, Any], weights: Weights) -> Finding | str:
     """Look for quantised tensors where the configuration declares some."""
     declared = config.get("quantization_config")

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts import Files, Tensor, Weights
+from harness.facts.checkpoint import Files, Tensor, Weights
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -13,7 +13,7 @@ What to do: take an earlier checkpoint; fewer epochs, a lower learning rate, a l
 
 from __future__ import annotations
 
-from harness.facts_behaviour import BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

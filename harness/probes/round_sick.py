@@ -17,7 +17,7 @@ What to do:
 
 from __future__ import annotations
 
-from harness.facts_lifecycle import Lifecycle
+from harness.facts.lifecycle import Lifecycle
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

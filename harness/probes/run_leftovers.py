@@ -17,7 +17,7 @@ What to do:
 
 from __future__ import annotations
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding
 from harness.observations import Observations
 from harness.registry import Missing, probe

@@ -15,7 +15,7 @@ run is still at work, wait for it.
 
 from __future__ import annotations
 
-from harness.facts_files import Traces
+from harness.facts.files import Traces
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

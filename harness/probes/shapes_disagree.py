@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.facts import Tensor, Weights
+from harness.facts.checkpoint import Tensor, Weights
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 

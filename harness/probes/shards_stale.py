@@ -15,12 +15,12 @@ one away.
 
 from __future__ import annotations
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD105", modes=["FM45"], severity=Severity.WARNING)
+@probe("MPD105", modes=["FM45"], severity=Severity.HIGH)
 def check(files: Files) -> Finding | str:
     """Look for weight files of the standard names that transformers would not open."""
     if not files.weights:

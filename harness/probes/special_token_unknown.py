@@ -17,7 +17,7 @@ with `tokenizer.add_special_tokens(...)` and `model.resize_token_embeddings(len(
 
 from __future__ import annotations
 
-from harness.facts_files import SpecialTokens
+from harness.facts.files import SpecialTokens
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
@@ -75,8 +75,8 @@ def _say(facts: SpecialTokens) -> str:
 def _weigh(facts: SpecialTokens) -> Severity:
     last = facts.next_id + len(facts.unknown) - 1
     if facts.unknown and facts.rows is not None and last >= facts.rows:
-        return Severity.ERROR
+        return Severity.CRITICAL
     if any(role in _ENDS for role in facts.unknown):
-        return Severity.WARNING
+        return Severity.HIGH
     ends = [role for role in facts.unnamed_ids if "eos" in role]
-    return Severity.WARNING if ends and not facts.has_known_end else Severity.NOTE
+    return Severity.HIGH if ends and not facts.has_known_end else Severity.NOTE

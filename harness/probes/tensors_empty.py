@@ -14,7 +14,7 @@ What to do: gather before saving: `stage3_gather_16bit_weights_on_model_save: tr
 
 from __future__ import annotations
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

@@ -14,7 +14,7 @@ one (it is after a merge into lm_head), or delete lm_head.weight if it is not.
 
 from __future__ import annotations
 
-from harness.facts import TiedPair
+from harness.facts.checkpoint import TiedPair
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -14,7 +14,7 @@ What to do: copy tokenizer.json from the base model.
 
 from __future__ import annotations
 
-from harness.facts_files import TokenizerForm
+from harness.facts.files import TokenizerForm
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts import Tokenizer, Vocabulary
+from harness.facts.checkpoint import Tokenizer, Vocabulary
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

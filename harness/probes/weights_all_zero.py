@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts import Numbers
+from harness.facts.checkpoint import Numbers
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
@@ -73,7 +73,7 @@ def check(
         ),
         cause="a copy or a gather that allocated the tensor and did not fill it",
         remedy="copy the file again and compare checksums, or go back to an older checkpoint",
-        severity=Severity.ERROR,
+        severity=Severity.CRITICAL,
     )
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from harness.facts import Numbers
+from harness.facts.checkpoint import Numbers
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

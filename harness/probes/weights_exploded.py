@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from harness.facts import Drift, Drifts
+from harness.facts.checkpoint import Drift, Drifts
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

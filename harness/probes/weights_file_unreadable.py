@@ -16,7 +16,7 @@ and save again. For damaged bytes, fetch the file again.
 
 from __future__ import annotations
 
-from harness.facts import Files, WeightFile
+from harness.facts.checkpoint import Files, WeightFile
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
 

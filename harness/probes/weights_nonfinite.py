@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harness.facts import Numbers, Tensor
+from harness.facts.checkpoint import Numbers, Tensor
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.facts import Files, Pickled
+from harness.facts.checkpoint import Files, Pickled
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
@@ -72,5 +72,5 @@ def _cut(cut: Mapping[str, str]) -> Finding:
         cause="damaged in a copy, no pickle at all, or written so that a scanner stops early",
         remedy=f"do not load {first}; copy it again from its source, or remove it if nothing "
         "needs it",
-        severity=Severity.WARNING,
+        severity=Severity.HIGH,
     )

@@ -15,7 +15,7 @@ only copy, save again from the run, or go back to the newest checkpoint that is 
 
 from __future__ import annotations
 
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 

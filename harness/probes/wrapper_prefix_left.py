@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 
-from harness.facts import Files, Tensor, find_wrapper
+from harness.facts.checkpoint import Files, Tensor, find_wrapper
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 

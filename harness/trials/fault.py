@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.attempts import Attempt, Command, start_attempt
 from harness.damages import DAMAGES, damage, tear_dataset
-from harness.facts_faults import Ending, Fault, Recovery
+from harness.facts.faults import Ending, Fault, Recovery
 from harness.faults import (
     ACTS,
     FIRED_FILE,

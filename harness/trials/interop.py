@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.facts_trials import Interop, Reading
+from harness.facts.trials import Interop, Reading
 from harness.observations import Observations
 from harness.phases import run_phase
 from harness.trials.order import Order

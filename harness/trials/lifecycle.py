@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from harness.attempts import start_attempt
-from harness.facts_lifecycle import Kind, Lifecycle, Stage
+from harness.facts.lifecycle import Kind, Lifecycle, Stage
 from harness.observations import Observations
 from harness.phases import run_phase
 from harness.trials.order import CHECKPOINT, Order

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.facts_trials import Attempt, Limits
+from harness.facts.trials import Attempt, Limits
 from harness.observations import Observations
 from harness.phases import PhaseEnded, run_phase
 from harness.trials.order import Order

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.facts_trials import Attempt
+from harness.facts.trials import Attempt
 
 Try = Callable[[int], Attempt]
 """Runs one size and says whether it fits."""

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.facts_trials import Growth, Soak
+from harness.facts.trials import Growth, Soak
 from harness.observations import Observations
 from harness.phases import run_phase
 from harness.trials.order import Order

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.cell_folder import LOG_FILE, drop_scratch, make_folder
 from harness.environment import PROJECT
-from harness.facts_trials import DeprecatedCall, SmokeCell, Versions
+from harness.facts.trials import DeprecatedCall, SmokeCell, Versions
 from harness.judge import judge_cell
 from harness.matrix import Cell, load_cells
 from harness.observations import Observations, read_observations

@@ -23,7 +23,7 @@ FINDING: dict[str, object] = {
     "name": "adapter-never-trained",
     "modes": ["FM08"],
     "status": "failed",
-    "severity": "error",
+    "severity": "critical",
     "message": "12 of 12 adapter tensors never moved",
     "evidence": [],
     "cause": "no optimizer steps",

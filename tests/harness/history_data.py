@@ -10,8 +10,8 @@ from harness.history import History
 from harness.history_rows import RunRow
 from harness.results import CellResult, Outcome, WorkerExit
 
-FINDING = {"code": "MPD203", "name": "adapter-never-trained", "subject": ".", "severity": "error",
-           "message": "12 of 12 tensors never moved"}  # fmt: skip
+FINDING = {"code": "MPD203", "name": "adapter-never-trained", "subject": ".",
+           "severity": "critical", "message": "12 of 12 tensors never moved"}  # fmt: skip
 
 
 def make_result(

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from harness.attempts import start_attempt
-from harness.facts_faults import Ending
+from harness.facts.faults import Ending
 from harness.faults import ACTS, MOMENTS, Arming, Moment, arm, read_note
 
 HERE = Moment(calls=("a_fake_engine:write",), turn=2)

@@ -29,7 +29,7 @@ def made(name: str = "model.q_proj.weight", found: object = 3) -> Diagnosis:
                 code="MPD301",
                 name="weights-nonfinite",
                 status=Status.FAILED,
-                severity=Severity.ERROR,
+                severity=Severity.CRITICAL,
                 message=f"1 of 2 tensors holds NaN: {name}",
                 evidence=(
                     Evidence(what="NaN values", file="m.st", tensor=name, found=found, expected=0),

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.doctor import diagnose
 from harness.evidence.behaviour import PROMPTS, measure_behaviour
-from harness.facts_behaviour import Answers
+from harness.facts.behaviour import Answers
 from harness.findings import Status, Verdict
 from harness.registry import ControlFailed
 from tests.harness.checkpoints import copy, edit_json, edit_tensors, save_adapter, save_base

@@ -17,7 +17,7 @@ from harness.evidence.arrays import decode, measure
 from harness.evidence.files import leaves_folder
 from harness.evidence.headers import read_weight_file
 from harness.evidence.jsonfile import UnreadableJson, read_object
-from harness.facts import Tensor
+from harness.facts.checkpoint import Tensor
 from harness.findings import Status, Verdict
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

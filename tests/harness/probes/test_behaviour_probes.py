@@ -8,7 +8,7 @@ import pytest
 
 from harness.evidence.behaviour import from_json, to_json
 from harness.evidence.source import CheckpointEvidence, Options
-from harness.facts_behaviour import Answers, BehaviourFacts
+from harness.facts.behaviour import Answers, BehaviourFacts
 from harness.findings import Status
 from harness.probes.repetition_loop import find_loop
 from harness.registry import load_probes, run_probe

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.facts_faults import Ending, Fault
+from harness.facts.faults import Ending, Fault
 from harness.findings import Status
 from harness.registry import Missing, load_probes, run_probe
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.facts_lifecycle import Lifecycle, Stage
+from harness.facts.lifecycle import Lifecycle, Stage
 from harness.findings import Status
 from harness.registry import Missing, load_probes, run_probe
 

@@ -94,7 +94,7 @@ def test_a_base_that_is_another_model_is_an_error(adapter, tmp_path):
     other = save_base(tmp_path / "other", "llama", "bf16")
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(other))
     found = finding(adapter, "MPD408")
-    assert found.severity is Severity.ERROR
+    assert found.severity is Severity.CRITICAL
     assert str(other) in found.message
     assert found.evidence[1].found.endswith("/base")
 
@@ -110,7 +110,7 @@ def test_the_same_base_elsewhere_is_the_same_base(adapter, base, tmp_path):
 
 def test_another_name_alone_is_a_warning(adapter):
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="owner/another")
-    assert finding(adapter, "MPD408").severity is Severity.WARNING
+    assert finding(adapter, "MPD408").severity is Severity.HIGH
 
 
 def test_a_training_that_taught_no_end_is_found(adapter):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.evidence.output import search_output
-from harness.facts import Files
+from harness.facts.checkpoint import Files
 from harness.findings import Status
 from harness.observations import (
     ArtefactFacts,

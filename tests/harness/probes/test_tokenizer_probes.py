@@ -42,7 +42,7 @@ def test_an_end_token_beyond_the_embedding_is_an_error(model, tmp_path, form):
         value = token if form == "text" else {"content": token, "lstrip": False}
         edit_json(folder / "tokenizer_config.json", eos_token=value)
     found = finding(folder, "MPD804")
-    assert (found.status, found.severity) == (Status.FAILED, Severity.ERROR)
+    assert (found.status, found.severity) == (Status.FAILED, Severity.CRITICAL)
     assert "<|strange|>" in found.message
     assert "beyond the 1,024 rows" in found.message
     assert found.evidence[0].what.endswith("gets the new id 1,024")
@@ -57,7 +57,7 @@ def test_an_end_token_on_a_padding_row_is_a_warning_and_an_unknown_mask_a_note(t
     assert finding(folder, "MPD804").severity is Severity.NOTE
     edit_json(folder / "tokenizer_config.json", eos_token="<end>")
     found = finding(folder, "MPD804")
-    assert found.severity is Severity.WARNING
+    assert found.severity is Severity.HIGH
     assert "never trained" in found.message
     # The same token, listed with an id of its own, is one of the vocabulary.
     decoder = {"50": {"content": "<end>"}, "51": {"content": "<mask>"}}
@@ -73,7 +73,7 @@ def test_an_end_id_that_no_token_has_is_found_unless_another_end_is_known(tmp_pa
     (folder / "generation_config.json").write_text("{}")
     edit_json(folder / "config.json", eos_token_id=70)
     found = finding(folder, "MPD804")
-    assert (found.severity, found.evidence[0].found) == (Severity.WARNING, 70)
+    assert (found.severity, found.evidence[0].found) == (Severity.HIGH, 70)
     edit_json(folder / "generation_config.json", eos_token_id=[1, 70])
     assert finding(folder, "MPD804").severity is Severity.NOTE
     edit_json(folder / "config.json", eos_token_id=1)

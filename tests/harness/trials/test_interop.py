@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from harness.evidence.source import CheckpointEvidence
-from harness.facts_trials import Interop, Reading
+from harness.facts.trials import Interop, Reading
 from harness.findings import Status
 from harness.observations import Observations
 from harness.registry import load_probes, run_probe

@@ -9,7 +9,7 @@ import pytest
 
 from harness import worker
 from harness.doctor import diagnose
-from harness.facts_behaviour import LiveModel
+from harness.facts.behaviour import LiveModel
 from harness.judge import judge_cell
 from harness.matrix import load_cells
 from harness.results import Outcome, WorkerExit

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.evidence.source import CheckpointEvidence
-from harness.facts_trials import Attempt, Limits
+from harness.facts.trials import Attempt, Limits
 from harness.findings import Status
 from harness.observations import Observations
 from harness.registry import load_probes, run_probe

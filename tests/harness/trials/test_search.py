@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.facts_trials import Attempt
+from harness.facts.trials import Attempt
 from harness.trials.search import Found, find_largest
 
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from harness.evidence.source import CheckpointEvidence
-from harness.facts_trials import Growth, Soak
+from harness.facts.trials import Growth, Soak
 from harness.findings import Status
 from harness.observations import Observations
 from harness.registry import load_probes, run_probe

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.evidence.source import CheckpointEvidence
-from harness.facts_trials import DeprecatedCall, SmokeCell, Versions
+from harness.facts.trials import DeprecatedCall, SmokeCell, Versions
 from harness.findings import Status
 from harness.matrix import load_cells
 from harness.observations import Observations

@@ -60,4 +60,4 @@ class Lifecycle:
     stages: tuple[Stage, ...]
     """Every stage, in order."""
     live_model: dict[str, Any] | None = None
-    """What was seen of a model in memory, as `harness.facts_behaviour.LiveModel` has it."""
+    """What was seen of a model in memory, as `harness.facts.behaviour.LiveModel` has it."""

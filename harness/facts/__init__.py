@@ -1,0 +1,1 @@
+"""Plain, frozen facts that evidence hands to probes (standard library only)."""
