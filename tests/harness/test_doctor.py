@@ -288,7 +288,7 @@ def test_the_report_is_written_whole_or_not_at_all(base, tmp_path, capsys):
     value = json.loads(target.read_text())
     keys = ["code", "name", "modes", "status", "severity", "message", "evidence", "reason"]
     assert all(set(keys) <= set(probe) for probe in value["probes"])
-    assert (value["schema_version"], value["verdict"]) == (1, "healthy")
+    assert (value["schema_version"], value["verdict"]) == (2, "healthy")
     assert capsys.readouterr().out == ""
     assert main([str(base), "--output", str(tmp_path)]) == 2
     assert main([str(base), "--output", str(tmp_path / "no" / "x")]) == 2

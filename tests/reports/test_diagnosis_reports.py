@@ -66,7 +66,7 @@ def test_the_console_report_reads_like_this():
         "  lineage     -     1 not checked\n"
         "  behaviour   ?     0 passed, 1 could not finish\n"
         "\n"
-        "x error: MPD301 weights-nonfinite (FM41)\n"
+        "x critical: MPD301 weights-nonfinite (FM41)\n"
         "    1 of 2 tensors holds NaN: model.q_proj.weight\n"
         "    seen     NaN values in m.st model.q_proj.weight: 3 (expected 0)\n"
         "    because  training diverged\n"
@@ -155,7 +155,7 @@ def test_json_has_no_nan_and_the_promised_fields():
     assert finding["evidence"][0]["found"] == "nan"
     assert (finding["status"], finding["severity"], finding["modes"]) == (
         "failed",
-        "error",
+        "critical",
         ["FM41"],
     )
 
