@@ -42,6 +42,8 @@ class ParameterMotion:
     """Tensors that require a gradient and that nothing reads, behind the layer that is used."""
     rounded: tuple[str, ...] = ()
     """Trainable tensors that are not held in fp32: small steps are rounded away there."""
+    updates: int | None = None
+    """Steps in which the optimizer got finite gradients; in fp16 the first ones may overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,11 @@ def check(observations: Observations) -> Finding | str:
     if not still:
         return f"all {wanted} tensors that were to change did"
     dry = set(motion.without_gradient)
+    if motion.updates == 1 and all(name in dry and _waits(name) for name in still):
+        return (
+            f"{wanted - len(still)} of {wanted} tensors that were to change did in the one step "
+            "whose gradients were finite; the others are factors that only a second one can reach"
+        )
     return Finding(
         message=f"{len(still)} of {wanted} tensors that were to change did not",
         evidence=tuple(
@@ -54,3 +59,8 @@ def check(observations: Observations) -> Finding | str:
         else "the optimizer does not update these tensors",
         remedy="attach the adapter before the optimizer is made, and check the learning rate",
     )
+
+
+def _waits(name: str) -> bool:
+    """Whether a factor gets no gradient before its partner, which starts at zero, has moved."""
+    return ".lora_A." in name or ".lora_embedding_B." in name

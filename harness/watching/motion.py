@@ -35,6 +35,7 @@ class MotionWatcher:
             n for n, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32
         )
         self._touched: set[str] = set()
+        self._updates = 0
         self.optimizer = ""
         self._names: dict[int, str] = {}
         self._hook = register_optimizer_step_pre_hook(self._see_step)
@@ -55,14 +56,22 @@ class MotionWatcher:
             optimizer=self.optimizer,
             unread=len(self._unread),
             rounded=self._rounded,
+            updates=self._updates,
         )
 
     def _see_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Note the parameters that come with a gradient other than zero."""
+        """Note the parameters that come with a gradient other than zero.
+
+        A fused optimizer is asked even where gradients overflowed, and leaves that step out.
+        """
         del args, kwargs
         if not self.optimizer:  # by now they are sharded, where they are to be
             self.optimizer = type(optimizer).__name__
             self._names = {id(p): n for n, p in self._model.named_parameters()}
+        given = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        if not all(bool(whole(grad).isfinite().all()) for grad in given if grad is not None):
+            return
+        self._updates += 1
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 name = self._names.get(id(parameter))

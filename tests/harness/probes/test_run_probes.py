@@ -25,6 +25,7 @@ from harness.observations import (
 from harness.observations_twin import Deviation, TwinFacts, TwinStep
 from harness.registry import Missing, load_probes, run_probe
 
+A, B = "layers.0.q_proj.lora_A.default.weight", "layers.0.q_proj.lora_B.default.weight"
 MOTION = ParameterMotion(
     trainable=4, frozen=10, still=(), frozen_moved=(), foreign_trainable=(), without_gradient=()
 )
@@ -282,6 +283,9 @@ FAULTS = [
     ("MPD701", moved(frozen_moved=("embed",)), "1 of 10 frozen tensors changed"),
     ("MPD701", replace(GPTQ, gptq_errors=()), "1 of 10 frozen tensors changed"),
     ("MPD702", moved(still=("a.lora_A",)), "1 of 4 tensors"),
+    ("MPD702", moved(still=(A,), updates=1), "1 of 4 tensors"),
+    ("MPD702", moved(still=(A,), without_gradient=(A,), updates=2), "1 of 4 tensors"),
+    ("MPD702", moved(still=(B,), without_gradient=(B,), updates=1), "1 of 4 tensors"),
     ("MPD702", replace(GPTQ, motion=replace(MOTION, trainable=0)), "1 of 1 tensors"),
     ("MPD703", moved(foreign_trainable=("embed",)), "1 of 4 trainable tensors are base weights"),
     ("MPD703", replace(moved(trainable=0), recorded={}), "no tensor is trainable"),
@@ -363,6 +367,14 @@ def test_no_other_probe_fires_on_that_fault(code, seen, expected):
 @pytest.mark.parametrize("code", sorted(PROBES))
 def test_a_healthy_run_is_left_alone(code, seen):
     assert ending(code, seen).status in (Status.PASSED, Status.SKIPPED)
+
+
+def test_a_factor_that_one_step_cannot_reach_is_not_called_still():
+    """lora_B starts at zero, so that lora_A has no gradient before it moved (fp16 overflows)."""
+    result = ending("MPD702", moved(still=(A,), without_gradient=(A,), updates=1))
+
+    assert result.status is Status.PASSED
+    assert "3 of 4 tensors" in result.message
 
 
 def test_every_probe_of_a_run_answers_on_a_healthy_run_of_its_kind():
