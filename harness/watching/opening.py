@@ -135,8 +135,13 @@ class Opener:
         )
 
     def _tolerance(self, name: str, precision: str) -> float:
-        """Return what rounding may change: that of the run, or of a merge in another type."""
+        """Return what rounding may change: that of the run, or of a merge in another type.
+
+        FSDP casts every parameter it gathers to the precision of the run, the adapter's too, and
+        what it saves is not rounded.
+        """
         is_rounded = name in ("model", "merged", "int8") or self._device != "cpu"
+        is_rounded = is_rounded or bool(self._config.get("fsdp"))
         if not is_rounded:
             return SAME_WEIGHTS
         known = INT8_WEIGHTS if name == "int8" else ROUNDED_WEIGHTS
