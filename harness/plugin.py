@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.execution import Judge
+    from harness.gpus import GpuSlots
     from harness.matrix import Cell
     from harness.pools.base import Pool
     from harness.results import CellResult
@@ -46,6 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--pressure-matrix", metavar="FILE", help="scenario file to run")
     group.addoption("--pressure-model", metavar="MODEL", help="model for every cell")
     group.addoption(
+        "--pressure-device",
+        metavar="LIST",
+        default="auto",
+        help="GPUs to share out, one cell each: numbers with commas, auto (all), or cpu for none",
+    )
+    group.addoption(
         "--pressure-select",
         metavar="WORD",
         action="append",
@@ -58,6 +66,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the mark, and have the named scenario file collected."""
     config.addinivalue_line("markers", "pressure: a cell of the pressure matrix (minutes)")
+    if config.getoption("--pressure-device") == "cpu":
+        from harness.gpus import VISIBLE
+
+        os.environ.update(dict.fromkeys(VISIBLE, "-1"))
     wanted = config.getoption("--pressure-matrix")
     if wanted is None or hasattr(config, "workerinput"):  # an xdist worker is told by its master
         return
@@ -151,7 +163,7 @@ class CellItem(pytest.Item):
         missing = look_at_machine(wanted=[self.cell]).lacks(self.cell)
         if missing:
             pytest.skip(missing)
-        result = _run_cell(self.cell, _run_folder(self.config), _pool(self.config))
+        result = _run_cell(self.cell, self.config)
         self.user_properties.append((OUTCOME, result.outcome.value))
         if result.status is Status.SKIPPED:
             pytest.skip(result.message)
@@ -183,22 +195,51 @@ def pytest_report_teststatus(
     return "rejected as expected", "R", "REJECTED AS EXPECTED"
 
 
-def _run_cell(cell: Cell, run_dir: Path, pool: Pool) -> CellResult:
+def _run_cell(cell: Cell, config: pytest.Config) -> CellResult:
     """Run one cell anew, sharing the run's folder with the other pytest workers."""
     from harness.cell_folder import lock_folder
     from harness.environment import describe_environment
-    from harness.execution import RunOptions
+    from harness.execution import Plan, RunOptions
     from harness.prepare import prepare_model
     from harness.runner import run_cells
 
     prepare_model([cell], print)
+    run_dir = _run_folder(config)
     jobs = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # they share the cores
     options = RunOptions(
-        judge=_load_judge(), jobs=jobs, pool=pool, environment=describe_environment()
+        judge=_load_judge(),
+        jobs=jobs,
+        pool=_pool(config),
+        environment=describe_environment(),
+        plan=Plan(gpus=_gpus(config)),
     )
     with lock_folder(run_dir, shared=True):
         (result,) = run_cells([cell], run_dir, options)
     return result
+
+
+def _gpus(config: pytest.Config) -> GpuSlots | None:
+    """Return the GPUs of this pytest process: with xdist, its share of those that were named.
+
+    Raises:
+        pytest.UsageError: they are not named as they should be, or too few for every worker.
+    """
+    from harness.gpus import find_slots
+    from mudpuppy.errors import UsageError
+
+    word = config.getoption("--pressure-device")
+    try:
+        slots = find_slots("auto" if word == "cpu" else word)
+    except UsageError as error:
+        raise pytest.UsageError(str(error).replace("--gpus", "--pressure-device")) from None
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if slots is None or workers == 1:
+        return slots
+    first = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    mine = list(slots.names)[first::workers]
+    if not mine:
+        raise pytest.UsageError(f"{workers} workers for GPUs {', '.join(slots.names)}: use fewer")
+    return replace(slots, names=mine)
 
 
 def _load_judge() -> Judge:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -183,3 +184,36 @@ def test_the_plugin_imports_nothing_heavy_when_loaded() -> None:
     )
 
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "worker", "expected"),
+    [("3", None, ["3"]), ("0,1,2", "gw0", ["0", "2"]), ("0,1,2", "gw1", ["1"])],
+)
+def test_workers_share_the_gpus_that_were_named(pytestconfig, monkeypatch, words, worker, expected):
+    monkeypatch.setattr(pytestconfig.option, "pressure_device", words)
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+    if worker is not None:
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+
+    slots = harness.plugin._gpus(pytestconfig)
+
+    assert slots is not None
+    assert slots.names == expected
+
+
+def test_a_device_that_is_no_number_is_refused_with_its_option(project: pytest.Pytester) -> None:
+    result = run(project, "--pressure-device", "cuda:0")
+
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*--pressure-device cuda:0: expected different numbers*"])
+
+
+def test_on_the_cpu_no_gpu_is_shown_to_a_cell(project: pytest.Pytester, monkeypatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "0")
+    run(project, "--pressure-device", "cpu", "-k", "pass-one")
+
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == os.environ["HIP_VISIBLE_DEVICES"] == "-1"
