@@ -12,7 +12,7 @@ from harness.evidence.live import describe_live
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options
 from harness.findings import Diagnosis, Evidence, ProbeResult, Severity, Status, Verdict
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
-from harness.subjects import Subject, find_subjects
+from harness.subjects import Subject, find_subjects, recognise
 from harness.verdict import judge
 from mudpuppy.errors import ModelError, UsageError, near_names
 from mudpuppy.scoring import load_quiz, load_voice_profile
@@ -21,6 +21,8 @@ from mudpuppy.tiny.names import check_family, is_tiny_name
 
 WORST = 5
 """Pieces of evidence that a finding keeps."""
+SUBJECTS = "a checkpoint folder, or a .safetensors, .gguf or .bin file"
+"""What can be examined."""
 WATCHED = ("observations", "expectation", "live_model")
 """Evidence that no checkpoint folder holds; its probes are left out unless they are selected."""
 
@@ -41,10 +43,10 @@ def diagnose(
     run_folder: str | Path | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
-    """Examine a model folder, an adapter folder or a trainer output.
+    """Examine a model folder, an adapter folder, a trainer output, or one file of weights.
 
     Args:
-        path: the folder.
+        path: the folder or the file.
         base: the model it was made from; otherwise taken from the checkpoint where it names a
             local folder.
         adapter: the adapter that a merged model was made with; otherwise found beside it.
@@ -66,7 +68,7 @@ def diagnose(
     root = resolve_tiny(path)
     chosen = choose_probes(select, ignore)
     _require_questions(quiz, voice)
-    _require_folder(root, "a checkpoint folder")
+    _require_subject(root)
     options = Options(
         base=_require_model(base),
         adapter=_require_adapter(adapter),
@@ -81,9 +83,9 @@ def diagnose(
     unread: dict[str, str] = {}
     described: list[dict[str, Any]] = []
     for number, subject in enumerate(find_subjects(root)):
-        progress(f"examining {subject.folder}")
+        progress(f"examining {subject.path}")
         mine = {} if number else dict(given or {})
-        evidence = CheckpointEvidence(subject.folder, options, given=mine)
+        evidence = CheckpointEvidence(subject.folder, options, given=mine, file=subject.file)
         fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
         results += [_cap(one) for one in run_probes(fitting, evidence, subject.name)]
         described.append(_describe(subject, evidence))
@@ -255,7 +257,18 @@ def _require_questions(quiz: str | Path | None, voice: str | Path | None) -> Non
         load_voice_profile(file)
 
 
-def _require_folder(path: Path, what: str) -> None:
+def _require_subject(path: Path) -> None:
+    """Refuse what is neither a folder that can be listed nor a file of weights."""
+    _require_path(path, SUBJECTS)
+    if not path.is_file():
+        _require_folder(path, SUBJECTS)
+    elif not recognise(path):
+        raise ModelError(
+            f"{path} is no file of weights; expected {SUBJECTS}", hint=f"try {path.parent}"
+        )
+
+
+def _require_path(path: Path, what: str) -> None:
     try:
         exists = path.exists()
     except OSError as problem:
@@ -263,6 +276,10 @@ def _require_folder(path: Path, what: str) -> None:
         raise ModelError(f"{shown}: {problem.strerror}; expected {what}") from None
     if not exists:
         raise ModelError(f"{path} does not exist; expected {what}{_neighbours(path)}")
+
+
+def _require_folder(path: Path, what: str) -> None:
+    _require_path(path, what)
     if not path.is_dir():
         raise ModelError(f"{path} is a file; expected {what}", hint=f"try {path.parent}")
     try:

@@ -1,4 +1,4 @@
-"""Which folders of a path are checkpoints: the top, `checkpoint-*`, and further artefacts in it."""
+"""Which subjects a path holds: one file, the top folder, `checkpoint-*`, and what else is in it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.evidence.files import list_files, list_folders
+from harness.evidence.gguf import first_parts
+from harness.evidence.kinds import recognise
 from harness.evidence.manifest import read_traces
 from harness.registry import Missing
+
+__all__ = ["Subject", "find_subjects", "holds_weights", "recognise"]
 
 SUBFOLDERS = ("merged", "gptq", "int8")
 """Folders in which this project's engine leaves further artefacts."""
@@ -31,12 +35,22 @@ class Subject:
     name: str
     """Path relative to the examined one; `.` for itself."""
     folder: Path
-    """The folder."""
+    """The folder, or the folder that the file lies in."""
+    file: str = ""
+    """The one file that is the subject; empty for the whole folder."""
+
+    @property
+    def path(self) -> Path:
+        """What is examined."""
+        return self.folder / self.file
 
 
 def find_subjects(root: Path) -> tuple[Subject, ...]:
     """Return the checkpoints of a path; the path itself when there is none."""
+    if root.is_file():
+        return (Subject(name=".", folder=root.parent, file=root.name),)
     found = [one for one in _candidates(root) if holds_weights(one.folder) or _was_run(one.folder)]
+    found += _gguf_models(root)
     return tuple(found) or (Subject(name=".", folder=root),)
 
 
@@ -73,6 +87,15 @@ def _candidates(root: Path) -> Iterator[Subject]:
         for name in children:
             if name not in (*steps, *SUBFOLDERS) and _is_adapter(root / name):
                 yield Subject(name=name, folder=root / name)
+
+
+def _gguf_models(root: Path) -> list[Subject]:
+    """Return every GGUF model that lies in a folder; a split one is one model."""
+    try:
+        names = first_parts(list_files(root))
+    except Missing:
+        return []
+    return [Subject(name=name, folder=root, file=name) for name in names]
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.evidence.blocks import BLOCKS, decode_blocks, is_decoded
 from harness.evidence.nothing import explain_no_weights
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files, Numbers, Tensor
@@ -86,6 +87,8 @@ def decode(raw: NDArray[np.uint8], dtype: str) -> Floats:
     """Return bytes of one type as float32; values of float64 beyond its range become infinite."""
     if dtype == "BF16":
         return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if dtype in BLOCKS:
+        return decode_blocks(raw, dtype)
     if dtype.startswith("F8"):
         return _byte_table(dtype)[raw]
     kind = FLOAT_TYPES.get(dtype) or INTEGER_TYPES[dtype]
@@ -95,12 +98,13 @@ def decode(raw: NDArray[np.uint8], dtype: str) -> Floats:
 
 def can_decode(tensor: Tensor) -> bool:
     """Whether the values of a tensor can be read here (4- and 6-bit and complex types cannot)."""
-    return tensor.dtype in FLOAT_TYPES or tensor.dtype in INTEGER_TYPES
+    known = tensor.dtype in FLOAT_TYPES or tensor.dtype in INTEGER_TYPES
+    return known or is_decoded(tensor.dtype)
 
 
 def is_float(tensor: Tensor) -> bool:
     """Whether a tensor holds floating-point values that can be read here."""
-    return tensor.dtype in FLOAT_TYPES
+    return tensor.dtype in FLOAT_TYPES or is_decoded(tensor.dtype)
 
 
 def iterate_rows(folder: Path, tensor: Tensor, rows: int | None = None) -> Iterator[Floats]:
@@ -115,11 +119,11 @@ def iterate_rows(folder: Path, tensor: Tensor, rows: int | None = None) -> Itera
     width = tensor.elements // height if height else 0
     if not width:
         return
-    item = (tensor.end - tensor.start) // tensor.elements
+    row_bytes = (tensor.end - tensor.start) // height
     step = rows or max(1, CHUNK_ELEMENTS // width)
     for first in range(0, height, step):
         last = min(height, first + step)
-        raw = read_bytes(folder, tensor, first * width * item, last * width * item)
+        raw = read_bytes(folder, tensor, first * row_bytes, last * row_bytes)
         yield decode(raw, tensor.dtype).reshape(last - first, width)
 
 

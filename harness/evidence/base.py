@@ -21,7 +21,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 def find_base(evidence: CheckpointEvidence) -> Base:
     """Return the base model, when a local folder of it is known."""
     path, named_by = _locate_base(evidence)
-    if path.resolve() == evidence.folder.resolve():
+    if path.resolve() == evidence.folder.resolve() and not evidence.file:
         raise NotApplicable("the base that is named is this very folder")
     source = CheckpointEvidence(path)
     try:
@@ -54,7 +54,7 @@ def find_merged_adapter(evidence: CheckpointEvidence) -> Adapter:
 @provides("origin")
 def give_origin(evidence: CheckpointEvidence) -> dict[str, Any]:
     """Return the provenance of the folder or of the output it lies in; empty when there is none."""
-    return read_origin(evidence.folder)
+    return {} if evidence.file else read_origin(evidence.folder)
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _locate_base(evidence: CheckpointEvidence) -> tuple[Path, str]:
     if evidence.options.base is not None:
         return evidence.options.base, "--base"
     named: list[tuple[str, str]] = []
-    origin = read_origin(evidence.folder).get("base")
+    origin = evidence.get("origin").get("base")
     if isinstance(origin, dict) and isinstance(origin.get("path"), str):
         named.append((origin["path"], PROVENANCE))
     for adapter in (evidence.find("adapter"), evidence.find("merged_adapter")):
@@ -115,10 +115,10 @@ def _adapter_folders(evidence: CheckpointEvidence) -> list[Path]:
     if options.adapter is not None:
         return [options.adapter]
     folder, found = evidence.folder, []
-    named = read_origin(folder).get("adapter")
+    named = evidence.get("origin").get("adapter")
     if isinstance(named, str) and named and is_path(named):
         found.append(folder / named)
-    if folder.name == "merged":
+    if folder.name == "merged" and not evidence.file:
         found.append(folder.parent)
     return [place for place in found if place.resolve() != folder.resolve()]
 

@@ -58,6 +58,8 @@ def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
     if not options.generate:
         raise Missing("models are asked only with --generate")
     files: Files = evidence.get("files")
+    if files.alone:
+        raise Missing("models are loaded from folders, and only a file was given")
     if not files.readable:
         raise Missing("there are no weights that could be loaded; pickles never are")
     if read_origin(evidence.folder).get("kind") == "gptq":

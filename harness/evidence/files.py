@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.evidence.headers import read_weight_file
 from harness.evidence.jsonfile import UnreadableJson, is_path, limit_of, read_object
+from harness.evidence.kinds import recognise
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files, ShardIndex, WeightFile
-from harness.registry import Missing
+from harness.registry import Missing, NotApplicable
 
 INDEX_NAME = "model.safetensors.index.json"
 """The index that transformers follows."""
@@ -28,6 +30,8 @@ JSON_FILES = (
 """Configuration files that must be JSON objects when they are there."""
 NOT_MODEL = ("adapter_", "optimizer", "scheduler", "rng_state", "training_args", "random_states")
 """Beginnings of file names that never hold the model's weights."""
+ADAPTER_KEY = re.compile(r"^base_model\.model\.|\.lora_(A|B|embedding_A|embedding_B)(\.|$)")
+"""Keys that only adapters have."""
 NAME_LIMIT = 20_000
 """Files of one folder that are listed."""
 LONGEST_NAME = 255
@@ -40,6 +44,8 @@ FOLDER_LIMIT = 1_000
 def take_inventory(evidence: CheckpointEvidence) -> Files:
     """List the folder and read the header of every weight file that loaders would open."""
     root = evidence.folder
+    if evidence.file:
+        return _describe_alone(evidence)
     names = list_files(root)
     index = read_index(root) if INDEX_NAME in names else None
     chosen = choose_weights(names, index)
@@ -52,6 +58,26 @@ def take_inventory(evidence: CheckpointEvidence) -> Files:
         index=index,
         ignored_weights=tuple(name for name in standard if name not in chosen),
         unreadable_json=_unreadable(root, names),
+    )
+
+
+def _describe_alone(evidence: CheckpointEvidence) -> Files:
+    """Describe one file as if it were all there is; of a split GGUF file, all its parts."""
+    root, name = evidence.folder, evidence.file
+    if recognise(root / name) == "gguf":
+        parts: tuple[WeightFile, ...] = evidence.get("gguf_files")
+        names = tuple(part.name for part in parts)
+        return Files(root=str(root), names=names, weights=parts, adapter=(), alone=True)
+    file = _read(root, name)
+    is_adapter = name.startswith("adapter_model.") or any(
+        ADAPTER_KEY.search(tensor.name) for tensor in file.tensors
+    )
+    return Files(
+        root=str(root),
+        names=(name,),
+        weights=() if is_adapter else (file,),
+        adapter=(file,) if is_adapter else (),
+        alone=True,
     )
 
 
@@ -147,13 +173,14 @@ def _adapter_files(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _read(root: Path, name: str) -> WeightFile:
     path = root / name
-    if name.endswith(".safetensors"):
-        return read_weight_file(path, name)
     described = read_weight_file(path, name)
-    if described.problem in ("empty", "lfs-pointer", "unreadable"):
+    if recognise(path) != "pickle":
         return described
+    if described.problem in ("empty", "lfs-pointer", "unreadable"):
+        return replace(described, kind="pickle")
     detail = "a pickle, which this tool never loads"
-    return WeightFile(name=name, size_bytes=path.stat().st_size, problem="pickled", detail=detail)
+    size = path.stat().st_size
+    return WeightFile(name=name, size_bytes=size, problem="pickled", detail=detail, kind="pickle")
 
 
 def _unreadable(root: Path, names: tuple[str, ...]) -> dict[str, str]:
@@ -175,7 +202,9 @@ def read_settings(evidence: CheckpointEvidence, name: str) -> dict[str, Any]:
     """
     files: Files = evidence.get("files")
     if name not in files.names:
-        raise Missing(f"there is no {name}")
+        if files.is_gguf:
+            raise NotApplicable(f"a GGUF file holds its settings itself, without {name}")
+        raise Missing(files.lacks(name))
     if name in files.unreadable_json:
         raise Missing(f"{name} cannot be read: {files.unreadable_json[name]}")
     try:

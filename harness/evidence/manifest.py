@@ -106,6 +106,8 @@ def _fingerprint(name: str, folder: Path) -> str:
 def find_traces(evidence: CheckpointEvidence) -> Traces:
     """Return what the engine left in the folder while it worked."""
     files: Files = evidence.get("files")
+    if files.alone:
+        raise NotApplicable("one file was given, not the folder of a run")
     found = read_traces(evidence.folder, files.names, bool(files.weights or files.adapter))
     if not found.is_ours:
         raise NotApplicable("no run of this project wrote into the folder")

@@ -58,12 +58,6 @@ def _looks_like_one(folder: Path) -> bool:
 
 
 def _explain_formats(names: tuple[str, ...]) -> str:
-    gguf = [name for name in names if name.endswith(".gguf")]
-    if gguf:
-        return (
-            f"the weights are GGUF ({gguf[0]}), which is not read here; examine the safetensors "
-            "folder that it was converted from"
-        )
     pickled = [name for name in names if name.endswith(PICKLES)]
     if pickled:
         return (

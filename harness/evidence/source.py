@@ -74,7 +74,7 @@ class Options:
 
 
 class CheckpointEvidence:
-    """Lazy, cached evidence about one folder."""
+    """Lazy, cached evidence about one folder, or about one file in it."""
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class CheckpointEvidence:
         options: Options | None = None,
         *,
         given: Mapping[str, Any] | None = None,
+        file: str = "",
     ) -> None:
         """Bind to a folder.
 
@@ -89,8 +90,10 @@ class CheckpointEvidence:
             folder: the subject.
             options: what the caller said.
             given: evidence that is already at hand and is used as it is.
+            file: the one file in it that is the subject; nothing beside it is looked at.
         """
         self.folder = folder
+        self.file = file
         self.options = options or Options()
         self._found: dict[str, Any] = dict(given or {})
         self._failed: dict[str, Exception] = {}

@@ -63,13 +63,15 @@ class WeightFile:
     """Size on disk."""
     problem: str = ""
     """Empty when the header could be read; otherwise `empty`, `lfs-pointer`, `bad-header`,
-    `huge-header`, `truncated`, `unreadable` or `pickled`."""
+    `huge-header`, `truncated`, `unreadable`, `unsupported` or `pickled`."""
     detail: str = ""
     """What exactly is wrong, as a phrase with numbers."""
     missing_bytes: int = 0
     """Bytes that the header promises beyond the end of the file."""
     tensors: tuple[Tensor, ...] = ()
     """Tensors of the header, in its order; those cut off are included."""
+    kind: str = "safetensors"
+    """Format: `safetensors`, `gguf` or `pickle`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +108,24 @@ class Files:
     """Weight files of the standard names that loaders would not open: leftovers of another save."""
     unreadable_json: Mapping[str, str] = field(default_factory=dict)
     """Configuration files that are not JSON objects, and why."""
+    alone: bool = False
+    """Whether one file was given, so that nothing is known of what belongs beside it."""
 
     @property
     def readable(self) -> tuple[WeightFile, ...]:
         """Weight files, of the model or the adapter, whose header could be read."""
         return tuple(f for f in (*self.weights, *self.adapter) if not f.problem)
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether this is a model in GGUF form, which holds its settings itself."""
+        return any(file.kind == "gguf" for file in self.weights)
+
+    def lacks(self, name: str) -> str:
+        """Return in a sentence that a file is not here."""
+        if self.alone:
+            return f"only a file was given, without {name}; examine its folder"
+        return f"there is no {name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,25 +20,27 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from harness.facts.checkpoint import Adapter, Pair
+from harness.facts.checkpoint import Adapter, Files, Pair
 from harness.findings import Evidence, Finding, agree
-from harness.registry import NotApplicable, probe
+from harness.registry import Missing, NotApplicable, probe
 
 FILE = "adapter_config.json"
 
 
 @probe("MPD205", modes=["FM26", "FM48"])
-def check(adapter: Adapter) -> Finding | str:
+def check(adapter: Adapter, files: Files) -> Finding | str:
     """Compare rank, alpha and shapes."""
-    if not adapter.settings:
+    if not adapter.settings and not files.alone:
         return _finding([Evidence(what="settings", file=FILE, found="absent or unreadable")])
     if adapter.kind not in ("LORA", ""):
         raise NotApplicable(f"the adapter is of type {adapter.kind[:40]}, not LORA")
     if not adapter.pairs:
         raise NotApplicable("the adapter holds no LoRA pairs")
-    evidence = _check_scale(adapter)
+    evidence = [] if files.alone else _check_scale(adapter)
     for pair in adapter.pairs:
         evidence += _check_pair(adapter.settings, pair)
+    if files.alone and not evidence:
+        raise Missing(files.lacks(FILE))
     return (
         _finding(evidence) if evidence else f"rank and shapes of {len(adapter.pairs)} pairs agree"
     )

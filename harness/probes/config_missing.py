@@ -26,6 +26,8 @@ _STANDARD = re.compile(r"^(model|pytorch_model)(-\d{5}-of-\d{5})?\.safetensors$"
 def check(files: Files) -> Finding | str:
     """Report standard weights without their settings."""
     standard = [file.name for file in files.weights if _STANDARD.match(file.name)]
+    if files.alone:
+        raise NotApplicable("one file was given, and nothing is known of what lies beside it")
     if not standard or files.adapter:
         raise NotApplicable("no model weights of a standard name are here")
     if "config.json" in files.names:

@@ -23,7 +23,7 @@ from harness.registry import NotApplicable, probe
 _WORDS = {
     "empty": ("holds no tensor", "a sharded optimizer saved parameters that it had not gathered"),
     "lfs-pointer": ("is a git-LFS pointer", "the repository was cloned without git-lfs"),
-    "bad-header": ("is no valid safetensors file", "damaged in a copy, or written by another tool"),
+    "bad-header": ("is no valid {} file", "damaged in a copy, or written by another tool"),
     "unreadable": ("cannot be opened", "rights, or a broken disk or link"),
 }
 
@@ -41,7 +41,7 @@ def check(files: Files) -> Finding | str:
     if not bad[0].size_bytes and bad[0].problem == "empty":
         said, cause = "is empty", "the disk was full, or the save or the copy was interrupted"
     return Finding(
-        message=f"{bad[0].name} {said}: {bad[0].detail}",
+        message=f"{bad[0].name} {said.format(bad[0].kind)}: {bad[0].detail}",
         evidence=tuple(
             Evidence(what=file.detail, file=file.name, found=file.size_bytes) for file in bad
         ),

@@ -26,6 +26,7 @@ EPILOG = """\
 examples:
   mudpuppy-doctor out/my-lora                        files, settings and values; no GPU, no torch
   mudpuppy-doctor out/my-lora/merged --base models/qwen --adapter out/my-lora
+  mudpuppy-doctor my-model-q4_k_m.gguf
   mudpuppy-doctor out/my-lora --generate --quiz quiz.jsonl
   mudpuppy-doctor out/my-lora --format json --output doctor.json
   mudpuppy-doctor explain MPD203                     what a code means and what to do
@@ -67,7 +68,8 @@ def _parser() -> FriendlyParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("path", help="a model folder, an adapter folder or a trainer output")
+    path = "a model folder, an adapter folder, a trainer output, or one .safetensors or .gguf file"
+    parser.add_argument("path", help=path)
     parser.add_argument("--base", metavar="PATH", help="the model it was made from, or tiny")
     parser.add_argument("--adapter", metavar="PATH", help="the adapter a merged model came from")
     parser.add_argument("--generate", action="store_true", help="load the models and ask them")

@@ -141,7 +141,7 @@ def test_mistakes_are_named_with_what_was_expected(base, tmp_path):
         diagnose(base, select=["adapter-staked"])
     with pytest.raises(ModelError, match=r"does not exist.*did you mean 'base'"):
         diagnose(base.parent / "bse")
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match="is no file of weights"):
         diagnose(base / "config.json")
     with pytest.raises(ModelError, match="is not a model"):
         diagnose(base, base=tmp_path)

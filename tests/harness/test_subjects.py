@@ -59,8 +59,6 @@ def test_what_lies_in_a_folder_without_weights_is_said(tmp_path):
     assert "holds a tokenizer (tokenizer.json) and no weights" in why(tmp_path)
     (tmp_path / "weights.pt").write_bytes(b"\x80\x02N.")
     assert "are pickles (weights.pt)" in why(tmp_path)
-    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
-    assert "are GGUF (model-q4.gguf)" in why(tmp_path)
 
 
 def test_settings_alone_and_strange_files_are_said_too(tmp_path):
