@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from harness.findings import Status
 from harness.history_queries import HistoryQueries
 from harness.history_rows import BAD, Change, Comparison, Kind, RunRow
+from harness.history_schema import read_word
 from harness.results import Outcome
 
 EARLIER_RUNS = 20
@@ -338,8 +339,8 @@ class _Writer:
             cell_id=cell_id,
             name=name,
             title=title,
-            before=Outcome(before.outcome) if before else None,
-            after=Outcome(after.outcome) if after else None,
+            before=read_word(Outcome, before.outcome) if before else None,
+            after=read_word(Outcome, after.outcome) if after else None,
             what=text,
         )
 

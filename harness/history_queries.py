@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from harness.findings import Status
 from harness.history_rows import LastResult, ResultRow, RunRow
-from harness.history_schema import HistoryError, explained
+from harness.history_schema import HistoryError, explained, read_word
 from harness.results import Outcome
 from mudpuppy.errors import near_names
 
@@ -198,7 +198,7 @@ class HistoryQueries:
             "JOIN cells c USING (cell_key) WHERE run_id = ? AND cell_id = ? ORDER BY a.attempt",
             (run_id, cell_id),
         )
-        return tuple(Outcome(row[0]) for row in rows)
+        return tuple(read_word(Outcome, row[0]) for row in rows)
 
     def last_results(self, cell_ids: Iterable[str]) -> dict[str, LastResult]:
         """Return each cell's last result, by id: of honest runs, and not one that was skipped."""
@@ -257,7 +257,7 @@ class HistoryQueries:
         )
         counts: defaultdict[int, dict[str, int]] = defaultdict(lambda: dict.fromkeys(Status, 0))
         for run_key, status, number in rows:
-            counts[run_key][Status(status)] += number
+            counts[run_key][read_word(Status, status)] += number
         return dict(counts)
 
 
@@ -272,5 +272,6 @@ def _result_row(row: tuple[Any, ...]) -> ResultRow:
     names += " wall_s cpu_s peak_rss_bytes device_bytes codes"
     values = dict(zip(names.split(), row, strict=True))
     values["codes"] = tuple((values["codes"] or "").split())
-    values["outcome"], values["status"] = Outcome(values["outcome"]), Status(values["status"])
+    values["outcome"] = read_word(Outcome, values["outcome"])
+    values["status"] = read_word(Status, values["status"])
     return ResultRow(**values)

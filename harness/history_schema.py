@@ -11,7 +11,9 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from mudpuppy.errors import MudpuppyError, UsageError
@@ -126,8 +128,27 @@ MIGRATIONS: tuple[Migration, ...] = (
 """How each version comes out of the one before it; `PRAGMA user_version` counts them."""
 
 
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
 class HistoryError(UsageError):
     """A history file that is not there, is somebody else's, or is from a newer version."""
+
+
+def read_word(kind: type[_Word], text: object) -> _Word:
+    """Return a word of the history as what it stands for.
+
+    Raises:
+        HistoryError: this version knows no such word.
+    """
+    try:
+        return kind(str(text))
+    except ValueError:
+        name = kind.__name__.lower()
+        raise HistoryError(
+            f"the history holds the {name} '{text}', which is none that this version knows",
+            hint="another program wrote it: move the file away, or name another with --history",
+        ) from None
 
 
 def open_history(path: Path, *, create: bool) -> sqlite3.Connection:

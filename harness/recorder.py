@@ -260,7 +260,9 @@ def _read_run_file(run_dir: Path) -> _RunFile | None:
     with suppress(OSError, ValueError, TypeError):
         value = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
         if isinstance(value, dict) and value.get("schema_version") == RUN_SCHEMA_VERSION:
-            return _RunFile(**value)
+            file = _RunFile(**value)
+            texts = (file.run_id, file.name, file.code, file.started)
+            return file if all(isinstance(text, str) for text in texts) else None
     return None
 
 

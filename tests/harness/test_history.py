@@ -245,6 +245,22 @@ def test_a_newer_history_is_refused_with_both_versions(tmp_path: Path) -> None:
         History(tmp_path / "history.sqlite")
 
 
+@pytest.mark.parametrize("column", ["outcome", "status"])
+def test_a_word_that_this_version_does_not_know_is_said_without_a_traceback(
+    tmp_path: Path, column: str
+) -> None:
+    with new_history(tmp_path) as history:
+        add_run(history, 1, make_result("lora"))
+    with sqlite3.connect(tmp_path / "history.sqlite") as raw:
+        raw.execute(f"UPDATE results SET {column} = 'splendid'")
+
+    with (
+        History(tmp_path / "history.sqlite") as history,
+        pytest.raises(HistoryError, match=f"holds the {column} 'splendid'"),
+    ):
+        history.results_of(make_result("lora").cell_id)
+
+
 def test_an_older_history_is_brought_up_to_date_with_all_it_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

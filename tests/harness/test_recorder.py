@@ -190,7 +190,13 @@ def test_a_history_that_was_lost_learns_of_the_folder_again(tmp_path: Path) -> N
     assert sorted(executed(tmp_path)) == sorted((first.run_id, name) for name in NAMES)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema_version": 1}', '{"run_id": 5}'])
+WRONG_TYPE = {"schema_version": 1, "run_id": 5, "name": "m", "code": "c", "started": "now"}
+WRONG_TYPE |= {"plant": None, "model": None}
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"schema_version": 1}', '{"run_id": 5}', json.dumps(WRONG_TYPE)]
+)
 def test_a_run_file_that_cannot_be_read_is_made_anew(tmp_path: Path, damage: str) -> None:
     run_interrupted(tmp_path, *NAMES)
     (tmp_path / "run" / "run.json").write_text(damage, encoding="utf-8")
