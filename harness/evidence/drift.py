@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.evidence.adapter import strip_prefix
 from harness.evidence.arrays import EPSILON, Floats, is_float, iterate_rows, measure
 from harness.evidence.base import read_origin
 from harness.evidence.rounding import coarser, int4_block_size, quantise_int4, round_to
@@ -59,12 +60,26 @@ def _targets(evidence: CheckpointEvidence) -> set[str] | None:
     names = {f"{pair.module}.weight" for pair in adapter.pairs} | set(adapter.replaced)
     names |= {f"{pair.module}.bias" for pair in adapter.pairs}
     weights: Weights = evidence.get("weights")
+    if not adapter.is_lora:
+        names |= _inside(adapter, weights)
     if any("embed" in name or name.startswith("lm_head") for name in names):
         # A tied head follows the embedding and the reverse.
         names |= {
             n for n in weights.tensors if n.endswith(("embed_tokens.weight", "lm_head.weight"))
         }
     return names | _renamed_targets(adapter, weights)
+
+
+def _inside(adapter: Adapter, weights: Weights) -> set[str]:
+    """Return the tensors of modules in which an adapter of another method has tensors of its own.
+
+    Its keys are the name of the module and one or more parts after it, whatever the method.
+    """
+    modules: set[str] = set()
+    for key in adapter.tensors:
+        parts = (strip_prefix(key) or key).split(".")
+        modules |= {".".join(parts[:length]) for length in range(1, len(parts))}
+    return {name for name in weights.tensors if name.rpartition(".")[0] in modules}
 
 
 def _renamed_targets(adapter: Adapter, weights: Weights) -> set[str]:

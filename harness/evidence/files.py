@@ -16,6 +16,8 @@ from harness.registry import Missing, NotApplicable
 
 INDEX_NAME = "model.safetensors.index.json"
 """The index that transformers follows."""
+VARIANT_INDEX = re.compile(r"^model\.safetensors\.index\.[\w-]+\.json$")
+"""The index that `save_pretrained(variant=...)` writes; it is followed when asked for by name."""
 SHARD = re.compile(r"^(?P<stem>model|pytorch_model)-(?P<number>\d{5})-of-(?P<total>\d{5})\.")
 """How shards of a save are named."""
 JSON_FILES = (
@@ -47,7 +49,8 @@ def take_inventory(evidence: CheckpointEvidence) -> Files:
     if evidence.file:
         return _describe_alone(evidence)
     names = list_files(root)
-    index = read_index(root) if INDEX_NAME in names else None
+    index_name = find_index(names)
+    index = read_index(root, index_name) if index_name else None
     chosen = choose_weights(names, index)
     standard = [n for n in names if n == "model.safetensors" or _is_shard(n)]
     return Files(
@@ -119,22 +122,31 @@ def choose_weights(names: tuple[str, ...], index: ShardIndex | None) -> tuple[st
     return tuple(n for n in names if n.endswith(".safetensors") and not n.startswith(NOT_MODEL))
 
 
-def read_index(root: Path) -> ShardIndex:
+def find_index(names: tuple[str, ...]) -> str:
+    """Return the name of the shard index: that of a variant where the folder holds nothing else."""
+    if INDEX_NAME in names:
+        return INDEX_NAME
+    variants = [name for name in names if VARIANT_INDEX.match(name)]
+    others = any(name == "model.safetensors" or _is_shard(name) for name in names)
+    return variants[0] if len(variants) == 1 and not others else ""
+
+
+def read_index(root: Path, name: str = INDEX_NAME) -> ShardIndex:
     """Read the shard index of a folder; what is wrong with it is part of the description."""
     try:
-        value = read_object(root / INDEX_NAME, limit_of(INDEX_NAME))
+        value = read_object(root / name, limit_of(INDEX_NAME))
     except UnreadableJson as problem:
-        return ShardIndex(name=INDEX_NAME, problem=str(problem))
+        return ShardIndex(name=name, problem=str(problem))
     mapping = value.get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
-        return ShardIndex(name=INDEX_NAME, problem="it has no weight_map")
+        return ShardIndex(name=name, problem="it has no weight_map")
     if not all(isinstance(shard, str) for shard in mapping.values()):
-        return ShardIndex(name=INDEX_NAME, problem="its weight_map names shards that are no text")
+        return ShardIndex(name=name, problem="its weight_map names shards that are no text")
     shards = sorted(set(mapping.values()))
     escaping = tuple(shard for shard in shards if leaves_folder(root, shard))
     inside = [shard for shard in shards if shard not in escaping]
     return ShardIndex(
-        name=INDEX_NAME,
+        name=name,
         weight_map=mapping,
         escaping=escaping,
         missing=tuple(shard for shard in inside if not (root / shard).is_file()),

@@ -2,73 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 
 from harness.doctor import diagnose
-from harness.findings import Diagnosis, Severity, Status
+from harness.findings import Diagnosis, Severity, Status, Verdict
 from harness.selftest.registry import Damage, Healthy, Patient
+from harness.selftest.results import Examination
 from harness.selftest.ward import Recovery
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examination:
-    """What the doctor said, and what it should have said."""
-
-    name: str
-    """The healthy checkpoint or the damage."""
-    missed: tuple[str, ...] = ()
-    """Probes that should have spoken and did not."""
-    alarms: tuple[str, ...] = ()
-    """Probes that spoke and should not have."""
-    crashed: tuple[str, ...] = ()
-    """Probes that crashed, with the reason."""
-    verdict: str = ""
-    """The verdict, in a sentence."""
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the doctor said what is true, and nothing else."""
-        return not (self.missed or self.alarms or self.crashed)
 
 
 def examine_healthy(one: Healthy, ward: Recovery) -> Examination:
     """Ask about a healthy checkpoint; any finding but an expected note is a false alarm."""
+    started = time.monotonic()
     diagnosis = _ask(ward.get(one.name))
     spoke = {
         result.name
         for result in diagnosis.findings
         if not (result.severity is Severity.NOTE and result.name in one.notes)
     }
-    return _compare(one.name, diagnosis, set(), spoke, set())
+    crashed = _crashed(diagnosis)
+    if not (spoke or crashed) and diagnosis.verdict is not Verdict.HEALTHY:
+        crashed += (f"verdict {diagnosis.verdict}: {diagnosis.why}",)
+    return Examination(
+        name=one.name,
+        alarms=tuple(sorted(spoke)),
+        checked=_checked(diagnosis),
+        crashed=crashed,
+        verdict=_verdict(diagnosis),
+        seconds=time.monotonic() - started,
+    )
 
 
 def examine_damage(one: Damage, ward: Recovery) -> Examination:
     """Break a copy and ask about it: its probe must speak, and no other but those of `also`."""
+    started = time.monotonic()
     with ward.copy(one.patient) as patient:
         broken = one.apply(patient) or patient
         diagnosis = _ask(broken)
-    spoke = {result.name for result in diagnosis.findings if result.severity is not Severity.NOTE}
-    if any(result.name == one.probe for result in diagnosis.findings):
-        spoke.add(one.probe)  # also when it says so in a note
-    return _compare(one.name, diagnosis, {one.probe}, spoke, set(one.also))
+    spoke = {
+        result.name
+        for result in diagnosis.findings
+        if result.severity is not Severity.NOTE or result.name == one.probe
+    }
+    return Examination(
+        name=one.name,
+        patient=one.patient,
+        mode=one.mode,
+        probe=one.probe,
+        missed=() if one.probe in spoke else (one.probe,),
+        alarms=tuple(sorted(spoke - {one.probe} - set(one.also))),
+        checked=_checked(diagnosis),
+        crashed=_crashed(diagnosis),
+        verdict=_verdict(diagnosis),
+        seconds=time.monotonic() - started,
+    )
 
 
 def _ask(patient: Patient) -> Diagnosis:
     return diagnose(patient.path, **patient.options)
 
 
-def _compare(
-    name: str, diagnosis: Diagnosis, wanted: set[str], spoke: set[str], allowed: set[str]
-) -> Examination:
-    crashed = [
+def _verdict(diagnosis: Diagnosis) -> str:
+    return f"{diagnosis.verdict}: {diagnosis.why}"
+
+
+def _checked(diagnosis: Diagnosis) -> tuple[str, ...]:
+    done = (Status.PASSED, Status.FAILED)
+    return tuple(sorted({result.name for result in diagnosis.probes if result.status in done}))
+
+
+def _crashed(diagnosis: Diagnosis) -> tuple[str, ...]:
+    return tuple(
         f"{result.name}: {result.reason}"
         for result in diagnosis.probes
         if result.status is Status.CRASHED
-    ]
-    return Examination(
-        name=name,
-        missed=tuple(sorted(wanted - spoke)),
-        alarms=tuple(sorted(spoke - wanted - allowed)),
-        crashed=tuple(crashed),
-        verdict=f"{diagnosis.verdict}: {diagnosis.why}",
     )

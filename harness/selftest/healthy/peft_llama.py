@@ -2,23 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from harness.selftest.make import SIZES, SPECIAL
 from harness.selftest.registry import Patient, Ward, healthy
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
-"""The shape of the small random models of the self-test."""
 
 
 @healthy("transformers-llama")
@@ -28,7 +13,7 @@ def save_model(ward: Ward) -> Patient:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(ward.folder)
+    LlamaForCausalLM(LlamaConfig(**SIZES, **SPECIAL)).save_pretrained(ward.folder)
     return Patient(path=ward.folder)
 
 
