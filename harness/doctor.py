@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from harness.acceptance import Acceptance, accept
+from harness.baseline import Baseline
 from harness.evidence.files import list_files
 from harness.evidence.live import describe_live
-from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options
-from harness.findings import Diagnosis, Evidence, ProbeResult, Severity, Status, Verdict
+from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
+from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
+from harness.root_causes import link_causes
 from harness.subjects import Subject, find_subjects, recognise
 from harness.verdict import judge
 from mudpuppy.errors import ModelError, UsageError, near_names
@@ -38,8 +42,12 @@ def diagnose(
     time_limit_s: float = TIME_LIMIT_S,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
-    fail_on: Severity = Severity.MEDIUM,
+    depth: Depth | str | None = None,
+    fail_on: Severity | None = Severity.MEDIUM,
+    accepted: Sequence[Acceptance] = (),
+    baseline: Baseline | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    scanned: Callable[[int, int], None] = lambda done, total: None,
     run_folder: str | Path | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
@@ -56,8 +64,13 @@ def diagnose(
         time_limit_s: time for loading and asking a checkpoint and its base.
         select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
         ignore: probes not to run, in the same words.
-        fail_on: the least severity that makes the checkpoint sick.
+        depth: how deep to look; by default as deep as goes without loading the models.
+        fail_on: the least severity that fails by the exit code; None for none.
+        accepted: findings that do not count.
+        baseline: an earlier diagnosis; its findings do not count either.
         progress: called with one line before something slow.
+        scanned: called while weights are read, from any thread, with the bytes read so far and
+            the bytes of this pass.
         run_folder: folder of a matrix run, whose `behaviour.json` is read in place of generating.
         given: evidence that is already at hand, for the first subject alone: a run is judged once.
 
@@ -69,14 +82,17 @@ def diagnose(
     chosen = choose_probes(select, ignore)
     _require_questions(quiz, voice)
     _require_subject(root)
+    deep = Depth(depth) if depth else Depth.BEHAVIOUR if generate else Depth.LINEAGE
     options = Options(
+        depth=deep,
         base=_require_model(base),
         adapter=_require_adapter(adapter),
-        generate=generate,
+        generate=generate or deep is Depth.BEHAVIOUR,
         quiz=_require_file(quiz, "a quiz"),
         voice=_require_file(voice, "a voice profile"),
         time_limit_s=time_limit_s,
         progress=progress,
+        scanned=scanned,
         run_folder=None if run_folder is None else Path(run_folder),
     )
     results: list[ProbeResult] = []
@@ -87,14 +103,46 @@ def diagnose(
         mine = {} if number else dict(given or {})
         evidence = CheckpointEvidence(subject.folder, options, given=mine, file=subject.file)
         fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
-        results += [_cap(one) for one in run_probes(fitting, evidence, subject.name)]
+        results += run_probes(fitting, evidence, subject.name)
         described.append(_describe(subject, evidence))
         if problem := _why_unread(evidence) or _why_unasked(evidence):
             unread[subject.name] = problem
-    results.sort(key=lambda result: result.code)  # stable: subjects keep their order
-    verdict, why = judge(results, unread, fail_on)
-    facts = {"subjects": described, "probes": len(chosen)}
-    return Diagnosis(path=str(path), verdict=verdict, why=why, probes=tuple(results), facts=facts)
+    facts = {"subjects": described, "probes": len(chosen), "unread": unread}
+    return conclude(
+        str(path), results, facts, fail_on=fail_on, accepted=accepted, baseline=baseline
+    )
+
+
+def conclude(
+    path: str,
+    results: Sequence[ProbeResult],
+    facts: Mapping[str, Any],
+    *,
+    fail_on: Severity | None = Severity.MEDIUM,
+    accepted: Sequence[Acceptance] = (),
+    baseline: Baseline | None = None,
+) -> Diagnosis:
+    """Return the diagnosis that follows from the endings of all probes.
+
+    What is accepted or known comes first, then what explains what, then the verdict.
+    """
+    ordered: Sequence[ProbeResult] = sorted(results, key=lambda result: result.code)  # stable
+    ordered, remarks = accept(ordered, accepted, date.today())
+    fixed: tuple[Fixed, ...] = ()
+    if baseline is not None:
+        ordered, fixed = baseline.compare(ordered)
+    linked = link_causes(ordered)
+    verdict, why = judge(linked, facts.get("unread", {}))
+    return Diagnosis(
+        path=path,
+        verdict=verdict,
+        why=why,
+        probes=tuple(_cap(result) for result in linked),
+        facts=dict(facts),
+        fail_on=fail_on,
+        fixed=fixed,
+        remarks=remarks,
+    )
 
 
 def diagnose_model(model: Any) -> Diagnosis:
@@ -102,10 +150,8 @@ def diagnose_model(model: Any) -> Diagnosis:
     probes = [one for one in load_probes() if "live_model" in one.needs]
     live = describe_live(model)
     evidence = CheckpointEvidence(Path(), given={"live_model": live})
-    results = run_probes(probes, evidence)
-    verdict, why = judge(results, {})
     facts = {"subjects": [{"subject": ".", "kind": "live model", "type": live.type_name}]}
-    return Diagnosis(path=live.type_name, verdict=verdict, why=why, probes=results, facts=facts)
+    return conclude(live.type_name, run_probes(probes, evidence), facts)
 
 
 def assert_healthy(path: str | Path, **options: Any) -> Diagnosis:
@@ -115,7 +161,7 @@ def assert_healthy(path: str | Path, **options: Any) -> Diagnosis:
         AssertionError: the checkpoint is sick, or could not be examined; holds the findings.
     """
     diagnosis = diagnose(path, **options)
-    if diagnosis.verdict is not Verdict.HEALTHY:
+    if diagnosis.exit_code:
         raise AssertionError(summarise(diagnosis))
     return diagnosis
 
@@ -159,19 +205,6 @@ def choose_probes(select: Sequence[str], ignore: Sequence[str]) -> tuple[Probe, 
     return select_probes(probes, select, ignore)
 
 
-def explain(code: str) -> Probe:
-    """Return the probe with a code or name.
-
-    Raises:
-        UsageError: there is none.
-    """
-    for one in load_probes():
-        if code.upper() == one.code or code.lower() == one.name:
-            return one
-    choose_probes([code], ())
-    raise UsageError(f"'{code}' names several probes; give a whole code such as MPD203")
-
-
 def resolve_tiny(path: str | Path) -> Path:
     """Return the folder of an embedded model that is built already, and any other path unchanged.
 
@@ -207,6 +240,8 @@ def _cap(result: ProbeResult) -> ProbeResult:
 
 def _why_unread(evidence: CheckpointEvidence) -> str:
     """Return why no weight could be read; by the headers, unless a probe asked for the values."""
+    if not evidence.options.depth.reaches(Depth.WEIGHTS):
+        return ""
     try:
         evidence.get("decodable")
     except Missing as missing:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-DIAGNOSIS_SCHEMA_VERSION = 2
-"""2: severities are critical, high, medium and note; 1 had error, warning and note."""
+DIAGNOSIS_SCHEMA_VERSION = 3
+"""3: findings have fingerprints and causes, may be accepted or known, and the least severity that
+fails is told; 2: severities are critical, high, medium and note; 1 had error, warning and note."""
+HEADINGS = ("What it does", "Why it is bad", "Example", "What to do")
+"""The paragraphs of a probe's documentation."""
 
 
 def agree(number: int, one: str, many: str) -> str:
@@ -48,6 +53,38 @@ class Verdict(StrEnum):
     HEALTHY = "healthy"
     SICK = "sick"
     UNKNOWN = "unknown"
+    NO_WORSE = "no worse"
+    """Compared with an earlier diagnosis: sick, and nothing of it is new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What can be told about a probe before it has looked at anything."""
+
+    code: str
+    """Stable code, `MPD` and three digits."""
+    name: str
+    """The fault, as the file is named, with dashes."""
+    modes: tuple[str, ...]
+    """Failure modes of the catalogue that it covers, `FM01` to `FM66`."""
+    severity: Severity
+    """Severity of its finding unless the finding says otherwise."""
+    documentation: str
+    """The module docstring, printed by `mudpuppy-doctor explain CODE`."""
+
+    @property
+    def caption(self) -> str:
+        """The fault in one sentence."""
+        return self.documentation.partition("\n")[0]
+
+    @property
+    def paragraphs(self) -> dict[str, str]:
+        """The text under each of `HEADINGS` that the documentation has, on one line each."""
+        parts = re.split(rf"(?m)^({'|'.join(HEADINGS)}):", self.documentation)
+        return {
+            heading: " ".join(text.split())
+            for heading, text in zip(parts[1::2], parts[2::2], strict=True)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +148,30 @@ class ProbeResult:
     for want of something, such as the base."""
     subject: str = "."
     """Which folder inside the examined path this is about."""
+    fingerprint: str = ""
+    """Of a finding: the same for the same code, subject, files and tensors, whatever the numbers;
+    16 hexadecimal digits."""
+    caused_by: str = ""
+    """Code of the finding on the same subject that explains this one; empty for one that stands
+    alone."""
+    accepted: str = ""
+    """Why a person accepts this finding; empty for one that nobody has accepted."""
+    is_known: bool = False
+    """Whether the earlier diagnosis that this one is compared with has the same finding."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this is a finding that is neither accepted nor known from before."""
+        return self.status is Status.FAILED and not self.accepted and not self.is_known
 
     @property
     def is_sick(self) -> bool:
-        """Whether this result alone makes the checkpoint sick: anything but a note."""
+        """Whether this result alone makes the checkpoint sick: an open finding, no note."""
         return self.is_sick_at(Severity.MEDIUM)
 
     def is_sick_at(self, least: Severity) -> bool:
-        """Whether this result is a finding of severity `least` or worse."""
-        failed = self.status is Status.FAILED
-        return failed and (self.severity or Severity.CRITICAL).is_at_least(least)
+        """Whether this result is an open finding of severity `least` or worse."""
+        return self.is_open and (self.severity or Severity.CRITICAL).is_at_least(least)
 
     @property
     def is_unchecked(self) -> bool:
@@ -128,22 +179,52 @@ class ProbeResult:
         return self.status is Status.SKIPPED and self.applies
 
 
+def fingerprint(code: str, subject: str, evidence: tuple[Evidence, ...]) -> str:
+    """Return what tells a finding from others; numbers do not, places do."""
+    places = sorted({f"{piece.file or ''}\0{piece.tensor or ''}" for piece in evidence})
+    text = "\n".join((code, subject, *places))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """A finding of an earlier diagnosis that is no longer there."""
+
+    code: str
+    """Code of the probe."""
+    name: str
+    """Name of the fault."""
+    subject: str
+    """Folder inside the examined path."""
+    message: str
+    """What was wrong."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """Everything the doctor says about one path."""
 
+    schema_version: int = DIAGNOSIS_SCHEMA_VERSION
+    """Version of the JSON form."""
     path: str
     """The path as it was given."""
     verdict: Verdict
-    """healthy, sick or unknown."""
+    """healthy, sick or unknown; no worse, where it is compared with an earlier diagnosis."""
     why: str
     """The verdict in one sentence."""
     probes: tuple[ProbeResult, ...]
     """One result per selected probe and subject, in code order."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What was examined: kind, tensors, bytes, base, adapter, versions."""
-    schema_version: int = DIAGNOSIS_SCHEMA_VERSION
-    """Version of the JSON form."""
+    fail_on: Severity | None = Severity.MEDIUM
+    """Least severity of a finding that fails, by the exit code; the verdict does not follow it.
+    None: no finding fails."""
+    fixed: tuple[Fixed, ...] = ()
+    """Findings of the earlier diagnosis that are gone."""
+    remarks: tuple[str, ...] = ()
+    """What is odd about the settings: acceptances that match nothing or are over."""
+    seconds: float = field(default=0.0, compare=False)
+    """How long it took; not in the JSON form, which is the same for the same checkpoint."""
 
     @property
     def findings(self) -> tuple[ProbeResult, ...]:
@@ -154,9 +235,15 @@ class Diagnosis:
 
     @property
     def exit_code(self) -> int:
-        """0 healthy, 1 findings, 3 could not be determined (design, rule 4)."""
-        return {Verdict.HEALTHY: 0, Verdict.SICK: 1, Verdict.UNKNOWN: 3}[self.verdict]
+        """0 nothing fails, 1 findings do, 3 could not be determined (design, rule 4)."""
+        least = self.fail_on
+        if least is not None and any(result.is_sick_at(least) for result in self.probes):
+            return 1
+        unknown = self.verdict is Verdict.UNKNOWN or bool(self.facts.get("unread"))
+        return 3 if unknown or any(r.status is Status.CRASHED for r in self.probes) else 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the diagnosis as plain JSON types."""
-        return asdict(self)
+        value = asdict(self)
+        del value["seconds"]
+        return value

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harness.findings import Finding, ProbeResult, Severity, Status
+from harness.findings import Finding, ProbeResult, Rule, Severity, Status, fingerprint
 
 Check = Callable[..., Finding | str]
 """A probe's function: a `Finding`, or one sentence that says what was found in order."""
@@ -44,23 +44,13 @@ class EvidenceSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(Rule):
     """One registered probe."""
 
-    code: str
-    """Stable code, `MPD` and three digits."""
-    name: str
-    """The fault, as the file is named, with dashes."""
-    modes: tuple[str, ...]
-    """Failure modes of the catalogue that it covers, `FM01` to `FM66`."""
-    severity: Severity
-    """Severity of its finding unless the finding says otherwise."""
     needs: tuple[str, ...]
     """Names of the evidence that it reads."""
     check: Check
     """The function itself."""
-    documentation: str
-    """The module docstring, printed by `mudpuppy-doctor explain CODE`."""
 
 
 def probe(
@@ -149,6 +139,7 @@ def run_probe(one: Probe, source: EvidenceSource, subject: str = ".") -> ProbeRe
         evidence=outcome.evidence,
         cause=outcome.cause,
         remedy=outcome.remedy,
+        fingerprint=fingerprint(one.code, subject, outcome.evidence),
     )
 
 

@@ -7,19 +7,14 @@ from collections.abc import Mapping, Sequence
 from harness.findings import ProbeResult, Severity, Status, Verdict
 
 
-def judge(
-    results: Sequence[ProbeResult],
-    unread: Mapping[str, str],
-    fail_on: Severity = Severity.MEDIUM,
-) -> tuple[Verdict, str]:
+def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Verdict, str]:
     """Return the verdict and the sentence that gives its reason.
 
     Args:
         results: the endings of every probe on every subject.
         unread: subjects whose weights could not be read at all, and why; never healthy.
-        fail_on: the least severity of a finding that makes the checkpoint sick.
     """
-    sick = [result for result in results if result.is_sick_at(fail_on)]
+    sick = [result for result in results if result.is_sick]
     crashed = [result for result in results if result.status is Status.CRASHED]
     if sick:
         return Verdict.SICK, _explain_sick(sick, crashed)
@@ -36,7 +31,22 @@ def judge(
     passed = sum(result.status is Status.PASSED for result in results)
     if not passed:
         return Verdict.UNKNOWN, "none of the selected probes could examine anything"
-    return Verdict.HEALTHY, f"{_count(passed, 'check')} found nothing wrong{_unchecked(results)}"
+    known = sum(result.is_known and _counted(result) for result in results)
+    if known:
+        text = f"nothing new; {_count(known, 'finding')} known from before"
+        return Verdict.NO_WORSE, text + _accepted(results) + _unchecked(results)
+    text = f"{_count(passed, 'check')} found nothing wrong"
+    return Verdict.HEALTHY, text + _accepted(results) + _unchecked(results)
+
+
+def _counted(result: ProbeResult) -> bool:
+    """Whether a finding that is known would count if it were new."""
+    return not result.accepted and result.severity is not Severity.NOTE
+
+
+def _accepted(results: Sequence[ProbeResult]) -> str:
+    number = sum(bool(result.accepted) for result in results)
+    return f"; {_count(number, 'finding')} accepted" if number else ""
 
 
 def _unchecked(results: Sequence[ProbeResult]) -> str:
@@ -45,10 +55,15 @@ def _unchecked(results: Sequence[ProbeResult]) -> str:
 
 
 def _explain_sick(sick: Sequence[ProbeResult], crashed: Sequence[ProbeResult]) -> str:
-    names = list(dict.fromkeys(f"{result.code} {result.name}" for result in sick))
+    order = list(Severity)
+    roots = [result for result in sick if not result.caused_by] or list(sick)
+    roots.sort(key=lambda result: order.index(result.severity or Severity.CRITICAL))
+    names = list(dict.fromkeys(f"{result.code} {result.name}" for result in roots))
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    follows = len(sick) - len(roots)
+    more = f", and {follows} that {'follows' if follows == 1 else 'follow'}" if follows else ""
     failed = f"; {_count(len(crashed), 'probe')} could not finish" if crashed else ""
-    return f"{_count(len(sick), 'finding')}: {shown}{failed}"
+    return f"{_count(len(roots), 'finding')}: {shown}{more}{failed}"
 
 
 def _count(number: int, noun: str) -> str:

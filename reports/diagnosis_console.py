@@ -1,14 +1,19 @@
-"""A diagnosis for a terminal: one line per area, then the findings, the verdict last."""
+"""A diagnosis for a terminal: the verdict first, then what is wrong, unknown, and checked."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from harness.findings import Diagnosis, ProbeResult, Severity, Status, Verdict
 from reports.diagnosis_summary import (
     AreaCount,
+    Group,
     count_areas,
+    count_endings,
     describe_subject,
+    group_findings,
     group_reasons,
 )
 from reports.text import SHOWN_EVIDENCE, clean, describe_evidence
@@ -18,73 +23,90 @@ _COLOURS = {
     Verdict.HEALTHY: "green",
     Verdict.SICK: "red",
     Verdict.UNKNOWN: "yellow",
+    Verdict.NO_WORSE: "yellow",
     Severity.CRITICAL: "red",
     Severity.HIGH: "yellow",
     Severity.MEDIUM: "yellow",
     Severity.NOTE: "dim",
 }
-_MARKS = {
-    Severity.CRITICAL: "x",
-    Severity.HIGH: "!",
-    Severity.MEDIUM: "-",
-    Severity.NOTE: "i",
-}
 _SHOWN_SUBJECTS = 12
 _SHOWN_CODES = 6
-"""Codes named behind a reason; JSON and Markdown name all."""
+"""Codes named behind a reason; the other formats name all."""
+_SHOWN_PLACES = 4
+"""Other subjects that are named for one finding."""
 
 
-def write_console(diagnosis: Diagnosis, *, width: int = 100, colour: bool = False) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """The signs at the beginning of lines."""
+
+    severities: tuple[str, str, str, str]
+    """Critical, high, medium, note."""
+    good: str
+    """Passed."""
+    unknown: str
+    """Could not be checked."""
+    absent: str
+    """Was not looked at."""
+
+
+UNICODE = Marks(severities=("✗", "!", "-", "i"), good="✓", unknown="?", absent="–")
+ASCII = Marks(severities=("x", "!", "-", "i"), good="+", unknown="?", absent=".")
+
+
+def write_console(
+    diagnosis: Diagnosis, *, width: int = 100, colour: bool = False, marks: Marks = UNICODE
+) -> str:
     """Return the report as text; `colour` adds ANSI codes, nothing else changes."""
-    page = _Page(width, colour)
-    page.line(page.paint(clean(diagnosis.path), "bold"))
-    subjects = diagnosis.facts.get("subjects", [])
-    names = [clean(facts["subject"]) for facts in subjects[:_SHOWN_SUBJECTS]]
-    room = max(12, *(len(name) + 2 for name in names)) if names else 0
-    for name, facts in zip(names, subjects, strict=False):
-        page.wrapped(f"  {name:<{room}}", describe_subject(facts))
-    if len(subjects) > _SHOWN_SUBJECTS:
-        page.line(f"  and {len(subjects) - _SHOWN_SUBJECTS} more")
-    page.line("")
+    page = _Page(width, colour, marks)
+    word = diagnosis.verdict.upper()
+    said = f"{word} - {clean(diagnosis.path)}: {clean(diagnosis.why)}"
+    page.wrapped("", said, paint=(word, _COLOURS[diagnosis.verdict], "bold"))
+    _write_subjects(page, diagnosis)
+    for group in group_findings(diagnosis):
+        _write_group(page, group)
+    _write_settled(page, diagnosis)
+    _write_unknown(page, diagnosis)
+    page.heading("checked")
     for count in count_areas(diagnosis.probes):
         _write_area(page, count)
-    for result in diagnosis.findings:
-        _write_finding(page, result)
-    crashed = [r for r in diagnosis.probes if r.status is Status.CRASHED]
-    for result in crashed:
-        page.line("")
-        page.line(page.paint(f"? {_title(result)}", "yellow"))
-        page.wrapped("    not known  ", clean(result.reason))
-    unchecked = group_reasons(r for r in diagnosis.probes if r.is_unchecked)
-    _write_unchecked(page, unchecked)
-    page.line("")
-    word = page.paint(diagnosis.verdict.upper(), _COLOURS[diagnosis.verdict], "bold")
-    why = clean(diagnosis.why)
-    why += " (see above)" if unchecked and diagnosis.verdict is Verdict.HEALTHY else ""
-    page.wrapped("", f"{diagnosis.verdict.upper()} - {why}", replace=word)
+    _write_end(page, diagnosis)
     return page.text()
 
 
 class _Page:
     """Lines of a report of a given width."""
 
-    def __init__(self, width: int, colour: bool) -> None:
+    def __init__(self, width: int, colour: bool, marks: Marks) -> None:
         self.width = width
         self.colour = colour
+        self.marks = marks
         self.lines: list[str] = []
 
-    def line(self, text: str) -> None:
+    def line(self, text: str = "") -> None:
         """Add a line as it is."""
         self.lines.append(text.rstrip())
 
-    def wrapped(self, label: str, text: str, replace: str = "") -> None:
-        """Add text behind a label, wrapped and indented below itself."""
+    def heading(self, text: str) -> None:
+        """Add a heading after an empty line."""
+        self.line()
+        self.line(self.paint(text, "bold"))
+
+    def wrapped(self, label: str, text: str, paint: Sequence[str] = ()) -> None:
+        """Add text behind a label, wrapped and indented below itself.
+
+        Args:
+            label: what stands before the first line.
+            text: the text.
+            paint: what is painted where it occurs first, and how.
+        """
         room = max(20, self.width - len(label))
         parts = textwrap.wrap(text, room, break_on_hyphens=False, break_long_words=False) or [""]
-        if replace:
-            parts[0] = replace + parts[0][len(parts[0].split(" ", 1)[0]) :]
         for number, part in enumerate(parts):
-            self.line((label if number == 0 else " " * len(label)) + part)
+            line = (label if number == 0 else " " * len(label)) + part
+            if paint and number == 0:
+                line = line.replace(paint[0], self.paint(*paint), 1)
+            self.line(line)
 
     def paint(self, text: str, *styles: str) -> str:
         """Return text in colour, when the page has any."""
@@ -97,44 +119,40 @@ class _Page:
         return "\n".join(self.lines) + "\n"
 
 
-def _write_area(page: _Page, count: AreaCount) -> None:
-    total = count.passed + count.findings + count.notes + count.crashed
-    label = f"  {count.area:<12}"
-    if not total and not count.unchecked:
-        page.wrapped(f"{label}-     ", f"does not apply: {clean(count.reason)}")
-        return
-    if not total:
-        page.line(f"{label}-     {count.unchecked} not checked")
-        return
-    parts = [f"{count.passed} passed"]
-    parts += [f"{n} {word}" for n, word in _problems(count) if n]
-    if count.findings:
-        word = page.paint("SICK", "red")
-    elif count.crashed:
-        word = page.paint("?   ", "yellow")
-    else:
-        word = page.paint("ok  ", "green")
-    page.line(f"{label}{word}  {', '.join(parts)}")
+def _write_subjects(page: _Page, diagnosis: Diagnosis) -> None:
+    subjects = diagnosis.facts.get("subjects", [])
+    names = [clean(str(facts["subject"])) for facts in subjects[:_SHOWN_SUBJECTS]]
+    room = max((len(name) for name in names), default=0)
+    for name, facts in zip(names, subjects, strict=False):
+        page.wrapped("  " if len(subjects) == 1 else f"  {name:<{room}}  ", describe_subject(facts))
+    if len(subjects) > _SHOWN_SUBJECTS:
+        page.line(f"  and {len(subjects) - _SHOWN_SUBJECTS} more")
 
 
-def _problems(count: AreaCount) -> list[tuple[int, str]]:
-    return [
-        (count.findings, "finding" if count.findings == 1 else "findings"),
-        (count.notes, "note" if count.notes == 1 else "notes"),
-        (count.crashed, "could not finish"),
-        (count.unchecked, "not checked"),
-    ]
+def _write_group(page: _Page, group: Group) -> None:
+    result = group.finding
+    severity = result.severity or Severity.CRITICAL
+    mark = page.marks.severities[list(Severity).index(severity)]
+    page.line()
+    title = f"{mark} {severity}: {_title(result)}"
+    page.wrapped("", title, paint=(title.partition(" (")[0], _COLOURS[severity]))
+    page.wrapped("    ", clean(result.message))
+    for piece in result.evidence[:SHOWN_EVIDENCE]:
+        page.wrapped("    seen     ", describe_evidence(piece))
+    if len(result.evidence) > SHOWN_EVIDENCE:
+        page.line(f"             and {len(result.evidence) - SHOWN_EVIDENCE} more")
+    if group.elsewhere:
+        page.wrapped("    also in  ", _places(group.elsewhere))
+    page.wrapped("    because  ", clean(result.cause))
+    page.wrapped("    fix      ", clean(result.remedy), paint=("fix", "bold"))
+    for other in group.consequences:
+        page.wrapped("    explains ", f"{_title(other)}: {clean(other.message)}")
+    page.line(f"    more     mudpuppy-doctor explain {result.code}")
 
 
-def _write_unchecked(page: _Page, grouped: dict[str, list[ProbeResult]]) -> None:
-    """Write one line for each reason why something was not checked."""
-    if grouped:
-        page.line("")
-    for reason, results in grouped.items():
-        codes = list(dict.fromkeys(result.code for result in results))
-        more = f" and {len(codes) - _SHOWN_CODES} more" if len(codes) > _SHOWN_CODES else ""
-        shown = ", ".join(codes[:_SHOWN_CODES]) + more
-        page.wrapped("  not checked  ", f"{clean(reason)} [{shown}]")
+def _places(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_PLACES} more" if len(names) > _SHOWN_PLACES else ""
+    return ", ".join(clean(name) for name in names[:_SHOWN_PLACES]) + more
 
 
 def _title(result: ProbeResult) -> str:
@@ -143,16 +161,74 @@ def _title(result: ProbeResult) -> str:
     return f"{result.code} {result.name}{place}{modes}"
 
 
-def _write_finding(page: _Page, result: ProbeResult) -> None:
-    severity = result.severity or Severity.CRITICAL
-    mark = _MARKS[severity]
-    page.line("")
-    page.line(page.paint(f"{mark} {severity}: {_title(result)}", _COLOURS[severity]))
-    page.wrapped("    ", clean(result.message))
-    for piece in result.evidence[:SHOWN_EVIDENCE]:
-        page.wrapped("    seen     ", describe_evidence(piece))
-    if len(result.evidence) > SHOWN_EVIDENCE:
-        page.line(f"             and {len(result.evidence) - SHOWN_EVIDENCE} more")
-    page.wrapped("    because  ", clean(result.cause))
-    page.wrapped("    fix      ", clean(result.remedy))
-    page.line(f"    explain  mudpuppy-doctor explain {result.code}")
+def _write_settled(page: _Page, diagnosis: Diagnosis) -> None:
+    """Write what does not count: accepted findings, known ones, and those that are gone."""
+    accepted = [result for result in diagnosis.findings if result.accepted]
+    known = [result for result in diagnosis.findings if result.is_known and not result.accepted]
+    if accepted:
+        page.heading("accepted")
+    for result in accepted:
+        said = f"{result.severity} {_title(result)}: {clean(result.message)}"
+        page.wrapped("  ", f"{said} (accepted: {clean(result.accepted)})")
+    if known:
+        page.heading("known from the baseline")
+    for result in known:
+        page.wrapped("  ", f"{result.severity} {_title(result)}: {clean(result.message)}")
+    if diagnosis.fixed:
+        page.heading("gone since the baseline")
+    for one in diagnosis.fixed:
+        place = "" if one.subject == "." else f" in {clean(one.subject)}"
+        page.wrapped(
+            f"  {page.marks.good} ",
+            f"{clean(one.code)} {clean(one.name)}{place}: {clean(one.message)}",
+        )
+
+
+def _write_unknown(page: _Page, diagnosis: Diagnosis) -> None:
+    """Write what crashed, and one line for each reason why something was not checked."""
+    crashed = [r for r in diagnosis.probes if r.status is Status.CRASHED]
+    grouped = group_reasons(r for r in diagnosis.probes if r.is_unchecked)
+    if crashed or grouped:
+        page.heading("could not be checked")
+    for result in crashed:
+        title = f"{result.code} {result.name}"
+        place = "" if result.subject == "." else f" in {clean(result.subject)}"
+        text = f"{title}{place} could not finish: {clean(result.reason)}"
+        page.wrapped(f"  {page.marks.unknown} ", text, paint=(title, "yellow"))
+    for reason, results in grouped.items():
+        codes = list(dict.fromkeys(result.code for result in results))
+        more = f" and {len(codes) - _SHOWN_CODES} more" if len(codes) > _SHOWN_CODES else ""
+        shown = ", ".join(codes[:_SHOWN_CODES]) + more
+        page.wrapped(f"  {page.marks.absent} ", f"{clean(reason)} [{shown}]")
+
+
+def _write_area(page: _Page, count: AreaCount) -> None:
+    parts = [(count.passed, "passed"), (count.findings, _plural(count.findings, "finding"))]
+    parts += [(count.notes, _plural(count.notes, "note")), (count.settled, "accepted or known")]
+    parts += [(count.crashed, "could not finish"), (count.unchecked, "not checked")]
+    text = ", ".join(f"{number} {word}" for number, word in parts if number)
+    mark, colour = page.marks.absent, "dim"
+    if count.findings:
+        mark, colour = page.marks.severities[0], "red"
+    elif count.crashed:
+        mark, colour = page.marks.unknown, "yellow"
+    elif count.passed:
+        mark, colour = page.marks.good, "green"
+    label = f"  {mark} {count.area:<11}  "
+    paint = (mark, colour)
+    page.wrapped(label, text or f"does not apply: {clean(count.reason)}", paint=paint)
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def _write_end(page: _Page, diagnosis: Diagnosis) -> None:
+    page.line()
+    for remark in diagnosis.remarks:
+        page.wrapped("note: ", clean(remark))
+    parts = [f"{number:,} {word}" for number, word in count_endings(diagnosis)]
+    if diagnosis.seconds:
+        parts.append(f"{diagnosis.seconds:.1f} s")
+    parts.append(f"exit code {diagnosis.exit_code}")
+    page.wrapped("", ", ".join(parts))

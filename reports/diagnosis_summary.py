@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.findings import ProbeResult, Status
+from harness.findings import Diagnosis, ProbeResult, Severity, Status
 from reports.text import clean
 
 AREAS = {
@@ -17,9 +17,23 @@ AREAS = {
     "4": "lineage",
     "5": "live model",
     "6": "behaviour",
+    "9": "training",
+    "95": "environment",
     "7": "run",
 }
-"""Area of a probe by the first digit of its code, in the order in which they are shown."""
+"""Area of a probe by the first digits of its code, in the order in which they are shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A finding, what it explains, and where else there is the same."""
+
+    finding: ProbeResult
+    """The finding that stands for the group."""
+    consequences: tuple[ProbeResult, ...] = ()
+    """Findings that it explains, worst first."""
+    elsewhere: tuple[str, ...] = ()
+    """Other subjects with the same finding, of the same severity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,8 @@ class AreaCount:
     """Those that failed, notes excluded."""
     notes: int
     """Those that failed with a note."""
+    settled: int
+    """Those that failed and were accepted, or known before."""
     crashed: int
     """Those that could not finish."""
     unchecked: int
@@ -46,7 +62,58 @@ class AreaCount:
 
 def area_of(code: str) -> str:
     """Return the area of a probe."""
-    return AREAS.get(code[3:4], "other")
+    first = "95" if "95" <= code[3:5] <= "99" else code[3:4]
+    return AREAS.get(first, "other")
+
+
+def group_findings(diagnosis: Diagnosis) -> tuple[Group, ...]:
+    """Return the open findings, worst first: consequences under their cause, the same ones once."""
+    found = [result for result in diagnosis.findings if result.is_open]
+    by_place = {(result.code, result.subject): result for result in found}
+    below: dict[tuple[str, str], list[ProbeResult]] = {}
+    roots: dict[tuple[str, Severity | None], list[ProbeResult]] = {}
+    for result in found:
+        root = _find_root(result, by_place)
+        if root is result:
+            roots.setdefault((result.code, result.severity), []).append(result)
+        else:
+            below.setdefault((root.code, root.subject), []).append(result)
+    return tuple(
+        Group(
+            finding=first,
+            consequences=tuple(below.get((first.code, first.subject), ())),
+            elsewhere=tuple(other.subject for other in others),
+        )
+        for first, *others in roots.values()
+    )
+
+
+def _find_root(result: ProbeResult, by_place: Mapping[tuple[str, str], ProbeResult]) -> ProbeResult:
+    seen = {result.code}
+    while result.caused_by and result.caused_by not in seen:
+        seen.add(result.caused_by)
+        cause = by_place.get((result.caused_by, result.subject))
+        if cause is None:
+            break
+        result = cause
+    return result
+
+
+def count_endings(diagnosis: Diagnosis) -> tuple[tuple[int, str], ...]:
+    """Return how many results ended how, in words; endings that do not occur are left out."""
+    probes = diagnosis.probes
+    is_open = [result for result in probes if result.is_open]
+    counts = (
+        (sum(result.is_sick for result in is_open), "finding", "findings"),
+        (sum(not result.is_sick for result in is_open), "note", "notes"),
+        (sum(bool(result.accepted) for result in probes), "accepted", "accepted"),
+        (sum(r.is_known and not r.accepted for r in probes), "known before", "known before"),
+        (len(diagnosis.fixed), "gone", "gone"),
+        (sum(r.status is Status.CRASHED for r in probes), "could not finish", "could not finish"),
+        (sum(result.is_unchecked for result in probes), "not checked", "not checked"),
+        (sum(r.status is Status.PASSED for r in probes), "passed", "passed"),
+    )
+    return tuple((n, one if n == 1 else many) for n, one, many in counts if n)
 
 
 def count_areas(probes: Sequence[ProbeResult]) -> tuple[AreaCount, ...]:
@@ -58,12 +125,13 @@ def count_areas(probes: Sequence[ProbeResult]) -> tuple[AreaCount, ...]:
 
 def _count(area: str, group: Sequence[ProbeResult]) -> AreaCount:
     findings = sum(result.is_sick for result in group)
-    failed = sum(result.status is Status.FAILED for result in group)
+    failed = sum(result.is_open for result in group)
     return AreaCount(
         area=area,
         passed=sum(result.status is Status.PASSED for result in group),
         findings=findings,
         notes=failed - findings,
+        settled=sum(r.status is Status.FAILED and not r.is_open for r in group),
         crashed=sum(result.status is Status.CRASHED for result in group),
         unchecked=sum(result.is_unchecked for result in group),
         inapplicable=sum(not result.applies for result in group),
@@ -82,19 +150,21 @@ def describe_subject(facts: dict[str, Any]) -> str:
     """Return one line about a subject: what it is, how large, made from what."""
     if "type" in facts:
         return f"live model of type {clean(facts['type'])}"
-    kind = " ".join(
-        word
-        for word in (facts.get("peft_type"), facts.get("model_type"), facts.get("kind"))
-        if word
-    )
+    kind = " ".join(str(word) for word in _kind_words(facts))
+    if "tensors" not in facts:
+        return clean(kind)
     size = format_bytes(int(facts.get("bytes", 0)))
-    tensors = facts.get("tensors", 0)
-    text = f"{kind}, {tensors:,} tensors, {size}"
+    text = f"{kind}, {facts['tensors']:,} tensors, {size}"
     if facts.get("dtypes"):
         text += f", {'/'.join(facts['dtypes'])}"
     if facts.get("base"):
         text += f"; base {facts['base']} (from {facts['base_named_by']})"
     return clean(text)
+
+
+def _kind_words(facts: Mapping[str, Any]) -> list[Any]:
+    words = (facts.get(name) for name in ("peft_type", "model_type", "kind"))
+    return [word for word in words if word]
 
 
 def format_bytes(count: int) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from harness.evidence.blocks import BLOCKS, decode_blocks, is_decoded
 from harness.evidence.nothing import explain_no_weights
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Files, Numbers, Tensor
 from harness.registry import Missing
 
@@ -208,11 +208,17 @@ def list_undecodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
     return tuple(tensor for tensor in tensors if not can_decode(tensor))
 
 
-@provides("numbers")
+@provides("numbers", Depth.WEIGHTS)
 def measure_all(evidence: CheckpointEvidence) -> dict[str, Numbers]:
     """Return what one pass over every readable tensor of the folder found, by tensor name."""
     wanted: tuple[Tensor, ...] = evidence.get("decodable")
     total = sum(tensor.end - tensor.start for tensor in wanted)
     if total > 1 << 28:
         evidence.options.progress(f"reading {total / 1e9:.1f} GB of weights in {evidence.folder}")
-    return {tensor.name: measure(evidence.folder, tensor) for tensor in wanted}
+    found: dict[str, Numbers] = {}
+    done = 0
+    for tensor in wanted:
+        found[tensor.name] = measure(evidence.folder, tensor)
+        done += tensor.end - tensor.start
+        evidence.options.scanned(done, total)
+    return found

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evidence.base import read_origin
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, BaseFit, Drift, Drifts, Lineage, Pair
 from harness.registry import Missing
 from mudpuppy.provenance import fingerprint_model
@@ -19,7 +19,7 @@ def give_lineage(evidence: CheckpointEvidence) -> Lineage | None:
     return found
 
 
-@provides("base_fit")
+@provides("base_fit", Depth.LINEAGE)
 def weigh_base(evidence: CheckpointEvidence) -> BaseFit:
     """Compare shapes, fingerprints and untrained tensors with the base."""
     base: Base = evidence.get("base")

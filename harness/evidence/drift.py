@@ -12,7 +12,7 @@ from harness.evidence.adapter import strip_prefix
 from harness.evidence.arrays import EPSILON, Floats, is_float, iterate_rows, measure
 from harness.evidence.base import read_origin
 from harness.evidence.rounding import coarser, int4_block_size, quantise_int4, round_to
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Drift, Drifts, Numbers, Tensor, Weights
 from harness.registry import Missing
 
@@ -23,7 +23,7 @@ INT4_TOLERANCE = 0.02
 step, 1/7 of its block's largest; two percent of the norm leave room for a few of them."""
 
 
-@provides("drifts")
+@provides("drifts", Depth.LINEAGE)
 def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
     """Compare the checkpoint with its base, tensor by tensor."""
     weights: Weights = evidence.get("weights")

@@ -25,7 +25,7 @@ from harness.evidence.arrays import (
 )
 from harness.evidence.base import read_origin
 from harness.evidence.rounding import PRECISIONS, int4_block_size, quantise_int4, round_to
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
 from harness.registry import Missing
 from mudpuppy.adapters.tensor_names import RENAMES, rename
@@ -82,7 +82,7 @@ class _Sums:
         self.count += base.size
 
 
-@provides("lineage")
+@provides("lineage", Depth.LINEAGE)
 def trace_merge(evidence: CheckpointEvidence) -> Lineage:
     """Compare a merged model with its base and its adapter, module by module."""
     adapter: Adapter = evidence.get("merged_adapter")

@@ -11,11 +11,31 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.registry import Missing
+
+
+class Depth(StrEnum):
+    """How deep to look, the cheapest first; each includes those before it."""
+
+    FILES = "files"
+    """Names, sizes, headers, settings: no value of a weight."""
+    WEIGHTS = "weights"
+    """One pass over the values."""
+    LINEAGE = "lineage"
+    """Comparison with the base and the adapter, where they are known."""
+    BEHAVIOUR = "behaviour"
+    """The models are loaded and asked."""
+
+    def reaches(self, other: Depth) -> bool:
+        """Whether what lies at `other` is seen from here."""
+        order = list(Depth)
+        return order.index(self) >= order.index(other)
+
 
 Provider = Callable[["CheckpointEvidence"], Any]
 """A function that produces one piece of evidence, or raises `Missing`."""
@@ -23,10 +43,15 @@ Provider = Callable[["CheckpointEvidence"], Any]
 TIME_LIMIT_S = 900.0
 """Enough for a 7B model on a CPU that must be read from disk; a model on a GPU needs a minute."""
 _PROVIDERS: dict[str, Provider] = {}
+_DEPTHS: dict[str, Depth] = {}
 
 
-def provides(name: str) -> Callable[[Provider], Provider]:
+def provides(name: str, depth: Depth = Depth.FILES) -> Callable[[Provider], Provider]:
     """Register the decorated function as the provider of the evidence called `name`.
+
+    Args:
+        name: by which probes ask for it.
+        depth: how deep it looks; it is missing where the caller did not want to look so deep.
 
     Raises:
         ValueError: another function already provides it.
@@ -37,6 +62,7 @@ def provides(name: str) -> Callable[[Provider], Provider]:
         if known is not None and known.__module__ != provider.__module__:
             raise ValueError(f"{name} is provided by {known.__module__}; it cannot be twice")
         _PROVIDERS[name] = provider
+        _DEPTHS[name] = depth
         return provider
 
     return mark
@@ -59,6 +85,8 @@ class Options:
     """The base model, when named."""
     adapter: Path | None = None
     """The adapter that a merged model was made with, when named."""
+    depth: Depth = Depth.LINEAGE
+    """How deep to look."""
     generate: bool = False
     """Whether models may be loaded and asked."""
     quiz: Path | None = None
@@ -71,6 +99,8 @@ class Options:
     """Folder of a matrix run, when the checkpoint is one of its artefacts."""
     progress: Callable[[str], None] = field(default=lambda text: None)
     """Called with one line before something slow."""
+    scanned: Callable[[int, int], None] = field(default=lambda done, total: None)
+    """Called while weights are read, from any thread: bytes read so far, bytes of this pass."""
 
 
 class CheckpointEvidence:
@@ -111,6 +141,8 @@ class CheckpointEvidence:
         provider = load_providers().get(name)
         if provider is None:
             raise Missing(f"a checkpoint folder offers no evidence called '{name}'")
+        if not self.options.depth.reaches(_DEPTHS[name]):
+            raise Missing(f"--depth {self.options.depth} does not look so deep")
         try:
             self._found[name] = provider(self)
         except Exception as failure:

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.evidence.arrays import can_decode, iterate_rows
 from harness.evidence.model import text_settings
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
 from harness.registry import Missing, NotApplicable
 
@@ -106,7 +106,7 @@ def _size(value: Any) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-@provides("tied_pair")
+@provides("tied_pair", Depth.WEIGHTS)
 def compare_tied(evidence: CheckpointEvidence) -> TiedPair:
     """Return head and embedding that the configuration ties, compared value by value."""
     config = evidence.get("config")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
+import time
 import traceback
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from harness.doctor import choose_probes, diagnose, explain
-from harness.evidence.source import TIME_LIMIT_S
-from harness.findings import Diagnosis
-from harness.registry import load_probes
-from mudpuppy.errors import MudpuppyError, OutputError
-from mudpuppy.files import write_text_atomic
+from harness.baseline import read_baseline
+from harness.doctor import choose_probes, diagnose
+from harness.doctor_settings import NEVER, DoctorSettings, load_settings
+from harness.evidence.source import TIME_LIMIT_S, Depth
+from harness.findings import Diagnosis, Severity
+from mudpuppy.errors import MudpuppyError
 from mudpuppy.flags import FriendlyParser
-from reports.diagnosis_console import write_console
-from reports.diagnosis_json import write_json
-from reports.diagnosis_markdown import write_markdown
+from reports.commands.doctor_explain import run_explain, run_list, run_schema
+from reports.commands.doctor_output import FORMATS, deliver, plan_outputs
+from reports.commands.doctor_progress import ScanProgress
 from reports.text import clean_lines
 
 EPILOG = """\
@@ -28,23 +28,33 @@ examples:
   mudpuppy-doctor out/my-lora/merged --base models/qwen --adapter out/my-lora
   mudpuppy-doctor my-model-q4_k_m.gguf
   mudpuppy-doctor out/my-lora --generate --quiz quiz.jsonl
-  mudpuppy-doctor out/my-lora --format json --output doctor.json
+  mudpuppy-doctor out/my-lora --output doctor.json --output doctor.html
+  mudpuppy-doctor out/my-lora --baseline doctor.json only what is new since then
   mudpuppy-doctor explain MPD203                     what a code means and what to do
+  mudpuppy-doctor explain "Found missing adapter keys while loading the checkpoint"
   mudpuppy-doctor list                               every probe
 
+project file: mudpuppy-doctor.toml, or [tool.mudpuppy.doctor] in pyproject.toml, from here upwards
 exit codes: 0 healthy, 1 findings, 2 wrong usage, 3 could not be determined
 Nothing is downloaded, nothing from the checkpoint is executed, no pickle is loaded.
 """
+
+SUBCOMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "explain": run_explain,
+    "list": run_list,
+    "schema": run_schema,
+}
+"""What can stand in place of a path; each gets the words behind it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == ["explain"]:
-            return _explain(words[1:])
-        if words[:1] == ["list"]:
-            return _list(words[1:])
+        # What this terminal cannot print is escaped, and does not end the report.
+        _escape_unprintable()
+        if words and words[0] in SUBCOMMANDS:
+            return SUBCOMMANDS[words[0]](words[1:])
         return _diagnose(_parser().parse_args(words))
     except MudpuppyError as error:
         print(f"mudpuppy-doctor: {clean_lines(str(error))}", file=sys.stderr)
@@ -70,22 +80,41 @@ def _parser() -> FriendlyParser:
     )
     path = "a model folder, an adapter folder, a trainer output, or one .safetensors or .gguf file"
     parser.add_argument("path", help=path)
-    parser.add_argument("--base", metavar="PATH", help="the model it was made from, or tiny")
-    parser.add_argument("--adapter", metavar="PATH", help="the adapter a merged model came from")
-    parser.add_argument("--generate", action="store_true", help="load the models and ask them")
-    parser.add_argument("--quiz", metavar="FILE", help="questions with answers (JSONL)")
-    parser.add_argument("--voice", metavar="FILE", help="voice profile (YAML)")
-    limit = f"time for asking one checkpoint (default {TIME_LIMIT_S:g})"
-    parser.add_argument(
-        "--time-limit", metavar="S", type=_seconds, default=TIME_LIMIT_S, help=limit
-    )
-    formats = tuple(WRITERS)
-    parser.add_argument("--format", choices=formats, default="console", help="form of the report")
-    parser.add_argument("--output", metavar="FILE", help="write the report to a file instead")
-    selecting = "codes, beginnings of codes, names or FM numbers, separated by commas"
-    parser.add_argument("--select", action="append", default=[], metavar="CODES", help=selecting)
-    parser.add_argument("--ignore", action="append", default=[], metavar="CODES", help="the same")
+    _add_sources(parser.add_argument_group("what it is compared with and asked"))
+    _add_choices(parser.add_argument_group("what is looked for, and what counts"))
+    _add_answers(parser.add_argument_group("how it answers"))
     return parser
+
+
+def _add_sources(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--base", metavar="PATH", help="the model it was made from, or tiny")
+    group.add_argument("--adapter", metavar="PATH", help="the adapter a merged model came from")
+    group.add_argument("--generate", action="store_true", help="load the models and ask them")
+    group.add_argument("--quiz", metavar="FILE", help="questions with answers (JSONL)")
+    group.add_argument("--voice", metavar="FILE", help="voice profile (YAML)")
+    limit = f"time for asking one checkpoint (default {TIME_LIMIT_S:g})"
+    group.add_argument("--time-limit", metavar="S", type=_seconds, default=TIME_LIMIT_S, help=limit)
+
+
+def _add_choices(group: argparse._ArgumentGroup) -> None:
+    selecting = "codes, beginnings of codes, names or FM numbers, separated by commas"
+    group.add_argument("--select", action="append", metavar="CODES", help=selecting)
+    group.add_argument("--ignore", action="append", metavar="CODES", help="the same")
+    deep = "how deep to look (default: lineage; behaviour with --generate)"
+    group.add_argument("--depth", choices=[str(one) for one in Depth], help=deep)
+    failing = [*(str(one) for one in Severity if one is not Severity.NOTE), NEVER]
+    fail_on = "least severity that gives exit code 1 (default: medium)"
+    group.add_argument("--fail-on", choices=failing, help=fail_on)
+    earlier = "an earlier --format json report: only what is new counts"
+    group.add_argument("--baseline", metavar="FILE", help=earlier)
+    group.add_argument("--config", metavar="FILE", help="project file to read in place of ours")
+
+
+def _add_answers(group: argparse._ArgumentGroup) -> None:
+    form = "form of the report (default: console, or by the ending of --output)"
+    group.add_argument("--format", choices=tuple(FORMATS), help=form)
+    output = "write the report to a file instead; may be given several times"
+    group.add_argument("--output", action="append", default=[], metavar="FILE", help=output)
 
 
 def _seconds(text: str) -> float:
@@ -97,102 +126,53 @@ def _seconds(text: str) -> float:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    output = Path(arguments.output) if arguments.output else None
-    _require_writable(output)
-    diagnosis = diagnose(
-        arguments.path,
-        base=arguments.base,
-        adapter=arguments.adapter,
-        generate=arguments.generate,
-        quiz=arguments.quiz,
-        voice=arguments.voice,
-        time_limit_s=arguments.time_limit,
-        select=_split(arguments.select),
-        ignore=_split(arguments.ignore),
-        progress=_show_progress,
-    )
-    _deliver(diagnosis, arguments.format, output)
+    outputs = plan_outputs(arguments.format, arguments.output)
+    settings, remark = load_settings(arguments.config, arguments.path)
+    if remark:
+        print(f"mudpuppy-doctor: {clean_lines(remark)}", file=sys.stderr)
+    for one in settings.accept:
+        choose_probes([one.probe], ())
+    begun_s = time.monotonic()
+    with ScanProgress(sys.stderr) as progress:
+        diagnosis = _examine(arguments, settings, progress)
+    diagnosis = replace(diagnosis, seconds=time.monotonic() - begun_s)
+    deliver(diagnosis, outputs)
     return diagnosis.exit_code
 
 
-def _deliver(diagnosis: Diagnosis, form: str, output: Path | None) -> None:
-    if output is None:
-        text = WRITERS[form](diagnosis, _width(), _wants_colour())
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    try:
-        write_text_atomic(output, WRITERS[form](diagnosis, 100, False))
-    except OSError as problem:
-        raise OutputError(f"{output} cannot be written: {problem.strerror}") from problem
-    print(f"{diagnosis.verdict}: the report is in {output}", file=sys.stderr)
-
-
-WRITERS = {
-    "console": lambda diagnosis, width, colour: write_console(
-        diagnosis, width=width, colour=colour
-    ),
-    "markdown": lambda diagnosis, width, colour: write_markdown(diagnosis),
-    "json": lambda diagnosis, width, colour: write_json(diagnosis),
-}
-"""Report writers by the name that --format takes."""
-
-
-def _require_writable(output: Path | None) -> None:
-    """Refuse a hopeless --output before the examination, not after it."""
-    if output is None:
-        return
-    try:
-        output.is_file()  # a name that is too long, or lies in a closed folder, fails here
-        what = _name_obstacle(output)
-    except OSError as problem:
-        what = f"cannot be used: {problem.strerror}"
-    if what:
-        raise OutputError(f"--output {str(output)[:300]} {what}; expected a file name")
-
-
-def _name_obstacle(output: Path) -> str:
-    """Return what keeps a file from being written; empty when nothing is known to."""
-    if output.is_dir():
-        return "is a folder"
-    if not output.parent.is_dir():
-        return "lies in a folder that does not exist"
-    return "" if os.access(output.parent, os.W_OK) else "lies in a folder that may not be written"
-
-
-def _explain(words: Sequence[str]) -> int:
-    parser = FriendlyParser(prog="mudpuppy-doctor explain", allow_abbrev=False)
-    parser.add_argument("code", help="a code such as MPD203, or the name of a fault")
-    one = explain(parser.parse_args(words).code)
-    print(f"{one.code} {one.name} ({one.severity}; {', '.join(one.modes)})\n")
-    print(one.documentation)
-    return 0
-
-
-def _list(words: Sequence[str]) -> int:
-    parser = FriendlyParser(prog="mudpuppy-doctor list", allow_abbrev=False)
-    parser.add_argument("words", nargs="*", help="codes, beginnings of codes, names or FM numbers")
-    chosen = parser.parse_args(words).words
-    for one in choose_probes(_split(chosen), ()) if chosen else load_probes():
-        caption = one.documentation.splitlines()[0]
-        print(f"{one.code}  {one.severity:<8} {one.name:<32} {caption}")
-    return 0
+def _examine(
+    arguments: argparse.Namespace, settings: DoctorSettings, progress: ScanProgress
+) -> Diagnosis:
+    """Ask the doctor; flags win over the project file."""
+    fail_on = arguments.fail_on or settings.fail_on or Severity.MEDIUM
+    given = arguments.select is not None  # a selection of one's own replaces the project's
+    return diagnose(
+        arguments.path,
+        base=arguments.base or settings.base,
+        adapter=arguments.adapter or settings.adapter,
+        generate=arguments.generate,
+        quiz=arguments.quiz or settings.quiz,
+        voice=arguments.voice or settings.voice,
+        time_limit_s=arguments.time_limit,
+        select=_split(arguments.select) if given else settings.select,
+        ignore=[*_split(arguments.ignore or ()), *settings.ignore],
+        depth=arguments.depth or (None if arguments.generate else settings.depth),
+        fail_on=None if fail_on == NEVER else Severity(fail_on),
+        accepted=settings.accept,
+        baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
+        progress=progress.say,
+        scanned=progress.scanned,
+    )
 
 
 def _split(values: Sequence[str]) -> list[str]:
     return [word for value in values for word in value.replace(",", " ").split()]
 
 
-def _show_progress(text: str) -> None:
-    print(f"mudpuppy-doctor: {clean_lines(text)}", file=sys.stderr)
-
-
-def _width() -> int:
-    return max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
-
-
-def _wants_colour() -> bool:
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+def _escape_unprintable() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

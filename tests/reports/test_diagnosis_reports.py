@@ -7,7 +7,7 @@ import json
 import pytest
 
 from harness.findings import Diagnosis, Evidence, ProbeResult, Severity, Status, Verdict
-from reports.diagnosis_console import write_console
+from reports.diagnosis_console import ASCII, write_console
 from reports.diagnosis_json import write_json
 from reports.diagnosis_markdown import write_markdown
 
@@ -58,28 +58,34 @@ def made(name: str = "model.q_proj.weight", found: object = 3) -> Diagnosis:
 
 def test_the_console_report_reads_like_this():
     assert write_console(made(), width=80) == (
-        "out/my-lora\n"
-        "  .           model, 2 tensors, 2.5 kB\n"
+        "SICK - out/my-lora: 1 finding: MPD301 weights-nonfinite\n"
+        "  model, 2 tensors, 2.5 kB\n"
         "\n"
-        "  files       ok    1 passed\n"
-        "  weights     SICK  0 passed, 1 finding\n"
-        "  lineage     -     1 not checked\n"
-        "  behaviour   ?     0 passed, 1 could not finish\n"
-        "\n"
-        "x critical: MPD301 weights-nonfinite (FM41)\n"
+        "✗ critical: MPD301 weights-nonfinite (FM41)\n"
         "    1 of 2 tensors holds NaN: model.q_proj.weight\n"
         "    seen     NaN values in m.st model.q_proj.weight: 3 (expected 0)\n"
         "    because  training diverged\n"
         "    fix      resume from an earlier checkpoint\n"
-        "    explain  mudpuppy-doctor explain MPD301\n"
+        "    more     mudpuppy-doctor explain MPD301\n"
         "\n"
-        "? MPD604 accuracy-collapse (FM41)\n"
-        "    not known  control failed: the base scores 0\n"
+        "could not be checked\n"
+        "  ? MPD604 accuracy-collapse could not finish: control failed: the base scores 0\n"
+        "  – no base is known [MPD401]\n"
         "\n"
-        "  not checked  no base is known [MPD401]\n"
+        "checked\n"
+        "  ✓ files        1 passed\n"
+        "  ✗ weights      1 finding\n"
+        "  – lineage      1 not checked\n"
+        "  ? behaviour    1 could not finish\n"
         "\n"
-        "SICK - 1 finding: MPD301 weights-nonfinite\n"
+        "1 finding, 1 could not finish, 1 not checked, 1 passed, exit code 1\n"
     )
+
+
+def test_a_terminal_without_unicode_gets_ascii():
+    text = write_console(made(), marks=ASCII)
+    assert text.isascii()
+    assert "x critical: MPD301" in text
 
 
 def healthy(*subjects: str) -> Diagnosis:
@@ -105,12 +111,10 @@ def healthy(*subjects: str) -> Diagnosis:
 
 def test_a_healthy_report_says_what_was_not_checked_and_what_does_not_apply():
     lines = write_console(healthy(".")).splitlines()
-    assert lines[-1] == ("HEALTHY - 1 check found nothing wrong; 8 were not checked (see above)")
-    assert "  adapter     -     does not apply: none" in lines
-    (line,) = [one for one in lines if one.startswith("  not checked")]
-    assert line == (
-        "  not checked  no base [MPD400, MPD401, MPD402, MPD403, MPD404, MPD405 and 2 more]"
-    )
+    assert lines[0] == "HEALTHY - x: 1 check found nothing wrong; 8 were not checked"
+    assert "  – adapter      does not apply: none" in lines
+    assert ("  – no base [MPD400, MPD401, MPD402, MPD403, MPD404, MPD405 and 2 more]") in lines
+    assert lines[-1] == "8 not checked, 1 passed, exit code 0"
     text = write_markdown(healthy("."))
     assert "## Not checked\n\n- no base: MPD400 c" in text
     assert "## Does not apply\n\n- none: MPD201 b" in text
