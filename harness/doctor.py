@@ -10,23 +10,25 @@ from typing import Any
 
 from harness.acceptance import Acceptance, accept
 from harness.baseline import Baseline
-from harness.evidence.files import list_files
+from harness.doctor_paths import (
+    require_adapter,
+    require_file,
+    require_model,
+    require_questions,
+    require_subject,
+    resolve_tiny,
+)
 from harness.evidence.live import describe_live
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
 from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
 from harness.root_causes import link_causes
-from harness.subjects import Subject, find_subjects, recognise
+from harness.subjects import Subject, find_subjects
 from harness.verdict import judge
-from mudpuppy.errors import ModelError, UsageError, near_names
-from mudpuppy.scoring import load_quiz, load_voice_profile
-from mudpuppy.tiny.cache import cache_folder, is_complete
-from mudpuppy.tiny.names import check_family, is_tiny_name
+from mudpuppy.errors import UsageError, near_names
 
 WORST = 5
 """Pieces of evidence that a finding keeps."""
-SUBJECTS = "a checkpoint folder, or a .safetensors, .gguf or .bin file"
-"""What can be examined."""
 WATCHED = ("observations", "expectation", "live_model")
 """Evidence that no checkpoint folder holds; its probes are left out unless they are selected."""
 
@@ -80,16 +82,16 @@ def diagnose(
     """
     root = resolve_tiny(path)
     chosen = choose_probes(select, ignore)
-    _require_questions(quiz, voice)
-    _require_subject(root)
+    require_questions(quiz, voice)
+    require_subject(root)
     deep = Depth(depth) if depth else Depth.BEHAVIOUR if generate else Depth.LINEAGE
     options = Options(
         depth=deep,
-        base=_require_model(base),
-        adapter=_require_adapter(adapter),
+        base=require_model(base),
+        adapter=require_adapter(adapter),
         generate=generate or deep is Depth.BEHAVIOUR,
-        quiz=_require_file(quiz, "a quiz"),
-        voice=_require_file(voice, "a voice profile"),
+        quiz=require_file(quiz, "a quiz"),
+        voice=require_file(voice, "a voice profile"),
         time_limit_s=time_limit_s,
         progress=progress,
         scanned=scanned,
@@ -205,25 +207,6 @@ def choose_probes(select: Sequence[str], ignore: Sequence[str]) -> tuple[Probe, 
     return select_probes(probes, select, ignore)
 
 
-def resolve_tiny(path: str | Path) -> Path:
-    """Return the folder of an embedded model that is built already, and any other path unchanged.
-
-    Raises:
-        ModelError: the embedded model is not built, or there is none of that name.
-    """
-    name = str(path)
-    if not is_tiny_name(name):
-        return Path(path)
-    family = name.partition(":")[2] or None
-    if family is not None:
-        check_family(family)
-    folder = cache_folder(family)
-    if not is_complete(folder):
-        command = "mud-puppy tiny build" + (f" --family {family}" if family else "")
-        raise ModelError(f"the embedded model '{name}' is not built", hint=f"run: {command}")
-    return folder
-
-
 def _fits(one: Probe, given: Mapping[str, Any]) -> bool:
     """Whether a probe may apply: a run or a live model is only judged where one is at hand."""
     return all(name in given for name in one.needs if name in WATCHED)
@@ -278,92 +261,3 @@ def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
         "base": base.root if base else None,
         "base_named_by": base.named_by if base else None,
     }
-
-
-def _require_questions(quiz: str | Path | None, voice: str | Path | None) -> None:
-    """Refuse a quiz or a voice profile that cannot be used, before anything is examined.
-
-    Raises:
-        UsageError: it cannot be read, or is of another form.
-    """
-    if (file := _require_file(quiz, "a quiz")) is not None:
-        load_quiz(file)
-    if (file := _require_file(voice, "a voice profile")) is not None:
-        load_voice_profile(file)
-
-
-def _require_subject(path: Path) -> None:
-    """Refuse what is neither a folder that can be listed nor a file of weights."""
-    _require_path(path, SUBJECTS)
-    if not path.is_file():
-        _require_folder(path, SUBJECTS)
-    elif not recognise(path):
-        raise ModelError(
-            f"{path} is no file of weights; expected {SUBJECTS}", hint=f"try {path.parent}"
-        )
-
-
-def _require_path(path: Path, what: str) -> None:
-    try:
-        exists = path.exists()
-    except OSError as problem:
-        shown = f"{str(path)[:200]}..." if len(str(path)) > 200 else str(path)
-        raise ModelError(f"{shown}: {problem.strerror}; expected {what}") from None
-    if not exists:
-        raise ModelError(f"{path} does not exist; expected {what}{_neighbours(path)}")
-
-
-def _require_folder(path: Path, what: str) -> None:
-    _require_path(path, what)
-    if not path.is_dir():
-        raise ModelError(f"{path} is a file; expected {what}", hint=f"try {path.parent}")
-    try:
-        list_files(path)
-    except Missing as missing:
-        raise ModelError(f"{path}: {missing}") from missing
-
-
-def _neighbours(path: Path) -> str:
-    try:
-        return near_names(path.name, [child.name for child in path.parent.iterdir()])
-    except OSError:
-        return ""
-
-
-def _require_model(path: str | Path | None) -> Path | None:
-    if path is None:
-        return None
-    folder = resolve_tiny(path)
-    _require_folder(folder, "the folder of the base model")
-    names = list_files(folder)
-    if "config.json" not in names and not any(n.endswith(".safetensors") for n in names):
-        raise ModelError(
-            f"{folder} is not a model: it holds neither config.json nor safetensors",
-            hint="--base wants the folder of the model that was fine-tuned",
-        )
-    return folder
-
-
-def _require_adapter(path: str | Path | None) -> Path | None:
-    if path is None:
-        return None
-    folder = Path(path)
-    _require_folder(folder, "an adapter folder")
-    if not any(name.startswith("adapter_model.") for name in list_files(folder)):
-        raise ModelError(
-            f"{folder} is not an adapter: it holds no adapter_model.safetensors",
-            hint="--adapter wants the folder that save_pretrained() of a PEFT model wrote",
-        )
-    return folder
-
-
-def _require_file(path: str | Path | None, what: str) -> Path | None:
-    if path is None:
-        return None
-    try:
-        is_there = Path(path).is_file()
-    except OSError as problem:
-        raise ModelError(f"{str(path)[:200]}: {problem.strerror}; expected {what}") from None
-    if not is_there:
-        raise ModelError(f"{path} is not a file; expected {what}{_neighbours(Path(path))}")
-    return Path(path)

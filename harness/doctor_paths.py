@@ -1,0 +1,139 @@
+"""The paths that the doctor is given, refused early with what was expected in their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.evidence.files import list_files
+from harness.registry import Missing
+from harness.subjects import recognise
+from mudpuppy.errors import ModelError, near_names
+from mudpuppy.scoring import load_quiz, load_voice_profile
+from mudpuppy.tiny.cache import cache_folder, is_complete
+from mudpuppy.tiny.names import check_family, is_tiny_name
+
+SUBJECTS = "a checkpoint folder, or a .safetensors, .gguf or .bin file"
+"""What can be examined."""
+
+
+def resolve_tiny(path: str | Path) -> Path:
+    """Return the folder of an embedded model that is built already, and any other path unchanged.
+
+    Raises:
+        ModelError: the embedded model is not built, or there is none of that name.
+    """
+    name = str(path)
+    if not is_tiny_name(name):
+        return Path(path)
+    family = name.partition(":")[2] or None
+    if family is not None:
+        check_family(family)
+    folder = cache_folder(family)
+    if not is_complete(folder):
+        command = "mud-puppy tiny build" + (f" --family {family}" if family else "")
+        raise ModelError(f"the embedded model '{name}' is not built", hint=f"run: {command}")
+    return folder
+
+
+def require_questions(quiz: str | Path | None, voice: str | Path | None) -> None:
+    """Refuse a quiz or a voice profile that cannot be used, before anything is examined.
+
+    Raises:
+        UsageError: it cannot be read, or is of another form.
+    """
+    if (file := require_file(quiz, "a quiz")) is not None:
+        load_quiz(file)
+    if (file := require_file(voice, "a voice profile")) is not None:
+        load_voice_profile(file)
+
+
+def require_subject(path: Path) -> None:
+    """Refuse what is neither a folder that can be listed nor a file of weights."""
+    _require_path(path, SUBJECTS)
+    if not path.is_file():
+        _require_folder(path, SUBJECTS)
+    elif not recognise(path):
+        raise ModelError(
+            f"{path} is no file of weights; expected {SUBJECTS}", hint=f"try {path.parent}"
+        )
+
+
+def _require_path(path: Path, what: str) -> None:
+    try:
+        exists = path.exists()
+    except OSError as problem:
+        shown = f"{str(path)[:200]}..." if len(str(path)) > 200 else str(path)
+        raise ModelError(f"{shown}: {problem.strerror}; expected {what}") from None
+    if not exists:
+        raise ModelError(f"{path} does not exist; expected {what}{_neighbours(path)}")
+
+
+def _require_folder(path: Path, what: str) -> None:
+    _require_path(path, what)
+    if not path.is_dir():
+        raise ModelError(f"{path} is a file; expected {what}", hint=f"try {path.parent}")
+    try:
+        list_files(path)
+    except Missing as missing:
+        raise ModelError(f"{path}: {missing}") from missing
+
+
+def _neighbours(path: Path) -> str:
+    try:
+        return near_names(path.name, [child.name for child in path.parent.iterdir()])
+    except OSError:
+        return ""
+
+
+def require_model(path: str | Path | None) -> Path | None:
+    """Return the folder of a base model; None where none is given.
+
+    Raises:
+        ModelError: it is no model folder, or an embedded model that is not built.
+    """
+    if path is None:
+        return None
+    folder = resolve_tiny(path)
+    _require_folder(folder, "the folder of the base model")
+    names = list_files(folder)
+    if "config.json" not in names and not any(n.endswith(".safetensors") for n in names):
+        raise ModelError(
+            f"{folder} is not a model: it holds neither config.json nor safetensors",
+            hint="--base wants the folder of the model that was fine-tuned",
+        )
+    return folder
+
+
+def require_adapter(path: str | Path | None) -> Path | None:
+    """Return an adapter folder; None where none is given.
+
+    Raises:
+        ModelError: it is no adapter folder.
+    """
+    if path is None:
+        return None
+    folder = Path(path)
+    _require_folder(folder, "an adapter folder")
+    if not any(name.startswith("adapter_model.") for name in list_files(folder)):
+        raise ModelError(
+            f"{folder} is not an adapter: it holds no adapter_model.safetensors",
+            hint="--adapter wants the folder that save_pretrained() of a PEFT model wrote",
+        )
+    return folder
+
+
+def require_file(path: str | Path | None, what: str) -> Path | None:
+    """Return a file; None where none is given.
+
+    Raises:
+        ModelError: it is no file; the message says that `what` was expected.
+    """
+    if path is None:
+        return None
+    try:
+        is_there = Path(path).is_file()
+    except OSError as problem:
+        raise ModelError(f"{str(path)[:200]}: {problem.strerror}; expected {what}") from None
+    if not is_there:
+        raise ModelError(f"{path} is not a file; expected {what}{_neighbours(Path(path))}")
+    return Path(path)
