@@ -3,6 +3,7 @@
 #   make test                format, lint, types and tests
 #   make mutants             plant every bug into the engine: which cell and probe notices?
 #   make doctor CKPT=path    diagnose a checkpoint
+#   make selftest            is the doctor any good? recall and false alarms of every probe
 #   make bench               measure training against bare TRL, and merging against PEFT
 #   make setup               the installation alone
 # PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.
@@ -13,10 +14,10 @@ JOBS ?= 2
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure mutants test lint doctor bench bench-throughput bench-merge bench-timings bench-cells clean
+.PHONY: always help setup pressure mutants test lint doctor selftest bench bench-throughput bench-merge bench-timings bench-cells clean
 
 help:
-	@sed -n '1,8p' Makefile
+	@sed -n '1,9p' Makefile
 
 setup: $(STAMP)
 
@@ -44,6 +45,9 @@ test: lint
 doctor: $(STAMP)
 	@test -n "$(CKPT)" || { echo "usage: make doctor CKPT=path/to/checkpoint" >&2; exit 2; }
 	@$(BIN)/mudpuppy-doctor "$(CKPT)"
+
+selftest: $(STAMP)
+	@$(BIN)/mudpuppy-doctor selftest -j $(JOBS)
 
 bench: bench-throughput bench-merge
 

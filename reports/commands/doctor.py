@@ -20,6 +20,7 @@ from mudpuppy.flags import FriendlyParser
 from reports.commands.doctor_explain import run_explain, run_list, run_schema
 from reports.commands.doctor_output import FORMATS, deliver, plan_outputs
 from reports.commands.doctor_progress import ScanProgress
+from reports.commands.doctor_selftest import run_selftest
 from reports.text import clean_lines
 
 EPILOG = """\
@@ -33,6 +34,7 @@ examples:
   mudpuppy-doctor explain MPD203                     what a code means and what to do
   mudpuppy-doctor explain "Found missing adapter keys while loading the checkpoint"
   mudpuppy-doctor list                               every probe
+  mudpuppy-doctor selftest                           is the doctor any good? recall, false alarms
 
 project file: mudpuppy-doctor.toml, or [tool.mudpuppy.doctor] in pyproject.toml, from here upwards
 exit codes: 0 healthy, 1 findings, 2 wrong usage, 3 could not be determined
@@ -43,6 +45,7 @@ SUBCOMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "explain": run_explain,
     "list": run_list,
     "schema": run_schema,
+    "selftest": run_selftest,
 }
 """What can stand in place of a path; each gets the words behind it."""
 
