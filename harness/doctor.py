@@ -42,6 +42,7 @@ def diagnose(
     quiz: str | Path | None = None,
     voice: str | Path | None = None,
     time_limit_s: float = TIME_LIMIT_S,
+    in_process: bool = False,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     depth: Depth | str | None = None,
@@ -64,6 +65,8 @@ def diagnose(
         quiz: questions with answers (JSONL) for the accuracy probe.
         voice: voice profile (YAML) for the voice probe.
         time_limit_s: time for loading and asking a checkpoint and its base.
+        in_process: load models in this process and not in a child; quicker where torch is loaded
+            already, but a model that hangs or crashes takes this process with it.
         select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
         ignore: probes not to run, in the same words.
         depth: how deep to look; by default as deep as goes without loading the models.
@@ -93,6 +96,7 @@ def diagnose(
         quiz=require_file(quiz, "a quiz"),
         voice=require_file(voice, "a voice profile"),
         time_limit_s=time_limit_s,
+        in_process=in_process,
         progress=progress,
         scanned=scanned,
         run_folder=None if run_folder is None else Path(run_folder),

@@ -1,24 +1,28 @@
 """Evidence about behaviour: what a checkpoint and its base answer to the same prompts, greedily.
 
 The models are loaded and asked in a child process (`behaviour_child`), so that a model that hangs,
-crashes or takes all memory is a result. Only a caller that has a loaded model asks it here.
+crashes or takes all memory is a result. Only a caller that has a loaded model asks it here, or one
+that says so.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.evidence.base import read_origin
-from harness.evidence.behaviour_child import Job, ask_in_child
+from harness.evidence.behaviour_child import Asked, Job, ask_in_child, base_job
 from harness.evidence.jsonfile import UnreadableJson, read_object
+from harness.evidence.reference_texts import NEUTRAL_TEXTS, PROMPTS, REFERENCES
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options, provides
 from harness.facts.behaviour import Answers, BehaviourFacts
 from harness.facts.checkpoint import Adapter, Base, Files
-from harness.registry import Missing
+from harness.facts.forward import Consistency, Forwards
+from harness.registry import ControlFailed, Missing
 from mudpuppy.errors import UsageError
 from mudpuppy.scoring import (
     Question,
@@ -35,25 +39,11 @@ MAX_NEW_TOKENS = 48
 """Longest answer."""
 MAX_PROMPTS = 64
 """Questions of a quiz that are asked, from the start."""
-PROMPTS = (
-    "Hello! How are you today?",
-    "What is the capital of France?",
-    "Explain in two sentences why the sky is blue.",
-    "Write one sentence about a river.",
-    "What is 12 plus 30?",
-    "Name three animals that live in water.",
-    "How do I boil an egg?",
-    "Thank you, that was helpful.",
-)
-"""What is asked when there is no quiz."""
 
 
-@provides("behaviour")
-def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
-    """Return what was measured in the run, or measure it when asked to generate."""
-    stored = _read_stored(evidence)
-    if stored is not None:
-        return stored
+@provides("asked")
+def ask_models(evidence: CheckpointEvidence) -> Asked:
+    """Load the checkpoint and its base and ask them, once for all probes; only with --generate."""
     options: Options = evidence.options
     if not options.generate:
         raise Missing("models are asked only with --generate")
@@ -69,14 +59,59 @@ def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
     if adapter is not None and base is None and not files.weights:
         raise Missing("an adapter needs its base to answer; pass --base PATH")
     folder = None if base is None else Path(base.root)
-    options.progress(f"asking {evidence.folder}")
-    return measure_behaviour(
+    merged: Adapter | None = evidence.find("merged_adapter")
+    options.progress(f"asking {evidence.folder} (at most {options.time_limit_s:g} s)")
+    quiz, voice = _find_questions(evidence, folder)
+    job = make_job(
         evidence.folder,
         folder,
-        options.quiz or find_file("quiz.jsonl", evidence.folder, folder),
-        options.voice or find_file("voice.yaml", evidence.folder, folder),
+        _read_quiz(quiz),
+        asks_all=quiz is not None or voice is not None,
+        adapter=None if merged is None or folder is None else Path(merged.root),
+        compares=True,
         time_limit_s=options.time_limit_s,
     )
+    return _ask_once(job, in_process=options.in_process, progress=options.progress)
+
+
+@provides("behaviour")
+def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
+    """Return what was measured in the run, or measure it when asked to generate."""
+    stored = _read_stored(evidence)
+    if stored is not None:
+        return stored
+    asked: Asked = evidence.get("asked")
+    if asked.answers is None:
+        raise Missing(asked.why_silent)
+    base: Base | None = evidence.find("base")
+    quiz, voice = _find_questions(evidence, None if base is None else Path(base.root))
+    return _judge(evidence.folder.name, asked, _read_quiz(quiz), _read_voice(voice), MAX_NEW_TOKENS)
+
+
+@provides("forward")
+def give_forward(evidence: CheckpointEvidence) -> Forwards:
+    """Return what one forward pass of the checkpoint and of its base showed."""
+    asked: Asked = evidence.get("asked")
+    if asked.forward is None:
+        raise Missing(asked.why_silent or "no prompt was short enough to be read")
+    return Forwards(mine=asked.forward, base=asked.control_forward, divergence=asked.divergence)
+
+
+@provides("consistency")
+def give_consistency(evidence: CheckpointEvidence) -> Consistency:
+    """Return the comparisons of the checkpoint with itself and its relatives."""
+    asked: Asked = evidence.get("asked")
+    assert asked.consistency is not None
+    return asked.consistency
+
+
+def _find_questions(
+    evidence: CheckpointEvidence, base: Path | None
+) -> tuple[Path | None, Path | None]:
+    """Return quiz and voice profile: those that were named, or such as lie beside the models."""
+    options = evidence.options
+    quiz = options.quiz or find_file("quiz.jsonl", evidence.folder, base)
+    return quiz, options.voice or find_file("voice.yaml", evidence.folder, base)
 
 
 def find_file(name: str, *folders: Path | None) -> Path | None:
@@ -112,41 +147,101 @@ def measure_behaviour(
     Raises:
         ControlFailed: a model could not be loaded and asked, so that nothing can be said.
     """
-    questions = _read_quiz(quiz)[:MAX_PROMPTS]
-    prompts = tuple(question.prompt for question in questions) or PROMPTS
-    job = Job(path=path, base=base, prompts=prompts, max_new_tokens=max_new_tokens)
-    if model is None:
-        answers, control = _ask_in_child(job, time_limit_s)
-    else:
-        from harness.evidence.behaviour_models import ask_here
-
-        answers, control = ask_here(job, model, tokenizer)
-    profile = _read_voice(voice)
-    return BehaviourFacts(
-        subject=path.name,
-        prompts=prompts,
-        answers=answers,
-        control=control,
+    questions, profile = _read_quiz(quiz), _read_voice(voice)
+    asks_all = quiz is not None or voice is not None
+    job = make_job(
+        path,
+        base,
+        questions,
+        asks_all=asks_all,
         max_new_tokens=max_new_tokens,
-        exact=_exact(questions, answers),
-        control_exact=_exact(questions, control),
-        voice=_voices(profile, answers),
-        control_voice=_voices(profile, control),
+        time_limit_s=time_limit_s,
+    )
+    if model is None:
+        asked = _ask_once(job)
+    else:
+        from harness.evidence.behaviour_session import ask_loaded
+
+        asked = ask_loaded(job, model, tokenizer)
+    if asked.answers is None:
+        raise ControlFailed(f"{path.name} could not be asked: {asked.why_silent}")
+    return _judge(path.name, asked, questions, profile, max_new_tokens)
+
+
+def make_job(
+    path: Path,
+    base: Path | None,
+    questions: Sequence[Question],
+    *,
+    asks_all: bool,
+    adapter: Path | None = None,
+    compares: bool = False,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> Job:
+    """Return what is asked of whom: the quiz, or what is built in when there is none."""
+    asked = [(question.prompt, question.answer) for question in questions] or REFERENCES
+    return Job(
+        path=path,
+        base=base,
+        adapter=adapter,
+        prompts=tuple(prompt for prompt, _ in asked),
+        golds=tuple(gold for _, gold in asked),
+        texts=NEUTRAL_TEXTS,
+        max_new_tokens=max_new_tokens,
+        asks_all=asks_all,
+        compares=compares,
+        time_limit_s=time_limit_s,
     )
 
 
-_controls: dict[Job, Answers] = {}
+def _judge(
+    name: str,
+    asked: Asked,
+    questions: Sequence[Question],
+    profile: VoiceProfile | None,
+    max_new_tokens: int,
+) -> BehaviourFacts:
+    """Score the answers."""
+    assert asked.answers is not None
+    return BehaviourFacts(
+        subject=name,
+        prompts=tuple(question.prompt for question in questions) or PROMPTS,
+        answers=asked.answers,
+        control=asked.control,
+        max_new_tokens=max_new_tokens,
+        exact=_exact(questions, asked.answers),
+        control_exact=_exact(questions, asked.control),
+        voice=_voices(profile, asked.answers),
+        control_voice=_voices(profile, asked.control),
+    )
 
 
-def _ask_in_child(job: Job, time_limit_s: float) -> tuple[Answers, Answers | None]:
+_known: dict[Job, Asked] = {}
+_rooms: dict[Job, TemporaryDirectory[str]] = {}
+
+
+def _ask_once(
+    job: Job,
+    *,
+    in_process: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Asked:
     """Ask checkpoint and base; a base is asked once for many checkpoints."""
-    if job.base is None:
-        return ask_in_child(job, time_limit_s)
-    key = replace(job, path=job.base)
-    answers, control = ask_in_child(job, time_limit_s, control=_controls.get(key))
-    if control is not None:
-        _controls[key] = control
-    return answers, control
+    control, kept, key = None, None, None
+    if job.base is not None:
+        key = base_job(job)
+        control = _known.get(key)
+        kept = Path(_rooms.setdefault(key, TemporaryDirectory(prefix="mudpuppy-base-")).name)
+    if in_process:
+        from harness.evidence.behaviour_session import ask
+
+        asked = ask(job, control=control, kept=kept, say=progress)
+    else:
+        asked = ask_in_child(job, control=control, kept=kept, progress=progress)
+    if key is not None and asked.control is not None:
+        _known[key] = asked
+    return asked
 
 
 def to_json(facts: BehaviourFacts) -> dict[str, Any]:
@@ -191,7 +286,7 @@ def _read_quiz(path: Path | None) -> tuple[Question, ...]:
     if path is None:
         return ()
     try:
-        return load_quiz(path)
+        return load_quiz(path)[:MAX_PROMPTS]
     except UsageError as problem:
         raise Missing(f"the quiz cannot be used: {problem.message}") from problem
 

@@ -95,6 +95,8 @@ class Options:
     """Voice profile (YAML)."""
     time_limit_s: float = TIME_LIMIT_S
     """Time for loading and asking one checkpoint and its base."""
+    in_process: bool = False
+    """Whether models are loaded in this process, which shares their fate, and not in a child."""
     run_folder: Path | None = None
     """Folder of a matrix run, when the checkpoint is one of its artefacts."""
     progress: Callable[[str], None] = field(default=lambda text: None)

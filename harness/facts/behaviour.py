@@ -27,16 +27,37 @@ class LiveModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What one model said to one list of prompts, greedily."""
+    """What one model said to one list of prompts, greedily.
+
+    A prompt whose answer one forward pass had settled was not asked: its text is empty, and its
+    tokens and its end are None.
+    """
 
     texts: tuple[str, ...]
     """Decoded new text, without special tokens."""
-    new_tokens: tuple[int, ...]
+    new_tokens: tuple[int | None, ...]
     """New tokens of each answer, the end token excluded."""
-    ended: tuple[bool, ...]
+    ended: tuple[bool | None, ...]
     """Whether each answer ended by itself."""
     nonfinite_logits: int = 0
     """Prompts whose first logits hold a NaN or an infinity."""
+    sampled: tuple[str, ...] = ()
+    """What was said to the prompts that were answered with a loop, sampled with a fixed seed."""
+
+    @property
+    def empty(self) -> int:
+        """Answers that ended with their first token."""
+        return sum(count == 0 for count in self.new_tokens)
+
+    @property
+    def endless(self) -> int:
+        """Answers that were cut at the limit."""
+        return sum(ended is False for ended in self.ended)
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Texts of the prompts that were asked and not left unanswered."""
+        return tuple(text for text in self.texts if text.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

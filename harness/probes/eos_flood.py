@@ -24,10 +24,10 @@ answers are a matter of the prompt."""
 @probe("MPD601", modes=["FM40"])
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Count empty answers of the checkpoint, and of the base as the control."""
-    mine = sum(count == 0 for count in behaviour.answers.new_tokens)
+    mine = behaviour.answers.empty
     total = len(behaviour.prompts)
     control = behaviour.control
-    theirs = None if control is None else sum(count == 0 for count in control.new_tokens)
+    theirs = None if control is None else control.empty
     if mine < SHARE * total:
         return f"{mine} of {total} answers are empty"
     if theirs is not None and theirs >= SHARE * total:

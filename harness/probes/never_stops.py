@@ -32,8 +32,8 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     control, total = behaviour.control, len(behaviour.prompts)
     if control is None:
         raise Missing("needs the base to compare with; pass --base PATH")
-    mine = sum(not ended for ended in behaviour.answers.ended)
-    theirs = sum(not ended for ended in control.ended)
+    mine = behaviour.answers.endless
+    theirs = control.endless
     limit = behaviour.max_new_tokens
     if theirs >= SHARE * total:
         raise Missing(f"{theirs} of {total} answers of the base do not end within {limit} tokens")

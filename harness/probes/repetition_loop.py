@@ -14,11 +14,10 @@ What to do: take an earlier checkpoint; fewer epochs, a lower learning rate, a l
 from __future__ import annotations
 
 from harness.facts.behaviour import BehaviourFacts
+from harness.facts.text import find_loop, is_repetitive
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, probe
 
-REPEATS = 4
-"""Repetitions of one sequence that make a loop; refrains and lists repeat two or three times."""
 SHARE = 0.25
 """Share of loops, above the base's, from which on it counts: two of the eight built-in prompts, so
 that one loop decides nothing."""
@@ -32,8 +31,8 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.control is None:
         raise Missing("needs the base to compare with; pass --base PATH")
     total = len(behaviour.prompts)
-    loops = [text for text in behaviour.answers.texts if find_loop(text)]
-    theirs = sum(bool(find_loop(text)) for text in behaviour.control.texts)
+    loops = [text for text in behaviour.answers.texts if _loops(text)]
+    theirs = sum(map(_loops, behaviour.control.texts))
     if theirs >= CONTROL_SHARE * total:
         raise Missing(f"{theirs} of {total} answers of the base loop, so nothing can be concluded")
     if len(loops) - theirs < SHARE * total:
@@ -42,21 +41,16 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
         message=f"{len(loops)} of {total} answers end in a loop; of the base's {theirs}",
         evidence=(
             Evidence(what="looping answers", found=len(loops), expected=f"about {theirs}"),
-            Evidence(what="repeated", found=find_loop(loops[0])[:80]),
+            Evidence(what="repeated", found=(find_loop(loops[0]) or loops[0])[:80]),
+            Evidence(
+                what="of these prompts, answers that loop when sampled too",
+                found=sum(map(_loops, behaviour.answers.sampled)),
+            ),
         ),
         cause="over-training, a preference run that went too far, or EOS that is no longer learnt",
         remedy="take an earlier checkpoint; train with fewer epochs or a lower learning rate",
     )
 
 
-def find_loop(text: str) -> str:
-    """Return the sequence that the end of a text repeats `REPEATS` times or more, or nothing."""
-    words = text.split() if " " in text.strip() else list(text.strip())
-    for size in range(1, min(12, len(words) // REPEATS) + 1):
-        tail = words[-size:]
-        window = words[-size * REPEATS :]
-        # Four single characters ("....") are an ending, not a loop.
-        is_long = size * REPEATS >= 8 or words[-8:] == tail * 8
-        if is_long and window == tail * REPEATS:
-            return " ".join(tail)
-    return ""
+def _loops(text: str) -> bool:
+    return bool(find_loop(text)) or is_repetitive(text)

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from harness.doctor import diagnose
-from harness.evidence.behaviour import PROMPTS, measure_behaviour
-from harness.facts.behaviour import Answers
+from harness.evidence.behaviour import measure_behaviour
+from harness.evidence.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
 from harness.registry import ControlFailed
 from tests.harness.checkpoints import copy, edit_json, edit_tensors, save_adapter, save_base
@@ -208,17 +208,13 @@ def test_a_program_beside_the_checkpoint_is_not_imported(base, tmp_path, monkeyp
     assert not marker.exists()
 
 
-def test_the_base_of_many_checkpoints_is_asked_once(base, tmp_path, monkeypatch):
-    asked = []
-
-    def ask(job, limit, *, control=None):
-        asked.append(control)
-        answers = Answers(texts=("a",), new_tokens=(1,), ended=(True,))
-        return answers, control or answers
-
-    monkeypatch.setattr("harness.evidence.behaviour.ask_in_child", ask)
-    twin = copy(base, tmp_path / "twin")
-    measure_behaviour(twin, base, max_new_tokens=3)
-    measure_behaviour(twin, base, max_new_tokens=3)
-    assert asked[0] is None
-    assert asked[1] is not None
+def test_the_base_of_many_checkpoints_is_asked_once(base, tmp_path):
+    twin, control = copy(base, tmp_path / "twin"), copy(base, tmp_path / "control")
+    told = []
+    options = {"base": control, "generate": True, "in_process": True, "select": ["MPD601"]}
+    diagnose(twin, **options, progress=told.append)
+    first = told.copy()
+    diagnose(copy(base, tmp_path / "third"), **options, progress=told.append)
+    assert first.count("reading with control") == 1
+    assert told.count("reading with control") == 1
+    assert "reading with third" in told

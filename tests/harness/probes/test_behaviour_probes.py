@@ -9,8 +9,8 @@ import pytest
 from harness.evidence.behaviour import from_json, to_json
 from harness.evidence.source import CheckpointEvidence, Options
 from harness.facts.behaviour import Answers, BehaviourFacts
+from harness.facts.text import find_loop
 from harness.findings import Status
-from harness.probes.repetition_loop import find_loop
 from harness.registry import load_probes, run_probe
 
 PROBES = {one.name: one for one in load_probes()}

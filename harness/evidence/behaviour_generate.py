@@ -1,0 +1,147 @@
+"""Generate answers: greedily, in batches without padding, no more of them than are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.evidence.behaviour_forward import encode, end_ids
+from harness.facts.behaviour import Answers
+from harness.facts.forward import END, Forward
+from harness.facts.text import find_loop, is_repetitive
+
+BATCH = 16
+"""Prompts of equal length that are asked at once."""
+SETTLED_SHARE = 0.5
+"""Share of the base's P(end) at the end of the reference answer that a settled prompt keeps."""
+SURE_END = 0.3
+"""P(end) at the end of a reference answer of the base from which on it says anything."""
+SETTLED_NLL = 0.7
+"""Nats per token by which a settled prompt's reference answer may be less likely than the base
+has it: twice the perplexity."""
+SEED = 1234
+"""Seed of the sampled answers."""
+TEMPERATURE, TOP_P = 0.8, 0.95
+"""How answers are sampled: what chat clients send."""
+
+
+def find_open(mine: Forward, base: Forward | None, total: int) -> tuple[int, ...]:
+    """Return the prompts that one forward pass has not settled and that must be answered.
+
+    A prompt is settled when its greedy answer is empty, or when the checkpoint ends the reference
+    answer about as surely as its base does and finds it about as likely. Without a base whose own
+    ending is sure, nothing is settled but the empty answers.
+    """
+    settled = {place for place, top in zip(mine.places, mine.top, strict=True) if top == END}
+    if base is not None and base.places == mine.places:
+        values = zip(
+            mine.places, mine.end_last, base.end_last, mine.nll, base.nll, mine.top, strict=True
+        )
+        for place, end, theirs, nll, their_nll, top in values:
+            is_sure = theirs >= SURE_END and end >= SETTLED_SHARE * theirs
+            if top != -1 and is_sure and nll <= their_nll + SETTLED_NLL:
+                settled.add(place)
+    return tuple(place for place in range(total) if place not in settled)
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    wanted: Sequence[int] | None = None,
+    empty: Sequence[int] = (),
+    nonfinite: int | None = None,
+) -> Answers:
+    """Answer prompts greedily; prompts of one length share a batch, unpadded.
+
+    Args:
+        model: who is asked.
+        tokenizer: its tokenizer.
+        prompts: what is asked.
+        max_new_tokens: longest answer.
+        wanted: places of the prompts to answer; all by default.
+        empty: places of those whose answer is known to be empty.
+        nonfinite: prompts whose logits are known not to be finite.
+    """
+    places = range(len(prompts)) if wanted is None else wanted
+    encoded = {place: encode(tokenizer, prompts[place]) for place in places}
+    ends = end_ids(model, tokenizer)
+    rows = _answer_all(model, encoded, ends, max_new_tokens)
+    texts = [""] * len(prompts)
+    counts: list[int | None] = [None] * len(prompts)
+    ended: list[bool | None] = [None] * len(prompts)
+    for place in empty:
+        counts[place], ended[place] = 0, True
+    for place, row in rows.items():
+        cut = _cut(row, ends)
+        texts[place] = tokenizer.decode(cut, skip_special_tokens=True)
+        counts[place], ended[place] = len(cut), any(i in ends for i in row)
+    looping = [place for place in rows if find_loop(texts[place]) or is_repetitive(texts[place])]
+    sampled = _sample(model, tokenizer, [encoded[place] for place in looping], ends, max_new_tokens)
+    return Answers(
+        texts=tuple(texts),
+        new_tokens=tuple(counts),
+        ended=tuple(ended),
+        nonfinite_logits=nonfinite or 0,
+        sampled=sampled,
+    )
+
+
+def _answer_all(
+    model: Any, encoded: dict[int, list[int]], ends: list[int], max_new_tokens: int, **how: Any
+) -> dict[int, list[int]]:
+    """Return the new tokens of every prompt by its place."""
+    groups: dict[int, list[int]] = {}
+    for place, ids in encoded.items():
+        groups.setdefault(len(ids), []).append(place)
+    found: dict[int, list[int]] = {}
+    for places in groups.values():
+        for first in range(0, len(places), BATCH):
+            batch = places[first : first + BATCH]
+            rows = [encoded[place] for place in batch]
+            found |= zip(batch, _generate(model, rows, ends, max_new_tokens, **how), strict=True)
+    return found
+
+
+def _generate(
+    model: Any, rows: list[list[int]], ends: list[int], max_new_tokens: int, **how: Any
+) -> list[list[int]]:
+    """Return the new tokens of each row; stops when all have ended."""
+    import torch
+
+    ids = torch.tensor(rows, device=model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            num_beams=1,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+            **(how or {"do_sample": False}),
+        )
+    new: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    return new
+
+
+def _sample(
+    model: Any, tokenizer: Any, rows: list[list[int]], ends: list[int], max_new_tokens: int
+) -> tuple[str, ...]:
+    """Return what is said to the prompts when sampled with a fixed seed."""
+    import torch
+
+    how = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
+    torch.manual_seed(SEED)
+    try:
+        found = _answer_all(model, dict(enumerate(rows)), ends, max_new_tokens, **how)
+    except RuntimeError:  # probabilities that are no numbers cannot be sampled from
+        return ()
+    cut = [_cut(found[place], ends) for place in range(len(rows))]
+    return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in cut)
+
+
+def _cut(row: list[int], ends: Sequence[int]) -> list[int]:
+    stop = next((place for place, number in enumerate(row) if number in ends), len(row))
+    return row[:stop]
