@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from harness.facts.adapters import is_factor
 from harness.facts.checkpoint import Numbers
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
@@ -83,8 +84,8 @@ def _is_dead_norm(one: Numbers, base_is_zero: bool | None) -> bool:
 
 def _is_dead(one: Numbers, base_is_zero: bool | None) -> bool:
     name, shape = one.tensor.name, one.tensor.shape
-    if base_is_zero or one.nonfinite or _QUANTISED.search(name) or "lora_" in name:
-        # lora_A and lora_B start at zero by design; adapter-never-trained looks at them.
+    if base_is_zero or one.nonfinite or _QUANTISED.search(name) or is_factor(name):
+        # Factors of adapters start at zero by design; adapter-never-trained looks at them.
         return False
     if one.is_zero:
         # Without a base, a zero vector may be a bias or a Gemma norm (stored as weight - 1).

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from harness.facts.adapters import is_factor
 from harness.facts.checkpoint import Numbers
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
@@ -63,4 +64,5 @@ def _is_matrix(one: Numbers) -> bool:
         and min(tensor.shape) > 1
         and tensor.elements >= LEAST
         and _OTHER.search(tensor.name) is None
+        and not is_factor(tensor.name)
     )

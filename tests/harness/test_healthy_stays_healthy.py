@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from harness.doctor import diagnose, summarise
-from harness.findings import Status, Verdict
+from harness.findings import Severity, Status, Verdict
 from mudpuppy.quant.int8 import quantise_weights, save_int8
 from tests.harness.checkpoints import (
     ADAPTERS,
+    ADVICE,
     DTYPES,
     FAMILIES,
     SIZES,
@@ -36,7 +37,12 @@ def bases(tmp_path_factory):
 
 def assert_clean(path: Path, **options):
     diagnosis = diagnose(path, **options)
-    bad = [r for r in diagnosis.probes if r.status in (Status.FAILED, Status.CRASHED)]
+    bad = [
+        r
+        for r in diagnosis.probes
+        if r.status is Status.CRASHED
+        or (r.status is Status.FAILED and not (r.severity is Severity.NOTE and r.name in ADVICE))
+    ]
     assert not bad, summarise(diagnosis)
     assert diagnosis.verdict is Verdict.HEALTHY, diagnosis.why
     return diagnosis

@@ -1,0 +1,144 @@
+"""Damages of adapters of other methods than LoRA, and of what surrounds the factors."""
+
+from __future__ import annotations
+
+import shutil
+
+from harness.selftest.edit import Tensors, drop_tensors, edit_json, edit_tensors
+from harness.selftest.registry import Patient, damage
+
+
+@damage("ia3-untrained", patient="peft-ia3", mode="FM08", probe="adapter-never-trained")
+def untrain_ia3(patient: Patient) -> None:
+    """Leave every vector of IA3 at one."""
+    edit_tensors(patient.path, lambda tensors: {k: v * 0 + 1 for k, v in tensors.items()})
+
+
+@damage("vera-untrained", patient="peft-vera", mode="FM08", probe="adapter-never-trained")
+def untrain_vera(patient: Patient) -> None:
+    """Leave VeRA's lambda_b at zero."""
+    edit_tensors(
+        patient.path, lambda tensors: {k: v * ("lambda_b" not in k) for k, v in tensors.items()}
+    )
+
+
+@damage("loha-untrained", patient="peft-loha", mode="FM08", probe="adapter-never-trained")
+def untrain_loha(patient: Patient) -> None:
+    """Leave the factor of LoHa that starts at zero."""
+    edit_tensors(
+        patient.path, lambda tensors: {k: v * ("w2_b" not in k) for k, v in tensors.items()}
+    )
+
+
+@damage("adalora-untrained", patient="peft-adalora", mode="FM08", probe="adapter-never-trained")
+def untrain_adalora(patient: Patient) -> None:
+    """Leave every singular value of AdaLoRA at zero."""
+    edit_tensors(
+        patient.path, lambda tensors: {k: v * ("lora_E" not in k) for k, v in tensors.items()}
+    )
+
+
+@damage("adapter-weak", patient="peft-lora", mode="FM51", probe="adapter-too-weak")
+def weaken(patient: Patient) -> None:
+    """Make lora_B as small as a learning rate of 1e-7 leaves it."""
+    edit_tensors(
+        patient.path, lambda t: {k: v * (1e-4 if "lora_B" in k else 1) for k, v in t.items()}
+    )
+
+
+@damage("adapter-alpha-tiny", patient="peft-lora", mode="FM51", probe="adapter-too-weak")
+def shrink_alpha(patient: Patient) -> None:
+    """Train with a lora_alpha that switches the adapter almost off."""
+    edit_json(patient.path / "adapter_config.json", lora_alpha=0.0005)
+
+
+@damage(
+    "adapter-with-base-equal", patient="peft-lora", mode="FM52", probe="adapter-holds-base-weights"
+)
+def hold_base(patient: Patient) -> None:
+    """Save the whole state dict: factors and the frozen weights, unchanged."""
+    edit_tensors(patient.path, lambda tensors: {**tensors, **_base(patient)})
+
+
+@damage(
+    "adapter-with-base-trained",
+    patient="peft-lora",
+    mode="FM52",
+    probe="adapter-holds-base-weights",
+)
+def hold_trained_base(patient: Patient) -> None:
+    """Save the whole state dict of a run whose base was not frozen."""
+    edit_tensors(patient.path, lambda t: {**t, **{k: v * 1.01 for k, v in _base(patient).items()}})
+
+
+def _base(patient: Patient) -> Tensors:
+    """Return the weights of the base's layers under the names they have in a PEFT model."""
+    from safetensors.torch import load_file
+
+    return {
+        f"base_model.model.{key}": value
+        for key, value in load_file(patient.options["base"] / "model.safetensors").items()
+        if ".layers." in key and "q_proj" not in key and "v_proj" not in key
+    }
+
+
+@damage(
+    "classifier-head-gone", patient="peft-classifier", mode="FM63", probe="adapter-head-missing"
+)
+def drop_score(patient: Patient) -> None:
+    """Keep only the factors, as a filter on `lora_` does."""
+    drop_tensors(patient.path, "score")
+
+
+@damage("saved-head-gone", patient="peft-saved-head", mode="FM63", probe="adapter-head-missing")
+def drop_head(patient: Patient) -> None:
+    """Lose the head that modules_to_save promises."""
+    drop_tensors(patient.path, "lm_head")
+
+
+@damage("base-is-adapter", patient="peft-lora", mode="FM36", probe="adapter-on-adapter")
+def name_adapter_as_base(patient: Patient) -> Patient:
+    """Train the second stage on the folder of the first."""
+    first = patient.path / "first-stage"
+    first.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(patient.path / name, first / name)
+    edit_json(patient.path / "adapter_config.json", base_model_name_or_path=str(first))
+    return patient
+
+
+@damage("base-is-twin", patient="peft-lora", mode="FM35", probe="base-named-loosely")
+def name_twin(patient: Patient) -> None:
+    """Name the 4-bit twin that training was done on."""
+    edit_json(
+        patient.path / "adapter_config.json", base_model_name_or_path="owner/model-8b-bnb-4bit"
+    )
+
+
+@damage(
+    "router-alone",
+    patient="peft-attention-of-experts",
+    mode="FM50",
+    probe="adapter-beside-the-point",
+)
+def adapt_router_alone(patient: Patient) -> None:
+    """Adapt what chooses the experts, and nothing else."""
+
+    def move(tensors: Tensors) -> Tensors:
+        found = {k: v for k, v in tensors.items() if "q_proj" in k}
+        moved = {k.replace("self_attn.q_proj", "mlp.gate"): v for k, v in found.items()}
+        return {k: v[:2] if "lora_B" in k else v for k, v in moved.items()}
+
+    edit_tensors(patient.path, move)
+    edit_json(patient.path / "adapter_config.json", target_modules=["gate"])
+
+
+@damage(
+    "start-by-random-pissa",
+    patient="peft-lora",
+    mode="FM53",
+    probe="adapter-start-not-repeatable",
+)
+def start_by_pissa(patient: Patient) -> None:
+    """Keep the start that every load decomposes anew, with random numbers."""
+    edit_json(patient.path / "adapter_config.json", init_lora_weights="pissa_niter_4")
