@@ -90,7 +90,12 @@ def drop_score(patient: Patient) -> None:
     drop_tensors(patient.path, "score")
 
 
-@damage("saved-head-gone", patient="peft-saved-head", mode="FM63", probe="adapter-head-missing")
+@damage(
+    "saved-head-gone",
+    patient="peft-lora-modules-to-save",
+    mode="FM63",
+    probe="adapter-head-missing",
+)
 def drop_head(patient: Patient) -> None:
     """Lose the head that modules_to_save promises."""
     drop_tensors(patient.path, "lm_head")

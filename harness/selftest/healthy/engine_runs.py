@@ -89,7 +89,8 @@ def write_rows(folder: Path, method: str, rows: int = 8) -> Path:
 
 
 for _name, _words in RUNS.items():
-    healthy(f"engine-{_name}")(partial(run_engine, words=_words))
+    _notes = ("adapter-scale-unportable",) if "dora" in _words or "rslora" in _words else ()
+    healthy(f"engine-{_name}", notes=_notes)(partial(run_engine, words=_words))
 
 
 @healthy("engine-int8")

@@ -46,6 +46,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "parameters": {"target_modules": ["q_proj"], "lora_dropout": 0.1, "fan_in_fan_out": False},
 }
 """What is given to `LoraConfig` besides rank 4 and alpha 8."""
+SCALE, MERGE = "adapter-scale-unportable", "adapter-needs-merging"
+NOTES = {
+    **dict.fromkeys(("rslora", "rank-pattern", "alpha-pattern", "replicated"), SCALE),
+    **dict.fromkeys(("dora", "dora-rslora", "mixtral", "qwen3-moe"), SCALE),
+    **dict.fromkeys(("modules-to-save", "embedding-to-save", "embeddings"), MERGE),
+    **dict.fromkeys(("head", "tokens"), MERGE),
+    **dict.fromkeys(("pissa", "olora"), "adapter-start-not-repeatable"),
+}
+"""The note that is right about a kind or a family."""
 FAMILIES: dict[str, Any] = {
     "llama-tied": "all-linear",
     "qwen2": "all-linear",
@@ -93,17 +102,24 @@ def save_task(ward: Ward, *, task: str) -> Patient:
     return Patient(path=ward.folder)
 
 
+def notes_of(name: str) -> tuple[str, ...]:
+    """Return the notes that are right about a kind or a family."""
+    return (NOTES[name],) if name in NOTES else ()
+
+
 for _name, _settings in KINDS.items():
-    healthy(f"peft-lora-{_name}")(partial(save_kind, base="transformers-llama", settings=_settings))
+    healthy(f"peft-lora-{_name}", notes=notes_of(_name))(
+        partial(save_kind, base="transformers-llama", settings=_settings)
+    )
 for _name, _targets in FAMILIES.items():
-    healthy(f"peft-lora-{_name}")(
+    healthy(f"peft-lora-{_name}", notes=notes_of(_name))(
         partial(save_kind, base=f"transformers-{_name}", settings={"target_modules": _targets})
     )
 for _task in TASKS:
     healthy(f"peft-lora-{_task.lower().replace('_', '-')}")(partial(save_task, task=_task))
 
 
-@healthy("peft-lora-without-base")
+@healthy("peft-lora-without-base", notes=("base-named-loosely",))
 def forget_base(ward: Ward) -> Patient:
     """Save an adapter whose base is named as on a hub and is not at hand."""
     base = ward.get("transformers-llama").path
@@ -121,7 +137,7 @@ def save_in_bf16(ward: Ward) -> Patient:
     return Patient(path=ward.folder, options={"base": base})
 
 
-@healthy("peft-lora-bias-of-lora")
+@healthy("peft-lora-bias-of-lora", notes=(SCALE,))
 def save_lora_bias(ward: Ward) -> Patient:
     """Save an adapter with `lora_bias`, which wants a base with biases."""
     base = ward.get("transformers-qwen2").path
@@ -129,7 +145,7 @@ def save_lora_bias(ward: Ward) -> Patient:
     return Patient(path=ward.folder, options={"base": base})
 
 
-@healthy("peft-lora-tied-head")
+@healthy("peft-lora-tied-head", notes=(MERGE,))
 def save_tied_head(ward: Ward) -> Patient:
     """Save the head of a tied base, which PEFT unties by a copy."""
     base = ward.get("transformers-llama-tied").path
@@ -138,7 +154,7 @@ def save_tied_head(ward: Ward) -> Patient:
     return Patient(path=ward.folder, options={"base": base})
 
 
-@healthy("peft-lora-kept-tied")
+@healthy("peft-lora-kept-tied", notes=(MERGE,))
 def save_kept_tied(ward: Ward) -> Patient:
     """Save the embedding of a tied base that PEFT keeps tied."""
     base = ward.get("transformers-llama-tied").path
@@ -149,7 +165,7 @@ def save_kept_tied(ward: Ward) -> Patient:
     return Patient(path=ward.folder, options={"base": base})
 
 
-@healthy("peft-lora-with-embeddings")
+@healthy("peft-lora-with-embeddings", notes=(MERGE,))
 def save_embeddings(ward: Ward) -> Patient:
     """Save the embeddings along, as PEFT does when the vocabulary was resized."""
     base = ward.get("transformers-llama").path
@@ -158,7 +174,7 @@ def save_embeddings(ward: Ward) -> Patient:
     return Patient(path=ward.folder, options={"base": base})
 
 
-@healthy("peft-lora-resized")
+@healthy("peft-lora-resized", notes=(MERGE,))
 def save_resized(ward: Ward) -> Patient:
     """Save an adapter of a model that was resized after loading; its embeddings come along."""
     from peft import get_peft_model
@@ -224,7 +240,7 @@ def combine_adapters(ward: Ward) -> Patient:
     return Patient(path=ward.folder / "both", options={"base": base})
 
 
-@healthy("peft-lora-seeing")
+@healthy("peft-lora-seeing", notes=(SCALE,))
 def adapt_seeing_model(ward: Ward) -> Patient:
     """Save an adapter of the language part of a model of images."""
     base = ward.get("transformers-llava").path
