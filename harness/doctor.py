@@ -43,6 +43,7 @@ def diagnose(
     voice: str | Path | None = None,
     time_limit_s: float = TIME_LIMIT_S,
     in_process: bool = False,
+    quick: bool = False,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     depth: Depth | str | None = None,
@@ -67,6 +68,7 @@ def diagnose(
         time_limit_s: time for loading and asking a checkpoint and its base.
         in_process: load models in this process and not in a child; quicker where torch is loaded
             already, but a model that hangs or crashes takes this process with it.
+        quick: read a sample of every large tensor, not all of it.
         select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
         ignore: probes not to run, in the same words.
         depth: how deep to look; by default as deep as goes without loading the models.
@@ -97,6 +99,8 @@ def diagnose(
         voice=require_file(voice, "a voice profile"),
         time_limit_s=time_limit_s,
         in_process=in_process,
+        quick=quick,
+        wanted=frozenset(name for one in chosen for name in one.needs),
         progress=progress,
         scanned=scanned,
         run_folder=None if run_folder is None else Path(run_folder),

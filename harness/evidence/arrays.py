@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from harness.evidence.blocks import BLOCKS, decode_blocks, is_decoded
 from harness.evidence.nothing import explain_no_weights
-from harness.evidence.source import CheckpointEvidence, Depth, provides
-from harness.facts.checkpoint import Files, Numbers, Tensor
+from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts.checkpoint import Files, Tensor
 from harness.registry import Missing
 
 Floats = NDArray[np.float32]
@@ -57,6 +57,8 @@ INTEGER_TYPES = {
     "BOOL": np.dtype("u1"),
 }
 """numpy types of the integer types."""
+ALWAYS_FINITE = ("F4", "F6_E2M3", "F6_E3M2")
+"""Float types that have neither NaN nor infinity."""
 
 
 def read_bytes(folder: Path, tensor: Tensor, start: int, stop: int) -> NDArray[np.uint8]:
@@ -133,54 +135,6 @@ def read_array(folder: Path, tensor: Tensor) -> Floats:
     return decode(raw, tensor.dtype).reshape(tensor.shape)
 
 
-def measure(folder: Path, tensor: Tensor) -> Numbers:
-    """Scan one tensor once."""
-    bad, largest, squares, tail = 0, 0.0, 0.0, 0
-    constant: float | None = None
-    for number, block in enumerate(iterate_rows(folder, tensor)):
-        if number == 0:
-            constant = float(block[0, 0])
-        if constant is not None and not bool((block == constant).all()):
-            constant = None
-        size = np.abs(block)
-        top = float(size.max())
-        if not np.isfinite(top):
-            finite = np.isfinite(block)
-            bad += block.size - int(finite.sum())
-            block, size = np.where(finite, block, 0), np.where(finite, size, 0)
-            top = float(size.max())
-            unfinished = True
-        else:
-            unfinished = False
-        largest = max(largest, top)
-        squares += _sum_of_squares(block, top)
-        if unfinished or size.min() > 0:
-            tail = 0
-            continue
-        tail = _trailing_zeros(size, tail)
-    return Numbers(
-        tensor=tensor,
-        nonfinite=bad,
-        abs_max=largest,
-        norm=float(np.sqrt(squares)),
-        trailing_zeros=tail,
-        constant=constant if constant is not None and np.isfinite(constant) else None,
-    )
-
-
-def _sum_of_squares(block: Floats, top: float) -> float:
-    flat = block.ravel()
-    if 1e-15 < top < 1e15:
-        return float(np.dot(flat, flat))
-    wide = flat.astype(np.float64)
-    return float(np.dot(wide, wide))
-
-
-def _trailing_zeros(size: Floats, before: int) -> int:
-    nonzero = np.flatnonzero(size)
-    return before + size.size if not nonzero.size else size.size - 1 - int(nonzero[-1])
-
-
 @provides("decodable")
 def list_decodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
     """Return every tensor whose values can be read, by the headers alone."""
@@ -191,7 +145,7 @@ def list_decodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
         for file in described
         if file.problem in ("", "truncated")
         for tensor in file.tensors
-        if can_decode(tensor) and tensor.end <= file.size_bytes
+        if (can_decode(tensor) or tensor.dtype == "C64") and tensor.end <= file.size_bytes
     )
     if not wanted:
         if not described:
@@ -202,23 +156,8 @@ def list_decodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
 
 @provides("undecodable")
 def list_undecodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
-    """Return every tensor of a type whose values cannot be read here."""
+    """Return every tensor of which it cannot be said here whether its values are finite."""
     files: Files = evidence.get("files")
     tensors = [tensor for file in (*files.weights, *files.adapter) for tensor in file.tensors]
-    return tuple(tensor for tensor in tensors if not can_decode(tensor))
-
-
-@provides("numbers", Depth.WEIGHTS)
-def measure_all(evidence: CheckpointEvidence) -> dict[str, Numbers]:
-    """Return what one pass over every readable tensor of the folder found, by tensor name."""
-    wanted: tuple[Tensor, ...] = evidence.get("decodable")
-    total = sum(tensor.end - tensor.start for tensor in wanted)
-    if total > 1 << 28:
-        evidence.options.progress(f"reading {total / 1e9:.1f} GB of weights in {evidence.folder}")
-    found: dict[str, Numbers] = {}
-    done = 0
-    for tensor in wanted:
-        found[tensor.name] = measure(evidence.folder, tensor)
-        done += tensor.end - tensor.start
-        evidence.options.scanned(done, total)
-    return found
+    judged = ("C64", *ALWAYS_FINITE)
+    return tuple(t for t in tensors if not (can_decode(t) or t.dtype in judged))

@@ -99,6 +99,10 @@ class Options:
     """Whether models are loaded in this process, which shares their fate, and not in a child."""
     run_folder: Path | None = None
     """Folder of a matrix run, when the checkpoint is one of its artefacts."""
+    quick: bool = False
+    """Whether a sample of large tensors will do."""
+    wanted: frozenset[str] = frozenset()
+    """Names of the evidence that the chosen probes read, so that one pass can serve them all."""
     progress: Callable[[str], None] = field(default=lambda text: None)
     """Called with one line before something slow."""
     scanned: Callable[[int, int], None] = field(default=lambda done, total: None)

@@ -203,14 +203,21 @@ class Numbers:
     """The tensor."""
     nonfinite: int
     """NaN and infinite values."""
-    abs_max: float
-    """Largest finite magnitude."""
-    norm: float
-    """L2 norm of the finite values."""
+    low: float
+    """Smallest finite value."""
+    high: float
+    """Largest finite value."""
     trailing_zeros: int = 0
     """Zeros in an unbroken run at the end."""
     constant: float | None = None
     """The value that all elements have; None when there are several or it is not finite."""
+    complete: bool = True
+    """Whether all values were read, not a sample."""
+
+    @property
+    def abs_max(self) -> float:
+        """Largest finite magnitude."""
+        return max(abs(self.low), abs(self.high))
 
     @property
     def is_zero(self) -> bool:

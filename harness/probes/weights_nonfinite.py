@@ -25,7 +25,9 @@ from harness.registry import Missing, probe
 
 
 @probe("MPD301", modes=["FM41", "FM12"])
-def check(numbers: Mapping[str, Numbers], undecodable: Sequence[Tensor]) -> Finding | str:
+def check(
+    numbers: Mapping[str, Numbers], undecodable: Sequence[Tensor], sample: str
+) -> Finding | str:
     """Count the values that are not finite, tensor by tensor."""
     bad = sorted(
         (one for one in numbers.values() if one.nonfinite),
@@ -37,7 +39,8 @@ def check(numbers: Mapping[str, Numbers], undecodable: Sequence[Tensor]) -> Find
             f"tensors, such as {undecodable[0].name}); the other {len(numbers)} tensors are finite"
         )
     if not bad:
-        return f"every value of {len(numbers)} tensors is finite"
+        every = "every value read" if sample else "every value"
+        return f"{every} of {len(numbers)} tensors is finite" + (f"; {sample}" if sample else "")
     worst = bad[0].tensor
     return Finding(
         message=f"NaN or infinite values in {len(bad)} of {len(numbers)} tensors"

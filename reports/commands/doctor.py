@@ -103,6 +103,8 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     selecting = "codes, beginnings of codes, names or FM numbers, separated by commas"
     group.add_argument("--select", action="append", metavar="CODES", help=selecting)
     group.add_argument("--ignore", action="append", metavar="CODES", help="the same")
+    sample = "read a sample of large tensors, and say what it may have missed"
+    group.add_argument("--quick", action="store_true", help=sample)
     deep = "how deep to look (default: lineage; behaviour with --generate)"
     group.add_argument("--depth", choices=[str(one) for one in Depth], help=deep)
     failing = [*(str(one) for one in Severity if one is not Severity.NOTE), NEVER]
@@ -157,6 +159,7 @@ def _examine(
         quiz=arguments.quiz or settings.quiz,
         voice=arguments.voice or settings.voice,
         time_limit_s=arguments.time_limit,
+        quick=arguments.quick,
         select=_split(arguments.select) if given else settings.select,
         ignore=[*_split(arguments.ignore or ()), *settings.ignore],
         depth=arguments.depth or (None if arguments.generate else settings.depth),

@@ -73,7 +73,7 @@ def test_every_probe_of_a_checkpoint_explains_itself_under_four_headings():
 def test_a_crashing_probe_is_shown_and_does_not_end_the_examination(base, monkeypatch):
     (one,) = choose_probes(["MPD301"], ())
 
-    def crash(numbers, undecodable):
+    def crash(**_):
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(
@@ -187,17 +187,17 @@ def test_a_selection_that_needs_headers_alone_reads_no_values(base, monkeypatch)
     def refuse(*_):
         raise AssertionError("values were read")
 
-    monkeypatch.setattr("harness.evidence.arrays.read_bytes", refuse)
+    monkeypatch.setattr("harness.evidence.scan.fill", refuse)
     assert diagnose(base, select=["MPD101", "MPD303"]).verdict is Verdict.HEALTHY
     assert diagnose(base, select=["MPD301"]).verdict is Verdict.UNKNOWN
 
 
-def test_values_that_cannot_be_decoded_are_not_said_to_be_finite(base, tmp_path):
+def test_a_nan_in_a_complex_number_is_found(base, tmp_path):
     folder = copy(base, tmp_path / "m")
-    edit_tensors(folder, lambda t: t | {"extra.weight": torch.zeros(2, dtype=torch.complex64)})
-    status, applies, reason = statuses(diagnose(folder))["weights-nonfinite"]
-    assert (status, applies) == (Status.SKIPPED, True)
-    assert "C64" in reason
+    odd = torch.tensor([1 + 2j, complex(0, float("nan"))], dtype=torch.complex64)
+    edit_tensors(folder, lambda t: t | {"extra.weight": odd})
+    status, _, _ = statuses(diagnose(folder))["weights-nonfinite"]
+    assert status is Status.FAILED
 
 
 def test_a_tensor_that_is_named_twice_is_found(base, tmp_path):
