@@ -31,6 +31,8 @@ WORST = 5
 """Pieces of evidence that a finding keeps."""
 WATCHED = ("observations", "expectation", "live_model")
 """Evidence that no checkpoint folder holds; its probes are left out unless they are selected."""
+RUN_PROBES = "MPD7"
+"""Beginning of the codes of the probes that judge what was observed of a run."""
 
 
 def diagnose(
@@ -217,6 +219,8 @@ def choose_probes(select: Sequence[str], ignore: Sequence[str]) -> tuple[Probe, 
 
 def _fits(one: Probe, given: Mapping[str, Any]) -> bool:
     """Whether a probe may apply: a run or a live model is only judged where one is at hand."""
+    if one.code.startswith(RUN_PROBES) and "observations" not in given:
+        return False
     return all(name in given for name in one.needs if name in WATCHED)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from harness.cell_folder import LOG_FILE, read_tail
-from harness.doctor import diagnose
+from harness.doctor import RUN_PROBES, diagnose
 from harness.evidence.source import CheckpointEvidence
 from harness.facts.behaviour import LiveModel
 from harness.findings import Diagnosis, Status
@@ -25,8 +25,6 @@ from harness.results import CellResult, Outcome, WorkerExit
 from harness.verdict import judge
 
 CHECKPOINT = "checkpoint"
-RUN_PROBES = "MPD7"
-"""Beginning of the codes of the probes that judge a run by what was observed."""
 MEMORY_WORDS = ("OutOfMemoryError", "MemoryError", "Cannot allocate memory")
 
 

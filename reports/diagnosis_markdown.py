@@ -1,66 +1,137 @@
-"""A diagnosis in Markdown, for an issue or a run's folder."""
+"""A diagnosis in Markdown, for an issue, a comment on a change, or the summary of a job."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from harness.findings import Diagnosis, ProbeResult, Severity, Status
-from reports.diagnosis_summary import count_areas, describe_subject, group_reasons
+from reports.diagnosis_summary import (
+    Group,
+    count_areas,
+    count_endings,
+    describe_subject,
+    group_findings,
+    group_reasons,
+)
 from reports.text import SHOWN_EVIDENCE, code_markdown, describe_evidence, escape_markdown
+
+LIMIT = 60_000
+"""Characters; a comment on GitHub holds 65,536."""
+_SHOWN_SUBJECTS = 20
 
 
 def write_markdown(diagnosis: Diagnosis) -> str:
     """Return the report; everything that comes from the checkpoint is escaped."""
-    lines = [f"# {diagnosis.verdict.upper()}: {escape_markdown(diagnosis.path)}", ""]
-    lines += [f"{escape_markdown(diagnosis.why)}.", ""]
-    lines += [
-        f"- `{code_markdown(facts['subject'])}`: {escape_markdown(describe_subject(facts))}"
-        for facts in diagnosis.facts.get("subjects", [])
+    head = [f"# {diagnosis.verdict.upper()}: {escape_markdown(diagnosis.path)}"]
+    head.append(f"{escape_markdown(diagnosis.why)}.")
+    subjects = diagnosis.facts.get("subjects", [])
+    named = [
+        f"- `{code_markdown(str(facts['subject']))}`: {escape_markdown(describe_subject(facts))}"
+        for facts in subjects[:_SHOWN_SUBJECTS]
     ]
-    lines += ["", *_table(diagnosis)]
-    for result in diagnosis.findings:
-        lines += ["", *_finding(result)]
+    if len(subjects) > _SHOWN_SUBJECTS:
+        named.append(f"- and {len(subjects) - _SHOWN_SUBJECTS} more")
+    blocks = [*head, "\n".join(named)]
+    tail = [_summary(diagnosis), *(f"{escape_markdown(remark)}." for remark in diagnosis.remarks)]
+    room = LIMIT - sum(len(block) + 2 for block in (*blocks, *tail))
+    middle = list(_middle(diagnosis))
+    for number, block in enumerate(middle):
+        room -= len(block) + 2
+        if room < 200:
+            left = f"*{len(middle) - number} more parts are left out here; "
+            blocks.append(f"{left}`--format json` or `html` has all.*")
+            break
+        blocks.append(block)
+    return "\n\n".join(block for block in (*blocks, *tail) if block) + "\n"
+
+
+def _middle(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield the parts of the report, the most important first."""
+    for group in group_findings(diagnosis):
+        yield "\n".join(_group(group))
+    yield from _settled(diagnosis)
     crashed = [result for result in diagnosis.probes if result.status is Status.CRASHED]
-    lines += _reasons("Could not finish", crashed)
-    lines += _reasons("Not checked", [r for r in diagnosis.probes if r.is_unchecked])
-    lines += _reasons("Does not apply", [r for r in diagnosis.probes if not r.applies])
-    return "\n".join(lines) + "\n"
+    yield from _reasons("Could not finish", crashed, is_open=True)
+    unchecked = [result for result in diagnosis.probes if result.is_unchecked]
+    yield from _reasons("Not checked", unchecked)
+    yield "\n".join(_table(diagnosis))
+    yield from _reasons("Does not apply", [r for r in diagnosis.probes if not r.applies])
 
 
-def _table(diagnosis: Diagnosis) -> list[str]:
-    rows = ["| area | passed | findings | notes | could not finish | not checked |"]
-    rows.append("| --- | --: | --: | --: | --: | --: |")
+def _summary(diagnosis: Diagnosis) -> str:
+    parts = [f"{number:,} {word}" for number, word in count_endings(diagnosis)]
+    return f"*{', '.join([*parts, f'exit code {diagnosis.exit_code}'])}*"
+
+
+def _table(diagnosis: Diagnosis) -> Iterator[str]:
+    yield "| area | passed | findings | notes | settled | could not finish | not checked |"
+    yield "| --- | --: | --: | --: | --: | --: | --: |"
     for count in count_areas(diagnosis.probes):
-        cells = (count.passed, count.findings, count.notes, count.crashed, count.unchecked)
-        rows.append(f"| {count.area} | {' | '.join(str(cell) for cell in cells)} |")
-    return rows
+        settled = (count.passed, count.findings, count.notes, count.settled)
+        cells = (*settled, count.crashed, count.unchecked)
+        yield f"| {count.area} | {' | '.join(str(cell) for cell in cells)} |"
 
 
-def _finding(result: ProbeResult) -> list[str]:
+def _title(result: ProbeResult) -> str:
     place = "" if result.subject == "." else f" in `{code_markdown(result.subject)}`"
-    severity = result.severity or Severity.CRITICAL
-    lines = [
-        f"## {severity}: {result.code} {result.name}{place}",
-        "",
-        escape_markdown(result.message),
-        "",
-    ]
-    lines += [
-        f"- seen: {escape_markdown(describe_evidence(e))}" for e in result.evidence[:SHOWN_EVIDENCE]
-    ]
+    return f"{result.code} {result.name}{place}"
+
+
+def _group(group: Group) -> Iterator[str]:
+    result = group.finding
+    yield f"## {result.severity or Severity.CRITICAL}: {_title(result)}"
+    yield ""
+    yield escape_markdown(result.message)
+    yield ""
+    for piece in result.evidence[:SHOWN_EVIDENCE]:
+        yield f"- seen: {escape_markdown(describe_evidence(piece))}"
     if len(result.evidence) > SHOWN_EVIDENCE:
-        lines.append(f"- and {len(result.evidence) - SHOWN_EVIDENCE} more")
-    lines += [
-        f"- because: {escape_markdown(result.cause)}",
-        f"- fix: {escape_markdown(result.remedy)}",
+        yield f"- and {len(result.evidence) - SHOWN_EVIDENCE} more"
+    if group.elsewhere:
+        yield f"- also in: {', '.join(f'`{code_markdown(name)}`' for name in group.elsewhere)}"
+    yield f"- because: {escape_markdown(result.cause)}"
+    yield f"- **fix**: {escape_markdown(result.remedy)}"
+    for other in group.consequences:
+        yield f"- explains {_title(other)}: {escape_markdown(other.message)}"
+    yield f"- more: `mudpuppy-doctor explain {result.code}`"
+
+
+def _settled(diagnosis: Diagnosis) -> Iterator[str]:
+    accepted = [
+        f"- {result.severity} {_title(result)}: {escape_markdown(result.message)} "
+        f"(accepted: {escape_markdown(result.accepted)})"
+        for result in diagnosis.findings
+        if result.accepted
     ]
-    return [*lines, f"- explain: `mudpuppy-doctor explain {result.code}`"]
+    known = [
+        f"- {result.severity} {_title(result)}: {escape_markdown(result.message)}"
+        for result in diagnosis.findings
+        if result.is_known and not result.accepted
+    ]
+    gone = [
+        f"- {code_markdown(one.code)} {escape_markdown(one.name)}: {escape_markdown(one.message)}"
+        for one in diagnosis.fixed
+    ]
+    if accepted:
+        yield _section("Accepted", accepted, is_open=True)
+    if known:
+        yield _section("Known from the baseline", known)
+    if gone:
+        yield _section("Gone since the baseline", gone, is_open=True)
 
 
-def _reasons(title: str, results: list[ProbeResult]) -> list[str]:
-    grouped = group_reasons(results)
-    if not grouped:
-        return []
-    lines = ["", f"## {title}", ""]
-    for reason, several in grouped.items():
+def _reasons(title: str, results: list[ProbeResult], *, is_open: bool = False) -> Iterator[str]:
+    lines = []
+    for reason, several in group_reasons(results).items():
         names = ", ".join(dict.fromkeys(f"{r.code} {r.name}" for r in several))
         lines.append(f"- {escape_markdown(reason)}: {names}")
-    return lines
+    if lines:
+        yield _section(title, lines, is_open=is_open)
+
+
+def _section(title: str, lines: list[str], *, is_open: bool = False) -> str:
+    """Return a list under a heading, or folded, where it is long and seldom read."""
+    if is_open:
+        return "\n".join([f"## {title}", "", *lines])
+    head = f"<details><summary>{title} ({len(lines)})</summary>"
+    return "\n".join([head, "", *lines, "", "</details>"])

@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.findings import Diagnosis
+from harness.registry import load_probes
 from mudpuppy.errors import OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from reports.diagnosis_console import ASCII, UNICODE, write_console
 
 NARROWEST, WIDEST, IN_A_FILE = 40, 200, 100
 """Columns of the console report; what lies between is the terminal's own width."""
+SUMMARY = "GITHUB_STEP_SUMMARY"
+"""Variable with the file to which `--format github` adds the Markdown report."""
 ENDINGS = {
     ".json": "json",
     ".md": "markdown",
     ".markdown": "markdown",
+    ".xml": "junit",
+    ".sarif": "sarif",
+    ".html": "html",
+    ".htm": "html",
 }
 """Forms by the ending of a file; any other is text for the console."""
 
@@ -61,6 +68,8 @@ def deliver(diagnosis: Diagnosis, outputs: Sequence[Output]) -> None:
         OutputError: a file could not be written.
     """
     for output in outputs:
+        if output.form == "github" and (summary := os.environ.get(SUMMARY)):
+            _append(Path(summary), _markdown(diagnosis, Terminal()))
         if output.file is None:
             sys.stdout.write(FORMATS[output.form](diagnosis, _look_at_terminal()))
             sys.stdout.flush()
@@ -70,6 +79,19 @@ def deliver(diagnosis: Diagnosis, outputs: Sequence[Output]) -> None:
         except OSError as problem:
             raise OutputError(f"{output.file} cannot be written: {problem.strerror}") from problem
         print(f"{diagnosis.verdict}: the report is in {output.file}", file=sys.stderr)
+
+
+def _append(summary: Path, text: str) -> None:
+    """Add a text to the page that GitHub shows for a job; each step adds its own.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+    except OSError as problem:
+        raise OutputError(f"{SUMMARY} {summary}: {problem.strerror}") from problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +142,38 @@ def _json(diagnosis: Diagnosis, terminal: Terminal) -> str:
     return write_json(diagnosis)
 
 
+def _junit(diagnosis: Diagnosis, terminal: Terminal) -> str:
+    from reports.diagnosis_junit import write_junit
+
+    return write_junit(diagnosis)
+
+
+def _sarif(diagnosis: Diagnosis, terminal: Terminal) -> str:
+    from reports.diagnosis_sarif import write_sarif
+
+    return write_sarif(diagnosis, load_probes())
+
+
+def _html(diagnosis: Diagnosis, terminal: Terminal) -> str:
+    from reports.diagnosis_html import write_html
+
+    return write_html(diagnosis, load_probes())
+
+
+def _github(diagnosis: Diagnosis, terminal: Terminal) -> str:
+    from reports.diagnosis_github import write_github
+
+    return write_github(diagnosis)
+
+
 FORMATS: Mapping[str, Callable[[Diagnosis, Terminal], str]] = {
     "console": _console,
     "markdown": _markdown,
     "json": _json,
+    "junit": _junit,
+    "sarif": _sarif,
+    "html": _html,
+    "github": _github,
 }
 """Report writers by the name that --format takes."""
 

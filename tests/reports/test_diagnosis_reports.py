@@ -116,8 +116,8 @@ def test_a_healthy_report_says_what_was_not_checked_and_what_does_not_apply():
     assert ("  – no base [MPD400, MPD401, MPD402, MPD403, MPD404, MPD405 and 2 more]") in lines
     assert lines[-1] == "8 not checked, 1 passed, exit code 0"
     text = write_markdown(healthy("."))
-    assert "## Not checked\n\n- no base: MPD400 c" in text
-    assert "## Does not apply\n\n- none: MPD201 b" in text
+    assert "<summary>Not checked (1)</summary>\n\n- no base: MPD400 c" in text
+    assert "<summary>Does not apply (1)</summary>\n\n- none: MPD201 b" in text
     assert [one["applies"] for one in json.loads(write_json(healthy(".")))["probes"]][:3] == [
         True,
         False,
@@ -166,6 +166,6 @@ def test_json_has_no_nan_and_the_promised_fields():
 
 def test_markdown_has_a_table_of_areas_and_names_what_was_not_checked():
     text = write_markdown(made())
-    assert "| weights | 0 | 1 | 0 | 0 | 0 |" in text
+    assert "| weights | 0 | 1 | 0 | 0 | 0 | 0 |" in text
     assert "- no base is known: MPD401 merge-without-effect" in text
     assert "## Could not finish" in text
