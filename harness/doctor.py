@@ -105,6 +105,7 @@ def diagnose(
         wanted=frozenset(name for one in chosen for name in one.needs),
         progress=progress,
         scanned=scanned,
+        root=root,
         run_folder=None if run_folder is None else Path(run_folder),
     )
     results: list[ProbeResult] = []

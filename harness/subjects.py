@@ -49,9 +49,14 @@ def find_subjects(root: Path) -> tuple[Subject, ...]:
     """Return the checkpoints of a path; the path itself when there is none."""
     if root.is_file():
         return (Subject(name=".", folder=root.parent, file=root.name),)
-    found = [one for one in _candidates(root) if holds_weights(one.folder) or _was_run(one.folder)]
+    found = [one for one in _candidates(root) if is_subject(one.folder)]
     found += _gguf_models(root)
     return tuple(found) or (Subject(name=".", folder=root),)
+
+
+def is_subject(folder: Path) -> bool:
+    """Whether there is something to examine in a folder itself."""
+    return holds_weights(folder) or _was_run(folder)
 
 
 def holds_weights(folder: Path) -> bool:

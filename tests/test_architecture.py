@@ -81,6 +81,7 @@ PROBE_MAY = (
     "harness.observations",
     "harness.collapse",
     "harness.twin_evidence",
+    "harness.record_series",
     "mudpuppy.records",
 )
 

@@ -97,6 +97,8 @@ class Options:
     """Time for loading and asking one checkpoint and its base."""
     in_process: bool = False
     """Whether models are loaded in this process, which shares their fate, and not in a child."""
+    root: Path | None = None
+    """The path that is examined, of which the subject may be a part."""
     run_folder: Path | None = None
     """Folder of a matrix run, when the checkpoint is one of its artefacts."""
     quick: bool = False

@@ -1,0 +1,122 @@
+"""Statistics of logged series that know about noise, for the probes of training records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
+
+from harness.facts.records import TrainingLog
+from harness.findings import Evidence
+from harness.registry import Missing, NotApplicable
+
+LEAST_POINTS = 8
+"""Logged points below which nothing is said of a course."""
+ABOVE_START = (1.2, 0.3)
+"""Factor and nats by which the end of a loss exceeds its beginning when it diverged."""
+ABOVE_LOWEST = (1.5, 0.5)
+"""The same for the lowest stretch of a run that ends below its beginning."""
+HALF = 0.5
+"""Share of what was gained that is lost again."""
+SHOWN = 8
+"""Numbers of a series that evidence shows."""
+
+
+def require_points(log: TrainingLog, name: str, least: int = LEAST_POINTS) -> tuple[float, ...]:
+    """Return the finite numbers of a series, by step.
+
+    Raises:
+        NotApplicable: the run logged no such number.
+        Missing: it logged too few to say anything, or ends in NaN.
+    """
+    if name not in log.series:
+        raise NotApplicable(f"{log.file} logs no {name}")
+    if not math.isfinite(log.values(name)[-1]):
+        raise Missing(f"{name} ends in no number, which another probe reports")
+    found = log.finite(name)
+    if len(found) < least:
+        raise Missing(
+            f"{log.file} logs {name} {len(found)} times, too few to judge its course; "
+            "log more often (logging_steps)"
+        )
+    return found
+
+
+def span(values: Sequence[float]) -> int:
+    """Return how many points stand for the beginning, or the end: a quarter, three at least."""
+    return max(3, len(values) // 4)
+
+
+def start_of(values: Sequence[float]) -> float:
+    """Return the median of the first quarter."""
+    return median(values[: span(values)])
+
+
+def end_of(values: Sequence[float]) -> float:
+    """Return the median of the last quarter."""
+    return median(values[-span(values) :])
+
+
+def lowest_of(values: Sequence[float]) -> float:
+    """Return the lowest median of any stretch as long as a quarter."""
+    width = span(values)
+    stretches = range(0, len(values) - width + 1, max(1, width // 4))
+    return min(median(values[first : first + width]) for first in stretches)
+
+
+def noise_of(values: Sequence[float]) -> float:
+    """Return the standard deviation of one point about its course, unmoved by outliers.
+
+    Differences of neighbours hold no slow course; 1.4826 makes their median a deviation, and
+    sqrt(2) takes one point of the two.
+    """
+    changes = [abs(right - left) for left, right in pairwise(values)]
+    return 1.4826 * median(changes) / math.sqrt(2) if changes else 0.0
+
+
+def error_of(values: Sequence[float]) -> float:
+    """Return the uncertainty of `start_of` or `end_of` (a median's is 1.25 that of a mean)."""
+    return 1.25 * noise_of(values) / math.sqrt(span(values))
+
+
+def rises(values: Sequence[float], by: float) -> bool:
+    """Whether the end lies above the start by more than `by` and than noise explains."""
+    bound = max(by, 4 * math.sqrt(2) * error_of(values))
+    return end_of(values) - start_of(values) > bound
+
+
+def show(log: TrainingLog, name: str, expected: str = "") -> Evidence:
+    """Return a series as evidence: `SHOWN` numbers from its beginning to its end."""
+    points = log.points(name)
+    chosen = sorted({round(n * (len(points) - 1) / (SHOWN - 1)) for n in range(SHOWN)})
+    steps = f"steps {points[0].step} to {points[-1].step}" if points else "no step"
+    return Evidence(
+        what=f"{name} at {steps}" + (f" ({len(chosen)} of {len(points)} points)"),
+        file=log.file,
+        found=[write_number(points[n].value) for n in chosen] if points else [],
+        expected=expected or None,
+    )
+
+
+def write_number(value: float) -> float | str:
+    """Return a number as JSON can hold it, rounded to what people read."""
+    return float(f"{value:.5g}") if math.isfinite(value) else str(value)
+
+
+def ends_higher(losses: Sequence[float]) -> bool:
+    """Whether a loss ends well above its beginning, or lost half of what it had gained."""
+    begin, end, lowest = start_of(losses), end_of(losses), lowest_of(losses)
+    spare = 6 * error_of(losses)
+    factor, nats = ABOVE_START
+    if end > begin * factor + nats and end - begin > spare:
+        return True
+    factor, nats = ABOVE_LOWEST
+    lost = end - lowest > max(HALF * (begin - lowest), spare)
+    return end > lowest * factor + nats and lost
+
+
+def has_diverged(log: TrainingLog) -> bool:
+    """Whether the training loss of a run ends higher; no for one that says nothing."""
+    losses = log.finite("loss")
+    return not log.is_generating and len(losses) >= LEAST_POINTS and ends_higher(losses)
