@@ -18,6 +18,7 @@ from harness.findings import Diagnosis, Severity
 from mudpuppy.errors import MudpuppyError
 from mudpuppy.flags import FriendlyParser
 from reports.commands.doctor_explain import run_explain, run_list, run_schema
+from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, repair
 from reports.commands.doctor_output import FORMATS, deliver, plan_outputs
 from reports.commands.doctor_progress import ScanProgress
 from reports.commands.doctor_selftest import run_selftest
@@ -31,6 +32,7 @@ examples:
   mudpuppy-doctor out/my-lora --generate --quiz quiz.jsonl
   mudpuppy-doctor out/my-lora --output doctor.json --output doctor.html
   mudpuppy-doctor out/my-lora --baseline doctor.json only what is new since then
+  mudpuppy-doctor out/my-lora --fix                  a repaired copy in out/my-lora-fixed
   mudpuppy-doctor explain MPD203                     what a code means and what to do
   mudpuppy-doctor explain "Found missing adapter keys while loading the checkpoint"
   mudpuppy-doctor list                               every probe
@@ -86,6 +88,7 @@ def _parser() -> FriendlyParser:
     _add_sources(parser.add_argument_group("what it is compared with and asked"))
     _add_choices(parser.add_argument_group("what is looked for, and what counts"))
     _add_answers(parser.add_argument_group("how it answers"))
+    add_repair_flags(parser.add_argument_group("repairs, on a copy"))
     return parser
 
 
@@ -137,22 +140,32 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         print(f"mudpuppy-doctor: {clean_lines(remark)}", file=sys.stderr)
     for one in settings.accept:
         choose_probes([one.probe], ())
-    begun_s = time.monotonic()
-    with ScanProgress(sys.stderr) as progress:
-        diagnosis = _examine(arguments, settings, progress)
-    diagnosis = replace(diagnosis, seconds=time.monotonic() - begun_s)
+    wants_repair = check_repair_flags(arguments)
+    diagnosis = _timed(arguments, settings, arguments.path)
+    if wants_repair:
+        aloud = all(one.file is None and one.form == "console" for one in outputs)
+        diagnosis = repair(
+            arguments, diagnosis, lambda path: _timed(arguments, settings, path), aloud=aloud
+        )
     deliver(diagnosis, outputs)
     return diagnosis.exit_code
 
 
+def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str) -> Diagnosis:
+    begun_s = time.monotonic()
+    with ScanProgress(sys.stderr) as progress:
+        diagnosis = _examine(arguments, settings, progress, path)
+    return replace(diagnosis, seconds=time.monotonic() - begun_s)
+
+
 def _examine(
-    arguments: argparse.Namespace, settings: DoctorSettings, progress: ScanProgress
+    arguments: argparse.Namespace, settings: DoctorSettings, progress: ScanProgress, path: str
 ) -> Diagnosis:
     """Ask the doctor; flags win over the project file."""
     fail_on = arguments.fail_on or settings.fail_on or Severity.MEDIUM
     given = arguments.select is not None  # a selection of one's own replaces the project's
     return diagnose(
-        arguments.path,
+        path,
         base=arguments.base or settings.base,
         adapter=arguments.adapter or settings.adapter,
         generate=arguments.generate,

@@ -1,0 +1,1 @@
+"""The repairs themselves, by what they touch."""

@@ -1,0 +1,110 @@
+"""`mudpuppy-doctor PATH --fix`: write a repaired copy, examine it, and say what is left."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from harness.doctor_paths import resolve_tiny
+from harness.evidence.source import Options
+from harness.findings import Diagnosis
+from harness.repairs.make import RepairPlan, describe_plan, plan_repairs, require_target, write_copy
+from mudpuppy.errors import UsageError
+from reports.text import clean, clean_lines
+
+Examine = Callable[[str], Diagnosis]
+"""Examines a path as the command was asked to."""
+
+
+def add_repair_flags(group: argparse._ArgumentGroup) -> None:
+    """Add the flags of the repairs."""
+    fix = "write a repaired copy beside the original (PATH-fixed), examine it, say what is left"
+    group.add_argument("--fix", action="store_true", help=fix)
+    group.add_argument(
+        "--fix-to", metavar="DIR", help="write the repaired copy here (implies --fix)"
+    )
+    group.add_argument(
+        "--only", action="append", default=[], metavar="CODES", help="repair only these"
+    )
+    group.add_argument("--dry-run", action="store_true", help="only list the repairs")
+
+
+def check_repair_flags(arguments: argparse.Namespace) -> bool:
+    """Return whether repairs are asked for; a hopeless target is refused before the examination.
+
+    Raises:
+        UsageError: flags that only make sense with --fix, without it.
+        OutputError: the copy cannot be put where it is to go.
+    """
+    if arguments.fix or arguments.fix_to:
+        if not arguments.dry_run:
+            require_target(Path(arguments.path), _target(arguments))
+        return True
+    if arguments.dry_run or arguments.only:
+        flag = "--dry-run" if arguments.dry_run else "--only"
+        raise UsageError(f"{flag} is about repairs", hint=f"{flag} --fix")
+    return False
+
+
+def repair(
+    arguments: argparse.Namespace, found: Diagnosis, examine: Examine, *, aloud: bool
+) -> Diagnosis:
+    """Repair what a diagnosis found, and return the diagnosis of the copy.
+
+    Args:
+        arguments: the words of the command.
+        found: the diagnosis of the original.
+        examine: examines the copy.
+        aloud: whether the plan goes to standard output, where a person reads the report.
+    """
+    base = None if arguments.base is None else resolve_tiny(arguments.base)
+    adapter = None if arguments.adapter is None else Path(arguments.adapter)
+    options = Options(base=base, adapter=adapter)
+    only = [word for value in arguments.only for word in value.replace(",", " ").split()]
+    plan = plan_repairs(Path(arguments.path), found, options, only)
+    say = _say_out if aloud else _say_err
+    for line in describe_plan(plan):
+        say(f"  {line}")
+    if not plan.changes or arguments.dry_run:
+        say("nothing to repair" if not plan.changes else "nothing was written (--dry-run)")
+        return replace(found, facts={**found.facts, "repair": _facts(plan, None)})
+    target = _target(arguments)
+    skipped = write_copy(plan, target)
+    for name in skipped:
+        say(f"  {name}: left out, a link that leads out of the folder or no plain file")
+    say(f"the repaired copy is in {target}; the original is as it was\n")
+    after = examine(str(target))
+    return replace(after, facts={**after.facts, "repair": _facts(plan, target)})
+
+
+def _target(arguments: argparse.Namespace) -> Path:
+    if arguments.fix_to:
+        return Path(arguments.fix_to)
+    root = Path(arguments.path).resolve()
+    return root.with_name(f"{root.name}-fixed")
+
+
+def _facts(plan: RepairPlan, target: Path | None) -> dict[str, object]:
+    return {
+        "from": str(plan.root),
+        "to": None if target is None else str(target),
+        "changes": [asdict(one) for one in plan.changes],
+        "not_repaired": [asdict(one) for one in plan.unmended],
+    }
+
+
+def _say_out(text: str) -> None:
+    print(_cleaned(text), flush=True)
+
+
+def _say_err(text: str) -> None:
+    print(_cleaned(text), file=sys.stderr, flush=True)
+
+
+def _cleaned(text: str) -> str:
+    return (
+        clean_lines(text) if "\n" in text else text[: len(text) - len(text.lstrip())] + clean(text)
+    )
