@@ -15,6 +15,7 @@ from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.adapters import EMBEDDINGS, HEADS, HeldBase, NamedBase
 from harness.facts.checkpoint import Adapter, Base, Tensor
 from harness.registry import Missing, NotApplicable
+from mudpuppy.adapters.tensor_names import RENAMES
 
 COMPARED_BYTES = 1 << 24
 """Bytes of a held tensor that are compared with the base."""
@@ -38,6 +39,41 @@ def look_at_named_base(evidence: CheckpointEvidence) -> NamedBase:
             return NamedBase(name=name, kind="adapter", adapter_base=_base_of(place))
         return NamedBase(name=name, kind="model")
     return NamedBase(name=name, kind="")
+
+
+@provides("live_names")
+def list_live_names(evidence: CheckpointEvidence) -> frozenset[str] | None:
+    """Return the names of the base's modules as they are in memory; None without a base.
+
+    Files of models that see keep older names, and PEFT follows those in memory alone; only what
+    was called `language_model.model` before is renamed in an adapter too (PEFT 0.21, tried).
+    """
+    base: Base | None = evidence.find("base")
+    if base is None:
+        return None
+    names = frozenset(name.rpartition(".")[0] for name in base.tensors)
+    if any(name.startswith("language_model.model.") for name in names):
+        older = [(live, filed) for live, filed in RENAMES[1] if live != filed]
+        return names | _renamed(names, older)
+    if any(name.startswith("visual.") for name in names):
+        plain = [(live, filed) for live, filed in RENAMES[2] if live != filed]
+        return _renamed(names, plain)
+    if any(name.startswith("model.language_model.") for name in names):
+        if "qwen" in str(base.config.get("model_type")):
+            return names
+        inner = "model.language_model."
+        tails = [name.removeprefix(inner) for name in names if name.startswith(inner)]
+        return names | {f"language_model.model.{tail}" for tail in tails}
+    return names
+
+
+def _renamed(names: frozenset[str], renames: list[tuple[str, str]]) -> frozenset[str]:
+    """Return names of a file as they are in memory."""
+    found = set()
+    for name in names:
+        match = next((pair for pair in renames if name.startswith(pair[1])), None)
+        found.add(name if match is None else match[0] + name.removeprefix(match[1]))
+    return frozenset(found)
 
 
 def _places(name: str, folder: Path) -> list[Path]:
