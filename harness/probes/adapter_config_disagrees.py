@@ -30,6 +30,8 @@ FILE = "adapter_config.json"
 @probe("MPD205", modes=["FM26", "FM48"])
 def check(adapter: Adapter, files: Files) -> Finding | str:
     """Compare rank, alpha and shapes."""
+    if FILE in files.unreadable_json:
+        raise Missing(f"{FILE} cannot be read: {files.unreadable_json[FILE]}")
     if not adapter.settings and not files.alone:
         return _finding([Evidence(what="settings", file=FILE, found="absent or unreadable")])
     if adapter.kind not in ("LORA", ""):
