@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from harness.evidence.arrays import read_bytes
 from harness.evidence.files import list_files, read_index
 from harness.evidence.jsonfile import UnreadableJson, is_path, read_object
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.adapters import EMBEDDINGS, HEADS, HeldBase, NamedBase
 from harness.facts.checkpoint import Adapter, Base, Tensor
 from harness.registry import Missing, NotApplicable
@@ -100,7 +97,7 @@ def _base_of(folder: Path) -> str:
     return name[:200] if isinstance(name, str) else ""
 
 
-@provides("held_base")
+@provides("held_base", Depth.WEIGHTS)
 def find_held_base(evidence: CheckpointEvidence) -> HeldBase:
     """Sort the whole tensors of an adapter's file into those asked for and the others."""
     adapter: Adapter = evidence.get("adapter")
@@ -142,12 +139,14 @@ def _differs(root: Path, tensor: Tensor, base: Base | None, name: str) -> bool |
     old = None if base is None else base.tensors.get(name)
     if base is None or old is None or (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
         return None
+    from harness.evidence.arrays import read_bytes  # it imports numpy
+
     size = min(COMPARED_BYTES, tensor.end - tensor.start)
     try:
         mine = read_bytes(root, tensor, 0, size)
         theirs = read_bytes(Path(base.root), old, 0, size)
     except Missing:
         return None
-    if not np.array_equal(mine, theirs):
+    if (mine != theirs).any():
         return True
     return False if size == tensor.end - tensor.start else None

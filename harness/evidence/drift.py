@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from harness.evidence.adapter import strip_prefix
-from harness.evidence.arrays import EPSILON, Floats, is_float, iterate_rows
+from harness.evidence.arrays import EPSILON, Floats, iterate_rows
 from harness.evidence.base import read_origin
+from harness.evidence.decodable import is_float
 from harness.evidence.numbers import measure
 from harness.evidence.rounding import coarser, int4_block_size, quantise_int4, round_to
 from harness.evidence.source import CheckpointEvidence, Depth, provides
