@@ -43,18 +43,30 @@ def list_decodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
     """Return every tensor whose values can be read, by the headers alone."""
     files: Files = evidence.get("files")
     described = [*files.weights, *files.adapter]
+    levels = _levels_in_floats(files)
     wanted = tuple(
         tensor
         for file in described
         if file.problem in ("", "truncated")
         for tensor in file.tensors
         if (can_decode(tensor) or tensor.dtype in COMPLEX) and tensor.end <= file.size_bytes
+        if tensor.name not in levels
     )
     if not wanted:
         if not described:
             raise Missing(explain_no_weights(files))
         raise Missing(f"no tensor could be read ({described[0].name}: {described[0].detail})")
     return wanted
+
+
+def _levels_in_floats(files: Files) -> set[str]:
+    """Return the weights of bitsandbytes whose levels lie in floats, so that FSDP can shard them.
+
+    As numbers they are noise: any bits may be a NaN.
+    """
+    names = [tensor.name for file in files.weights for tensor in file.tensors]
+    mark = ".quant_state.bitsandbytes__"
+    return {name.partition(mark)[0] for name in names if mark in name}
 
 
 @provides("undecodable")

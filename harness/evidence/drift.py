@@ -37,8 +37,11 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
     targets = _targets(evidence)
     block_size = int4_block_size(read_origin(evidence.folder))
     found, reshaped = [], {}
+    packed: frozenset[str] = evidence.get("quantised_parts")
     for name in shared:
         new, old = weights.tensors[name], base.tensors[name]
+        if name in packed or is_float(new) != is_float(old):
+            continue  # levels of a quantised layer: their shape is that of the packing
         if new.shape != old.shape:
             reshaped[name] = f"{list(new.shape)} instead of {list(old.shape)}"
         elif is_float(new) and is_float(old):
