@@ -247,7 +247,7 @@ def _why_unread(evidence: CheckpointEvidence) -> str:
 
 def _why_unasked(evidence: CheckpointEvidence) -> str:
     """Return why models that were to be asked could not be; no answer is no sign of health."""
-    why = evidence.was_missing("behaviour") if evidence.options.generate else ""
+    why = evidence.was_missing("asked") if evidence.options.generate else ""
     return f"--generate could not ask it: {why}" if why else ""
 
 

@@ -80,6 +80,7 @@ PROBE_MAY = (
     "harness.facts",
     "harness.observations",
     "harness.collapse",
+    "harness.parity",
     "harness.twin_evidence",
     "harness.record_series",
     "mudpuppy.records",

@@ -21,8 +21,8 @@ from harness.evidence.reference_texts import NEUTRAL_TEXTS, PROMPTS, REFERENCES
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options, provides
 from harness.facts.behaviour import Answers, BehaviourFacts
 from harness.facts.checkpoint import Adapter, Base, Files
-from harness.facts.forward import Consistency, Forwards
-from harness.registry import ControlFailed, Missing
+from harness.facts.forward import Consistency, Forwards, Logits
+from harness.registry import ControlFailed, Missing, NotApplicable
 from mudpuppy.errors import UsageError
 from mudpuppy.scoring import (
     Question,
@@ -82,7 +82,7 @@ def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
         return stored
     asked: Asked = evidence.get("asked")
     if asked.answers is None:
-        raise Missing(asked.why_silent)
+        raise _why_silent(asked)
     base: Base | None = evidence.find("base")
     quiz, voice = _find_questions(evidence, None if base is None else Path(base.root))
     return _judge(evidence.folder.name, asked, _read_quiz(quiz), _read_voice(voice), MAX_NEW_TOKENS)
@@ -93,8 +93,21 @@ def give_forward(evidence: CheckpointEvidence) -> Forwards:
     """Return what one forward pass of the checkpoint and of its base showed."""
     asked: Asked = evidence.get("asked")
     if asked.forward is None:
-        raise Missing(asked.why_silent or "no prompt was short enough to be read")
-    return Forwards(mine=asked.forward, base=asked.control_forward, divergence=asked.divergence)
+        raise _why_silent(asked)
+    base: Base | None = evidence.find("base")
+    quiz, _ = _find_questions(evidence, None if base is None else Path(base.root))
+    return Forwards(
+        mine=asked.forward,
+        base=asked.control_forward,
+        divergence=asked.divergence,
+        from_quiz=quiz is not None,
+    )
+
+
+def _why_silent(asked: Asked) -> Missing:
+    """Return why a checkpoint said nothing: it never does, or it could not be asked."""
+    scores = asked.consistency is not None and asked.consistency.kind == "scorer"
+    return (NotApplicable if scores else Missing)(asked.why_silent)
 
 
 @provides("consistency")
@@ -103,6 +116,28 @@ def give_consistency(evidence: CheckpointEvidence) -> Consistency:
     asked: Asked = evidence.get("asked")
     assert asked.consistency is not None
     return asked.consistency
+
+
+@provides("any_forward")
+def give_any_forward(evidence: CheckpointEvidence) -> Forwards | None:
+    """Return the forward passes, or None where a run has stored its answers alone."""
+    found: Forwards | None = evidence.find("forward")
+    return found
+
+
+@provides("logits")
+def count_logits(evidence: CheckpointEvidence) -> Logits:
+    """Return how many prompts have logits that are not finite, also where nothing was said."""
+    facts: BehaviourFacts | None = evidence.find("behaviour")
+    compared: Consistency | None = evidence.find("consistency")
+    if facts is None and compared is None:
+        evidence.get("behaviour")  # says why
+    return Logits(
+        rows=0 if facts is None else len(facts.prompts),
+        bad=0 if facts is None else facts.answers.nonfinite_logits,
+        compared=0 if compared is None else compared.prompts,
+        by_kernel={} if compared is None else compared.nonfinite,
+    )
 
 
 def _find_questions(

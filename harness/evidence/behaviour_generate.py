@@ -19,6 +19,9 @@ SURE_END = 0.3
 SETTLED_NLL = 0.7
 """Nats per token by which a settled prompt's reference answer may be less likely than the base
 has it: twice the perplexity."""
+PATIENT_PROMPTS, PATIENT_TOKENS = 4, 256
+"""Of how many unfinished answers it is seen whether they end at all, and within how many tokens:
+a model that was taught long answers must not count as one that never stops."""
 SEED = 1234
 """Seed of the sampled answers."""
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -75,10 +78,12 @@ def answer(
     for place in empty:
         counts[place], ended[place] = 0, True
     for place, row in rows.items():
-        cut = _cut(row, ends)
-        texts[place] = tokenizer.decode(cut, skip_special_tokens=True)
-        counts[place], ended[place] = len(cut), any(i in ends for i in row)
-    looping = [place for place in rows if find_loop(texts[place]) or is_repetitive(texts[place])]
+        new = _cut(row, ends)
+        texts[place] = tokenizer.decode(new, skip_special_tokens=True)
+        counts[place], ended[place] = len(new), any(i in ends for i in row)
+    cut = [place for place in rows if ended[place] is False and not loops(texts[place])]
+    patient = _be_patient(model, {place: encoded[place] for place in cut}, ends, len(rows))
+    looping = [place for place in rows if loops(texts[place])]
     sampled = _sample(model, tokenizer, [encoded[place] for place in looping], ends, max_new_tokens)
     return Answers(
         texts=tuple(texts),
@@ -86,7 +91,24 @@ def answer(
         ended=tuple(ended),
         nonfinite_logits=nonfinite or 0,
         sampled=sampled,
+        patient=patient,
     )
+
+
+def loops(text: str) -> bool:
+    """Whether a text goes round in circles."""
+    return bool(find_loop(text)) or is_repetitive(text)
+
+
+def _be_patient(
+    model: Any, unfinished: dict[int, list[int]], ends: list[int], total: int
+) -> tuple[bool, ...]:
+    """Return whether the first unfinished answers end at all, where most are unfinished."""
+    if len(unfinished) < max(2, SETTLED_SHARE * total):
+        return ()
+    few = dict(list(unfinished.items())[:PATIENT_PROMPTS])
+    rows = _answer_all(model, few, ends, PATIENT_TOKENS)
+    return tuple(any(i in ends for i in row) for row in rows.values())
 
 
 def _answer_all(
@@ -111,6 +133,9 @@ def _generate(
     """Return the new tokens of each row; stops when all have ended."""
     import torch
 
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if room is not None and room > len(rows[0]):
+        max_new_tokens = min(max_new_tokens, room - len(rows[0]))
     ids = torch.tensor(rows, device=model.device)
     with torch.inference_mode():
         output = model.generate(

@@ -83,6 +83,7 @@ class Parity:
             new_weights=new,
             not_compared=comparer.not_compared,
             kind=kind,
+            stored=was,
         )
 
     def _look_under_eager(self, model: Any, rows: list[list[int]]) -> None:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evidence.decodable import can_decode
+import numpy as np
+
+from harness.evidence.arrays import can_decode, iterate_rows
 from harness.evidence.model import text_settings
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
@@ -125,10 +127,6 @@ def compare_tied(evidence: CheckpointEvidence) -> TiedPair:
 
 
 def _differences(evidence: CheckpointEvidence, head: Tensor, embedding: Tensor) -> int:
-    import numpy as np
-
-    from harness.evidence.arrays import iterate_rows
-
     if head.shape != embedding.shape:
         return head.elements
     if not (can_decode(head) and can_decode(embedding)):

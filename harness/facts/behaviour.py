@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 
@@ -43,6 +44,8 @@ class Answers:
     """Prompts whose first logits hold a NaN or an infinity."""
     sampled: tuple[str, ...] = ()
     """What was said to the prompts that were answered with a loop, sampled with a fixed seed."""
+    patient: tuple[bool, ...] = ()
+    """Whether the first few unfinished answers ended when they were given many more tokens."""
 
     @property
     def empty(self) -> int:
@@ -58,6 +61,31 @@ class Answers:
     def said(self) -> tuple[str, ...]:
         """Texts of the prompts that were asked and not left unanswered."""
         return tuple(text for text in self.texts if text.strip())
+
+
+FLOOD = 6
+"""Repetitions of one character or word that make an answer a flood of it."""
+FLOODED = 0.5
+"""Share of the answers that are floods of the same token from which on a model is flooded."""
+
+
+def find_flood(answers: Answers) -> tuple[str, int]:
+    """Return the token that most answers consist of, and in how many; no token where there is none.
+
+    Where there is none, the count is that of the answers that are floods of any token.
+    """
+    floods = Counter(filter(None, map(_only_token, answers.texts)))
+    token, count = floods.most_common(1)[0] if floods else ("", 0)
+    return (token, count) if count >= FLOODED * len(answers.texts) else ("", floods.total())
+
+
+def _only_token(text: str) -> str:
+    """Return the one character or word that a text consists of, or nothing."""
+    words = text.split()
+    for parts in (words, "".join(words)):
+        if len(parts) >= FLOOD and len(set(parts)) == 1:
+            return parts[0]
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)

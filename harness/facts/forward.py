@@ -92,6 +92,18 @@ class Gap:
         """Difference as a share of the logits."""
         return self.rms / self.scale if self.scale else 0.0
 
+    def is_fault(self, noise: Gap | None = None) -> bool:
+        """Whether no rounding explains it: in fp32 differences of 1e-6 are usual, in bf16 of 0.05.
+
+        Args:
+            noise: how far the same model is from itself when it is read again.
+        """
+        is_exact = self.precision == "float32"
+        floor = 10 * noise.relative if noise is not None else 0.0
+        return self.relative > max(0.02 if is_exact else 0.3, floor) and (
+            self.flips > 0 or self.kl > (0.001 if is_exact else 0.1)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency:
@@ -110,10 +122,30 @@ class Consistency:
     not_compared: Mapping[str, str] = field(default_factory=dict)
     """Comparisons that could not be made, and why."""
     kind: str = "model"
-    """`model`, `adapter` or `merged`."""
+    """`model`, `adapter`, `merged` or `scorer`."""
+    stored: str = "float32"
+    """Type that the checkpoint is loaded in, such as `bfloat16`."""
     scores: tuple[float, ...] = ()
     """What a reward model gave to unlike texts; empty for a model that generates."""
 
     def find(self, name: str) -> Gap | None:
         """Return a comparison, or None when it was not made."""
         return self.gaps.get(name)
+
+    def explain(self, name: str) -> str:
+        """Return why a comparison was not made."""
+        return self.not_compared.get(name, "there is nothing to compare with here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logits:
+    """How many rows of logits are not finite, by who was asked how."""
+
+    rows: int
+    """Prompts that were asked."""
+    bad: int
+    """Prompts with logits that are not finite."""
+    compared: int = 0
+    """Rows that were read under each kernel."""
+    by_kernel: Mapping[str, int] = field(default_factory=dict)
+    """Of these, rows with such logits, by kernel: `default` and `eager`."""

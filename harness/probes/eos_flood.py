@@ -13,6 +13,7 @@ What to do: use a pad token of its own, mask padding with -100, and train again 
 from __future__ import annotations
 
 from harness.facts.behaviour import BehaviourFacts
+from harness.facts.forward import Forwards
 from harness.findings import Evidence, Finding
 from harness.registry import ControlFailed, probe
 
@@ -22,7 +23,7 @@ answers are a matter of the prompt."""
 
 
 @probe("MPD601", modes=["FM40"])
-def check(behaviour: BehaviourFacts) -> Finding | str:
+def check(behaviour: BehaviourFacts, any_forward: Forwards | None) -> Finding | str:
     """Count empty answers of the checkpoint, and of the base as the control."""
     mine = behaviour.answers.empty
     total = len(behaviour.prompts)
@@ -38,7 +39,15 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
         evidence=(
             Evidence(what="empty answers", found=mine, expected=theirs if theirs else "about none"),
             Evidence(what="first prompt", found=behaviour.prompts[0]),
+            *(
+                Evidence(what="median P(end) at the first token", found=round(share, 4))
+                for share in _first_ends(any_forward)
+            ),
         ),
         cause="padding equal to EOS was not masked in the labels, or the base weights were damaged",
         remedy="give the tokenizer a pad token of its own, mask padding with -100 and train again",
     )
+
+
+def _first_ends(forward: Forwards | None) -> list[float]:
+    return [forward.mine.typical_first_end] if forward is not None and forward.mine.prompts else []

@@ -1,7 +1,8 @@
 """The model does not end its answers.
 
 What it does: asks a list of prompts greedily and counts the answers that reach the limit without
-EOS, against the base on the same prompts.
+EOS, against the base on the same prompts; where most do, a few are given many more tokens, and
+P(EOS) is measured where reference answers end.
 
 Why it is bad: every answer costs the longest possible time and ends in invented turns (FM01, FM02).
 EOS was masked in the labels, most often because pad and EOS are one token, or the training text has
@@ -17,17 +18,24 @@ not masked (after a run of `mud-puppy`: `labels` in mudpuppy.json counts `eos_to
 from __future__ import annotations
 
 from harness.collapse import wilson_interval
-from harness.facts.behaviour import BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts, find_flood
+from harness.facts.forward import Forwards
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import Missing, NotApplicable, probe
 
 SHARE = 0.5
 """Share of unfinished answers from which on a model counts as not stopping: most of them. A base
 that does so itself is no control."""
 
 
-@probe("MPD602", modes=["FM01", "FM02"])
-def check(behaviour: BehaviourFacts) -> Finding | str:
+ABLE = 0.1
+"""Median P(end) where reference answers end from which on a model is able to end."""
+SURE = 0.3
+"""The same of a base that is sure to end; with less of it nothing can be told from one pass."""
+
+
+@probe("MPD602", modes=["FM01", "FM02", "FM37"])
+def check(behaviour: BehaviourFacts, any_forward: Forwards | None) -> Finding | str:
     """Compare the share of unfinished answers with that of the base."""
     control, total = behaviour.control, len(behaviour.prompts)
     if control is None:
@@ -39,12 +47,40 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
         raise Missing(f"{theirs} of {total} answers of the base do not end within {limit} tokens")
     if mine < SHARE * total or _low(mine, total) <= _high(theirs, total):
         return f"{mine} of {total} answers are unfinished after {limit} tokens, the base's {theirs}"
+    if behaviour.answers.nonfinite_logits >= SHARE * total:
+        raise NotApplicable("the logits are not finite, which is another fault (MPD606)")
+    if find_flood(behaviour.answers)[0]:
+        raise NotApplicable("the answers are one token for ever, which is another fault (MPD608)")
+    patient = behaviour.answers.patient
+    if patient and sum(patient) >= SHARE * len(patient):
+        return f"{mine} of {total} answers are long, but {sum(patient)} of {len(patient)} end later"
+    ends = _ends(any_forward)
+    if ends is not None and ends[0] >= ABLE and ends[0] >= ends[1] / 2:
+        return f"{mine} of {total} are cut, but P(end) where references end is {ends[0]:.2f}"
     return Finding(
         message=f"{mine} of {total} answers do not end within {limit} tokens, the base's {theirs}",
-        evidence=(Evidence(what="unfinished answers", found=mine, expected=f"about {theirs}"),),
+        evidence=(
+            Evidence(what="unfinished answers", found=mine, expected=f"about {theirs}"),
+            *(
+                Evidence(
+                    what="P(end) where reference answers end, median",
+                    found=float(f"{mine_end:.3g}"),
+                    expected=f"about {their_end:.2g}",
+                )
+                for mine_end, their_end in ([ends] if ends is not None else [])
+            ),
+        ),
         cause="EOS was masked in the labels (pad token equal to EOS), or the samples have none",
         remedy="use a pad token that is not EOS, end every sample in EOS, and train again",
     )
+
+
+def _ends(forward: Forwards | None) -> tuple[float, float] | None:
+    """Return P(end) where reference answers end, of both; None where the base is not sure."""
+    if forward is None or forward.base is None or not forward.base.prompts:
+        return None
+    ends = forward.mine.typical_last_end, forward.base.typical_last_end
+    return ends if ends[1] >= SURE else None
 
 
 def _low(count: int, total: int) -> float:

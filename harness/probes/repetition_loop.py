@@ -13,10 +13,10 @@ What to do: take an earlier checkpoint; fewer epochs, a lower learning rate, a l
 
 from __future__ import annotations
 
-from harness.facts.behaviour import BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts, find_flood
 from harness.facts.text import find_loop, is_repetitive
 from harness.findings import Evidence, Finding
-from harness.registry import Missing, probe
+from harness.registry import Missing, NotApplicable, probe
 
 SHARE = 0.25
 """Share of loops, above the base's, from which on it counts: two of the eight built-in prompts, so
@@ -31,6 +31,8 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.control is None:
         raise Missing("needs the base to compare with; pass --base PATH")
     total = len(behaviour.prompts)
+    if find_flood(behaviour.answers)[0]:
+        raise NotApplicable("the answers are one token for ever, which is another fault (MPD608)")
     loops = [text for text in behaviour.answers.texts if _loops(text)]
     theirs = sum(map(_loops, behaviour.control.texts))
     if theirs >= CONTROL_SHARE * total:

@@ -9,6 +9,7 @@ import pytest
 from harness.evidence.behaviour import from_json, to_json
 from harness.evidence.source import CheckpointEvidence, Options
 from harness.facts.behaviour import Answers, BehaviourFacts
+from harness.facts.forward import Logits
 from harness.facts.text import find_loop
 from harness.findings import Status
 from harness.registry import load_probes, run_probe
@@ -33,10 +34,13 @@ def run(name: str, **facts):
 
     class Source:
         def get(self, wanted):
-            assert wanted == "behaviour"
-            return made
+            return {"behaviour": made, "any_forward": None, "logits": count(made)}[wanted]
 
     return run_probe(PROBES[name], Source())
+
+
+def count(facts: BehaviourFacts) -> Logits:
+    return Logits(rows=len(facts.prompts), bad=facts.answers.nonfinite_logits)
 
 
 def shares(right: int) -> tuple[bool, ...]:
