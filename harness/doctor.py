@@ -29,7 +29,9 @@ from mudpuppy.errors import UsageError, near_names
 
 WORST = 5
 """Pieces of evidence that a finding keeps."""
-WATCHED = ("observations", "expectation", "live_model")
+MACHINE = ("trap", "installed", "requirements", "wheels")
+"""Evidence that only a machine holds."""
+WATCHED = ("observations", "expectation", "live_model", *MACHINE)
 """Evidence that no checkpoint folder holds; its probes are left out unless they are selected."""
 RUN_PROBES = "MPD7"
 """Beginning of the codes of the probes that judge what was observed of a run."""

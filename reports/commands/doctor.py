@@ -15,7 +15,7 @@ from harness.doctor import choose_probes, diagnose
 from harness.doctor_settings import NEVER, DoctorSettings, load_settings
 from harness.evidence.source import TIME_LIMIT_S, Depth
 from harness.findings import Diagnosis, Severity
-from mudpuppy.errors import MudpuppyError
+from mudpuppy.errors import MudpuppyError, UsageError
 from mudpuppy.flags import FriendlyParser
 from reports.commands.doctor_explain import run_explain, run_list, run_schema
 from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, repair
@@ -36,6 +36,7 @@ examples:
   mudpuppy-doctor explain MPD203                     what a code means and what to do
   mudpuppy-doctor explain "Found missing adapter keys while loading the checkpoint"
   mudpuppy-doctor list                               every probe
+  mudpuppy-doctor --env                              this machine: traps of ROCm, bad versions
   mudpuppy-doctor selftest                           is the doctor any good? recall, false alarms
 
 project file: mudpuppy-doctor.toml, or [tool.mudpuppy.doctor] in pyproject.toml, from here upwards
@@ -84,7 +85,9 @@ def _parser() -> FriendlyParser:
         allow_abbrev=False,
     )
     path = "a model folder, an adapter folder, a trainer output, or one .safetensors or .gguf file"
-    parser.add_argument("path", help=path)
+    parser.add_argument("path", nargs="?", help=path)
+    look = "examine this machine in place of a path: ROCm, variables, versions with known defects"
+    parser.add_argument("--env", action="store_true", help=look)
     _add_sources(parser.add_argument_group("what it is compared with and asked"))
     _add_choices(parser.add_argument_group("what is looked for, and what counts"))
     _add_answers(parser.add_argument_group("how it answers"))
@@ -134,8 +137,13 @@ def _seconds(text: str) -> float:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
+    if arguments.env == (arguments.path is not None):
+        raise UsageError(
+            "a path or --env is wanted, and one of them",
+            hint="mudpuppy-doctor out/my-lora   # or mudpuppy-doctor --env",
+        )
     outputs = plan_outputs(arguments.format, arguments.output)
-    settings, remark = load_settings(arguments.config, arguments.path)
+    settings, remark = load_settings(arguments.config, arguments.path or ".")
     if remark:
         print(f"mudpuppy-doctor: {clean_lines(remark)}", file=sys.stderr)
     for one in settings.accept:
@@ -164,6 +172,17 @@ def _examine(
     """Ask the doctor; flags win over the project file."""
     fail_on = arguments.fail_on or settings.fail_on or Severity.MEDIUM
     given = arguments.select is not None  # a selection of one's own replaces the project's
+    if arguments.env:
+        progress.say("asking torch, in a process of its own")
+        from harness.machine import diagnose_machine
+
+        return diagnose_machine(
+            select=_split(arguments.select or ()),
+            ignore=_split(arguments.ignore or ()),
+            fail_on=None if fail_on == NEVER else Severity(fail_on),
+            accepted=settings.accept,
+            baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
+        )
     return diagnose(
         path,
         base=arguments.base or settings.base,

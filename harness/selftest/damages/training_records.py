@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from harness.selftest.edit import edit_json, edit_tensors
 from harness.selftest.records import (
     PEAK,
     edit_history,
@@ -214,3 +215,92 @@ def ask_otherwise(patient: Patient) -> None:
         "\n### Training results\n"
     )
     (patient.path / "README.md").write_text(card, encoding="utf-8")
+
+
+@damage("adapter-of-old-peft", patient="peft-lora", mode="FM21", probe="made-with-defect")
+def date_back(patient: Patient) -> None:
+    """Let the adapter be made by a PEFT that leaves its attribute on the base."""
+    edit_json(patient.path / "adapter_config.json", peft_version="0.17.1")
+
+
+@damage("record-of-summing-release", patient="record-sft", mode="FM39", probe="made-with-defect")
+def sum_losses(patient: Patient) -> None:
+    """Let the card name a transformers that summed losses, and gradient accumulation."""
+    card = (
+        "# lora\n\n### Training hyperparameters\n\n- learning_rate: 0.0002\n"
+        "- gradient_accumulation_steps: 8\n- lr_scheduler_type: cosine\n\n"
+        "### Framework versions\n\n- PEFT 0.21.2\n- Transformers 4.48.0\n- Pytorch 2.6.0\n"
+    )
+    (patient.path / "README.md").write_text(card, encoding="utf-8")
+
+
+@damage("record-stopped", patient="record-sft", mode="FM58", probe="run-ended-early")
+def stop_early(patient: Patient) -> None:
+    """Let the plan be twice as long as the run."""
+    edit_state(patient.path, max_steps=900)
+
+
+@damage("record-spike", patient="record-sft", mode="FM41", probe="loss-spikes")
+def spike(patient: Patient) -> None:
+    """Let one loss be nine times its neighbours."""
+
+    def change(rows: Rows) -> None:
+        rows[25]["loss"] *= 9
+
+    edit_history(patient.path, change)
+
+
+@damage("record-rank-high", patient="record-sft", mode="FM15", probe="rank-beyond-data")
+def raise_rank(patient: Patient) -> None:
+    """Let the record tell of 300 rows, and the adapter have rank 64."""
+
+    def widen(tensors: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        axis = {True: 0, False: 1}
+        return {k: torch.cat([v] * 16, axis["lora_A" in k]) for k, v in tensors.items()}
+
+    edit_tensors(patient.path, widen)
+    edit_json(patient.path / "adapter_config.json", r=64, lora_alpha=8)
+    _tell_rows(patient, 300)
+
+
+@damage("record-epochs-many", patient="record-sft", mode="FM15", probe="epochs-beyond-data")
+def repeat_rows(patient: Patient) -> None:
+    """Let the record tell of 40 epochs over 300 rows."""
+    edit_state(patient.path, epoch=40.0, num_train_epochs=40)
+    _tell_rows(patient, 300, epochs=40)
+
+
+@damage("record-rate-high", patient="record-sft", mode="FM61", probe="rate-unusual")
+def raise_rate(patient: Patient) -> None:
+    """Log a rate with a zero too few."""
+    set_course(patient.path, "learning_rate", lambda done: 100 * warm_cosine(done))
+
+
+def _tell_rows(patient: Patient, rows: int, epochs: float = 3.0) -> None:
+    """Add the summary that transformers logs at the end of a run."""
+    path = patient.path / "trainer_state.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    summary = {"train_runtime": 100.0, "train_samples_per_second": rows * epochs / 100}
+    value["log_history"].append({"epoch": epochs, "step": 400, "train_loss": 1.9, **summary})
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@damage("labels-none", patient="record-counted-labels", mode="FM09", probe="labels-teach-little")
+def mask_labels(patient: Patient) -> None:
+    """Count no label that trains, though every answer has its end."""
+    _count_labels(patient, trained_tokens=0, eos_tokens=0)
+
+
+@damage("labels-ends", patient="record-counted-labels", mode="FM40", probe="labels-teach-little")
+def train_padding(patient: Patient) -> None:
+    """Count four ends of a turn to five labels: padding with EOS is not masked."""
+    _count_labels(patient, trained_tokens=38_400, eos_tokens=31_340)
+
+
+def _count_labels(patient: Patient, **counts: int) -> None:
+    path = patient.path / "mudpuppy.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["labels"].update(counts)
+    path.write_text(json.dumps(value), encoding="utf-8")

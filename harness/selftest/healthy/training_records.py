@@ -245,3 +245,21 @@ def write_steps(ward: Ward) -> Patient:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (ward.folder / "trainer_log.jsonl").write_text(text, encoding="utf-8")
     return patient
+
+
+@healthy("record-counted-labels")
+def write_labels(ward: Ward) -> Patient:
+    """Write the counts of labels that this project's engine writes into mudpuppy.json."""
+    patient = _adapter(ward)
+    labels = {
+        "samples": 320,
+        "tokens": 12070,
+        "trained_tokens": 7380,
+        "eos_tokens": 320,
+        "samples_ending_in_eos": 320,
+        "truncated": 0,
+        "dropped": 0,
+    }
+    value = {"schema_version": 1, "kind": "adapter", "method": "lora", "labels": labels}
+    (ward.folder / "mudpuppy.json").write_text(json.dumps(value), encoding="utf-8")
+    return patient
