@@ -8,9 +8,6 @@ from harness.evidence.files import list_files
 from harness.registry import Missing
 from harness.subjects import recognise
 from mudpuppy.errors import ModelError, near_names
-from mudpuppy.scoring import load_quiz, load_voice_profile
-from mudpuppy.tiny.cache import cache_folder, is_complete
-from mudpuppy.tiny.names import check_family, is_tiny_name
 
 SUBJECTS = "a checkpoint folder, or a .safetensors, .gguf or .bin file"
 """What can be examined."""
@@ -23,8 +20,12 @@ def resolve_tiny(path: str | Path) -> Path:
         ModelError: the embedded model is not built, or there is none of that name.
     """
     name = str(path)
-    if not is_tiny_name(name):
+    if name.partition(":")[0] != "tiny":
         return Path(path)
+    # Here, as what can build the model takes longer to import than files take to examine.
+    from mudpuppy.tiny.cache import cache_folder, is_complete
+    from mudpuppy.tiny.names import check_family
+
     family = name.partition(":")[2] or None
     if family is not None:
         check_family(family)
@@ -41,6 +42,10 @@ def require_questions(quiz: str | Path | None, voice: str | Path | None) -> None
     Raises:
         UsageError: it cannot be read, or is of another form.
     """
+    if quiz is None and voice is None:
+        return
+    from mudpuppy.scoring import load_quiz, load_voice_profile  # it imports yaml
+
     if (file := require_file(quiz, "a quiz")) is not None:
         load_quiz(file)
     if (file := require_file(voice, "a voice profile")) is not None:

@@ -49,7 +49,7 @@ def _search(text: str) -> tuple[Probe, ...]:
     """Return the probes that share the most runs of words with a text; rare ones count more."""
     asked = set(_runs(text))
     shelf = _shelf()
-    commonness = Counter(run for said in shelf.values() for run in said)
+    commonness = _commonness()
     scores = {
         # What a probe says both in its documentation and in its findings is what it is about.
         code: sum(said[run] / commonness[run] for run in asked if run in said)
@@ -69,6 +69,12 @@ def _shelf() -> dict[str, Counter[Run]]:
         one.code: Counter(run for text in _texts(one) for run in _runs(text))
         for one in load_probes()
     }
+
+
+@cache
+def _commonness() -> Counter[Run]:
+    """Return how many probes say a run of words."""
+    return Counter(run for said in _shelf().values() for run in said)
 
 
 def _texts(one: Probe) -> list[str]:

@@ -6,10 +6,9 @@ Numbers only; the worker measures them itself and believes nothing that the engi
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import TypeAdapter
 
 from harness.observations_twin import TwinFacts
 from mudpuppy.files import write_json_atomic
@@ -326,7 +325,12 @@ class Observations:
         write_json_atomic(folder / name, asdict(self))
 
 
-_ADAPTER = TypeAdapter(Observations)
+@cache
+def _reader() -> Any:
+    """Return what checks the form of a file; made when one is read, as pydantic is slow to load."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Observations)
 
 
 def read_observations(folder: Path, name: str = OBSERVATIONS_FILE) -> Observations | None:
@@ -338,7 +342,7 @@ def read_observations(folder: Path, name: str = OBSERVATIONS_FILE) -> Observatio
     path = folder / name
     if not path.is_file():
         return None
-    seen = _ADAPTER.validate_json(path.read_bytes())
+    seen: Observations = _reader().validate_json(path.read_bytes())
     if seen.schema_version != OBSERVATIONS_SCHEMA_VERSION:
         raise ValueError(f"{path}: schema version {seen.schema_version} is not readable here")
     return seen

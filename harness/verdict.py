@@ -29,7 +29,7 @@ def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Ve
         text = f"{first.code} {first.name} could not be checked: {first.reason}{more}"
         return Verdict.UNKNOWN, text
     passed = sum(result.status is Status.PASSED for result in results)
-    if not passed:
+    if not passed and not any(result.status is Status.FAILED for result in results):
         return Verdict.UNKNOWN, "none of the selected probes could examine anything"
     known = sum(result.is_known and _counted(result) for result in results)
     if known:

@@ -23,9 +23,10 @@ from mudpuppy.checkpoints import find_fault, list_checkpoints
 from mudpuppy.config_check import check_values, flag_of, load_config, unread_settings
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError, near_names, printable
 from mudpuppy.features import METHODS, PRECISIONS
-from mudpuppy.flags import FriendlyParser, add_training_flags, typed_settings
+from mudpuppy.flags import add_training_flags, typed_settings
 from mudpuppy.interruption import describe as describe_end
 from mudpuppy.interruption import raising_when_terminated
+from mudpuppy.parser import FriendlyParser
 from mudpuppy.records import RunRecord, StepRecord
 from mudpuppy.ruleform import Rule
 from mudpuppy.rules import RULES, describe, every_single_feature

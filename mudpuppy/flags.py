@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import POSITIONAL, flag_of
-from mudpuppy.errors import near_names, printable
 from mudpuppy.features import METHOD_ALIASES
 
 EARLY_STOPPING_DEFAULT = 3
@@ -31,37 +29,6 @@ SECTIONS = {
     "seed": "machine",
 }
 """Sections of the help: the first setting of each, and its title."""
-
-
-class FriendlyParser(argparse.ArgumentParser):
-    """An ArgumentParser that names the near flags for an unknown one."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and refuse unknown flags with the near names (exit code 2)."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known = dict.fromkeys(_flags_of(self))
-            shown = [
-                f"{word}{near_names(word.partition('=')[0], known)}"
-                for word in unknown
-                if word.startswith("-")
-            ] or unknown
-            self.error(f"unrecognized arguments: {', '.join(shown)}")
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line about the mistake and one about the help, and exit with 2."""
-        text = printable(f"{self.prog}: error: {message}\n  hint: {self.prog} --help\n")
-        self.exit(2, text)
-
-
-def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Yield the flags of a parser and its subcommands, whose unknown flags argparse hands up."""
-    for action in parser._actions:
-        yield from action.option_strings
-        for child in action.choices.values() if isinstance(action.choices, dict) else ():
-            if isinstance(child, argparse.ArgumentParser):
-                yield from _flags_of(child)
 
 
 def add_training_flags(parser: argparse.ArgumentParser, skip: tuple[str, ...] = ()) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ VOLATILE_KEYS = ("transformers_version", "_name_or_path", "torch_dtype", "dtype"
 
 def package_versions() -> dict[str, str]:
     """Return the installed versions of the packages that matter; absent ones are left out."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
     found = {}
     for name in PACKAGES:
         try:

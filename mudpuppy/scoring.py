@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mudpuppy.errors import ConfigError, DatasetError, near_names
 from mudpuppy.patterns import compile_pattern, phrase_pattern
 
@@ -152,6 +150,8 @@ def load_voice_profile(path: Path) -> VoiceProfile:
     Raises:
         ConfigError: the file cannot be read, or lists everything that is wrong with it.
     """
+    import yaml  # here, as every start of the doctor imports this file
+
     try:
         value = yaml.safe_load(_read(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:

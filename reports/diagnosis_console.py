@@ -147,7 +147,7 @@ def _write_group(page: _Page, group: Group) -> None:
     page.wrapped("    fix      ", clean(result.remedy), paint=("fix", "bold"))
     for other in group.consequences:
         page.wrapped("    explains ", f"{_title(other)}: {clean(other.message)}")
-    page.line(f"    more     mudpuppy-doctor explain {result.code}")
+    page.wrapped("    more     ", f"mudpuppy-doctor explain {result.code}")
 
 
 def _places(names: Sequence[str]) -> str:
@@ -226,7 +226,7 @@ def _plural(number: int, word: str) -> str:
 def _write_end(page: _Page, diagnosis: Diagnosis) -> None:
     page.line()
     for remark in diagnosis.remarks:
-        page.wrapped("note: ", clean(remark))
+        page.wrapped("settings: ", clean(remark))
     parts = [f"{number:,} {word}" for number, word in count_endings(diagnosis)]
     if diagnosis.seconds:
         parts.append(f"{diagnosis.seconds:.1f} s")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.findings import Diagnosis, Evidence, ProbeResult, Rule, Severity, Status
 from reports.diagnosis_summary import (
@@ -18,6 +19,9 @@ from reports.diagnosis_summary import (
     group_reasons,
 )
 from reports.text import clean, format_value
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 MARKS = {
@@ -34,18 +38,8 @@ def write_html(diagnosis: Diagnosis, rules: Sequence[Rule]) -> str:
     The page's policy forbids all but its own style and script, by their hashes: were a name to
     escape the escaping, a browser would still not run it.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["clean"] = lambda value: clean(str(value))
     style, script = _read("diagnosis.css"), _read("diagnosis.js")
-    return environment.get_template("diagnosis.html.jinja").render(
+    return _template().render(
         diagnosis=diagnosis,
         policy="; ".join(
             (
@@ -62,6 +56,21 @@ def write_html(diagnosis: Diagnosis, rules: Sequence[Rule]) -> str:
         rules={rule.code: rule for rule in rules},
         **_lists(diagnosis),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["clean"] = lambda value: clean(str(value))
+    return environment.get_template("diagnosis.html.jinja")
 
 
 def _lists(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def write_markdown(diagnosis: Diagnosis) -> str:
     if len(subjects) > _SHOWN_SUBJECTS:
         named.append(f"- and {len(subjects) - _SHOWN_SUBJECTS} more")
     blocks = [*head, "\n".join(named)]
-    tail = [_summary(diagnosis), *(f"{escape_markdown(remark)}." for remark in diagnosis.remarks)]
+    tail = [*(f"{escape_markdown(remark)}." for remark in diagnosis.remarks), _summary(diagnosis)]
     room = LIMIT - sum(len(block) + 2 for block in (*blocks, *tail))
     middle = list(_middle(diagnosis))
     for number, block in enumerate(middle):

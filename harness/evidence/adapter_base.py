@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from harness.evidence.arrays import read_bytes
 from harness.evidence.files import list_files, read_index
 from harness.evidence.jsonfile import UnreadableJson, is_path, read_object
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.adapters import EMBEDDINGS, HEADS, HeldBase, NamedBase
 from harness.facts.checkpoint import Adapter, Base, Tensor
 from harness.registry import Missing, NotApplicable
+from mudpuppy.adapters.tensor_names import RENAMES
 
 COMPARED_BYTES = 1 << 24
 """Bytes of a held tensor that are compared with the base."""
@@ -38,6 +36,41 @@ def look_at_named_base(evidence: CheckpointEvidence) -> NamedBase:
             return NamedBase(name=name, kind="adapter", adapter_base=_base_of(place))
         return NamedBase(name=name, kind="model")
     return NamedBase(name=name, kind="")
+
+
+@provides("live_names")
+def list_live_names(evidence: CheckpointEvidence) -> frozenset[str] | None:
+    """Return the names of the base's modules as they are in memory; None without a base.
+
+    Files of models that see keep older names, and PEFT follows those in memory alone; only what
+    was called `language_model.model` before is renamed in an adapter too (PEFT 0.21, tried).
+    """
+    base: Base | None = evidence.find("base")
+    if base is None:
+        return None
+    names = frozenset(name.rpartition(".")[0] for name in base.tensors)
+    if any(name.startswith("language_model.model.") for name in names):
+        older = [(live, filed) for live, filed in RENAMES[1] if live != filed]
+        return names | _renamed(names, older)
+    if any(name.startswith("visual.") for name in names):
+        plain = [(live, filed) for live, filed in RENAMES[2] if live != filed]
+        return _renamed(names, plain)
+    if any(name.startswith("model.language_model.") for name in names):
+        if "qwen" in str(base.config.get("model_type")):
+            return names
+        inner = "model.language_model."
+        tails = [name.removeprefix(inner) for name in names if name.startswith(inner)]
+        return names | {f"language_model.model.{tail}" for tail in tails}
+    return names
+
+
+def _renamed(names: frozenset[str], renames: list[tuple[str, str]]) -> frozenset[str]:
+    """Return names of a file as they are in memory."""
+    found = set()
+    for name in names:
+        match = next((pair for pair in renames if name.startswith(pair[1])), None)
+        found.add(name if match is None else match[0] + name.removeprefix(match[1]))
+    return frozenset(found)
 
 
 def _places(name: str, folder: Path) -> list[Path]:
@@ -64,7 +97,7 @@ def _base_of(folder: Path) -> str:
     return name[:200] if isinstance(name, str) else ""
 
 
-@provides("held_base")
+@provides("held_base", Depth.WEIGHTS)
 def find_held_base(evidence: CheckpointEvidence) -> HeldBase:
     """Sort the whole tensors of an adapter's file into those asked for and the others."""
     adapter: Adapter = evidence.get("adapter")
@@ -106,12 +139,14 @@ def _differs(root: Path, tensor: Tensor, base: Base | None, name: str) -> bool |
     old = None if base is None else base.tensors.get(name)
     if base is None or old is None or (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
         return None
+    from harness.evidence.arrays import read_bytes  # it imports numpy
+
     size = min(COMPARED_BYTES, tensor.end - tensor.start)
     try:
         mine = read_bytes(root, tensor, 0, size)
         theirs = read_bytes(Path(base.root), old, 0, size)
     except Missing:
         return None
-    if not np.array_equal(mine, theirs):
+    if (mine != theirs).any():
         return True
     return False if size == tensor.end - tensor.start else None

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from harness.evidence.adapter import check_patterns, scaling
-from harness.evidence.arrays import is_float, iterate_rows, read_array
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.arrays import iterate_rows, read_array
+from harness.evidence.decodable import is_float
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.adapters import ModuleStrength, Strength
 from harness.facts.checkpoint import Adapter, Base, Pair, Tensor
 from harness.registry import Missing, NotApplicable
@@ -26,7 +27,7 @@ SAMPLED_BLOCKS = 4
 """Blocks of a base weight from which its size is told: a million numbers, good to one percent."""
 
 
-@provides("adapter_strength")
+@provides("adapter_strength", Depth.WEIGHTS)
 def measure_strength(evidence: CheckpointEvidence) -> Strength:
     """Return |scale * B A| / |W| of every module with plain factors."""
     adapter: Adapter = evidence.get("adapter")

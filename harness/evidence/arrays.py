@@ -14,10 +14,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.evidence.blocks import BLOCKS, decode_blocks, is_decoded
-from harness.evidence.nothing import explain_no_weights
-from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts.checkpoint import Files, Tensor
+from harness.evidence.blocks import BLOCKS, decode_blocks
+from harness.facts.checkpoint import Tensor
 from harness.registry import Missing
 
 Floats = NDArray[np.float32]
@@ -57,8 +55,6 @@ INTEGER_TYPES = {
     "BOOL": np.dtype("u1"),
 }
 """numpy types of the integer types."""
-ALWAYS_FINITE = ("F4", "F6_E2M3", "F6_E3M2")
-"""Float types that have neither NaN nor infinity."""
 
 
 def read_bytes(folder: Path, tensor: Tensor, start: int, stop: int) -> NDArray[np.uint8]:
@@ -98,17 +94,6 @@ def decode(raw: NDArray[np.uint8], dtype: str) -> Floats:
         return raw.view(kind).astype(np.float32)
 
 
-def can_decode(tensor: Tensor) -> bool:
-    """Whether the values of a tensor can be read here (4- and 6-bit and complex types cannot)."""
-    known = tensor.dtype in FLOAT_TYPES or tensor.dtype in INTEGER_TYPES
-    return known or is_decoded(tensor.dtype)
-
-
-def is_float(tensor: Tensor) -> bool:
-    """Whether a tensor holds floating-point values that can be read here."""
-    return tensor.dtype in FLOAT_TYPES or is_decoded(tensor.dtype)
-
-
 def iterate_rows(folder: Path, tensor: Tensor, rows: int | None = None) -> Iterator[Floats]:
     """Yield the values as blocks of whole rows, shape (rows, columns); a vector is one column wide.
 
@@ -133,31 +118,3 @@ def read_array(folder: Path, tensor: Tensor) -> Floats:
     """Return a whole tensor in its own shape."""
     raw = read_bytes(folder, tensor, 0, tensor.end - tensor.start)
     return decode(raw, tensor.dtype).reshape(tensor.shape)
-
-
-@provides("decodable")
-def list_decodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
-    """Return every tensor whose values can be read, by the headers alone."""
-    files: Files = evidence.get("files")
-    described = [*files.weights, *files.adapter]
-    wanted = tuple(
-        tensor
-        for file in described
-        if file.problem in ("", "truncated")
-        for tensor in file.tensors
-        if (can_decode(tensor) or tensor.dtype == "C64") and tensor.end <= file.size_bytes
-    )
-    if not wanted:
-        if not described:
-            raise Missing(explain_no_weights(files))
-        raise Missing(f"no tensor could be read ({described[0].name}: {described[0].detail})")
-    return wanted
-
-
-@provides("undecodable")
-def list_undecodable(evidence: CheckpointEvidence) -> tuple[Tensor, ...]:
-    """Return every tensor of which it cannot be said here whether its values are finite."""
-    files: Files = evidence.get("files")
-    tensors = [tensor for file in (*files.weights, *files.adapter) for tensor in file.tensors]
-    judged = ("C64", *ALWAYS_FINITE)
-    return tuple(t for t in tensors if not (can_decode(t) or t.dtype in judged))

@@ -21,7 +21,6 @@ from typing import Any
 
 from harness.facts.behaviour import Answers
 from harness.facts.forward import Consistency, Forward
-from harness.process import die_with, signal_group
 from harness.registry import ControlFailed
 
 JOB, ANSWERS, LOG, PROGRESS = "job.json", "answers.json", "output.log", "progress.txt"
@@ -144,6 +143,8 @@ def base_job(job: Job) -> Job:
 
 def _run(folder: Path, job: Job, progress: Callable[[str], None]) -> int:
     """Run the child to its end, and see to it that it has one, also after Ctrl-C."""
+    from harness.process import die_with, signal_group  # it imports pydantic
+
     command = [sys.executable, "-P", "-m", "harness.evidence.behaviour_session", str(folder)]
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(

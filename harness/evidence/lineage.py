@@ -19,11 +19,11 @@ from harness.evidence.adapter import check_patterns, scaling
 from harness.evidence.arrays import (
     EPSILON,
     Floats,
-    is_float,
     iterate_rows,
     read_array,
 )
 from harness.evidence.base import read_origin
+from harness.evidence.decodable import is_float
 from harness.evidence.rounding import PRECISIONS, int4_block_size, quantise_int4, round_to
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights

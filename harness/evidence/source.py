@@ -8,7 +8,7 @@ reason when there is nothing to see.
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -43,7 +43,6 @@ Provider = Callable[["CheckpointEvidence"], Any]
 TIME_LIMIT_S = 900.0
 """Enough for a 7B model on a CPU that must be read from disk; a model on a GPU needs a minute."""
 _PROVIDERS: dict[str, Provider] = {}
-_DEPTHS: dict[str, Depth] = {}
 
 
 def provides(name: str, depth: Depth = Depth.FILES) -> Callable[[Provider], Provider]:
@@ -52,6 +51,7 @@ def provides(name: str, depth: Depth = Depth.FILES) -> Callable[[Provider], Prov
     Args:
         name: by which probes ask for it.
         depth: how deep it looks; it is missing where the caller did not want to look so deep.
+            `index_providers` reads it, and the name, from the text of the line.
 
     Raises:
         ValueError: another function already provides it.
@@ -62,19 +62,43 @@ def provides(name: str, depth: Depth = Depth.FILES) -> Callable[[Provider], Prov
         if known is not None and known.__module__ != provider.__module__:
             raise ValueError(f"{name} is provided by {known.__module__}; it cannot be twice")
         _PROVIDERS[name] = provider
-        _DEPTHS[name] = depth
         return provider
 
     return mark
 
 
+_MARK = re.compile(r'^@provides\("(\w+)"(?:, Depth\.([A-Z]+))?\)$', re.MULTILINE)
+"""How a provider is marked in its file."""
+
+
 @cache
-def load_providers() -> Mapping[str, Provider]:
-    """Import every file of `harness/evidence/` and return the providers by name."""
-    package = importlib.import_module("harness.evidence")
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        importlib.import_module(f"harness.evidence.{info.name}")
-    return _PROVIDERS
+def index_providers() -> Mapping[str, tuple[str, Depth]]:
+    """Return the module and the depth of every provider, by the name of its evidence.
+
+    The files are searched, not imported: half of them need numpy, jinja2 or pydantic, which take
+    longer to import than a diagnosis of files alone takes.
+    """
+    found: dict[str, tuple[str, Depth]] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for name, depth in _MARK.findall(path.read_text(encoding="utf-8")):
+            found[name] = f"harness.evidence.{path.stem}", Depth[depth or "FILES"]
+    return found
+
+
+def load_provider(name: str, depth: Depth) -> Provider:
+    """Return the provider of the evidence called `name`, from whose file it is imported.
+
+    Raises:
+        Missing: there is none, or it looks deeper than `depth`.
+    """
+    if name not in index_providers():
+        raise Missing(f"a checkpoint folder offers no evidence called '{name}'")
+    module, needed = index_providers()[name]
+    if not depth.reaches(needed):
+        raise Missing(f"--depth {depth} does not look so deep")
+    if name not in _PROVIDERS:
+        importlib.import_module(module)
+    return _PROVIDERS[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +170,7 @@ class CheckpointEvidence:
             return self._found[name]
         if name in self._failed:
             raise self._failed[name]
-        provider = load_providers().get(name)
-        if provider is None:
-            raise Missing(f"a checkpoint folder offers no evidence called '{name}'")
-        if not self.options.depth.reaches(_DEPTHS[name]):
-            raise Missing(f"--depth {self.options.depth} does not look so deep")
+        provider = load_provider(name, self.options.depth)
         try:
             self._found[name] = provider(self)
         except Exception as failure:

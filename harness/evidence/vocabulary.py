@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from harness.evidence.arrays import can_decode, iterate_rows
+from harness.evidence.decodable import can_decode
 from harness.evidence.model import text_settings
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
@@ -127,6 +125,10 @@ def compare_tied(evidence: CheckpointEvidence) -> TiedPair:
 
 
 def _differences(evidence: CheckpointEvidence, head: Tensor, embedding: Tensor) -> int:
+    import numpy as np
+
+    from harness.evidence.arrays import iterate_rows
+
     if head.shape != embedding.shape:
         return head.elements
     if not (can_decode(head) and can_decode(embedding)):

@@ -1,18 +1,22 @@
 """The adapter's settings and its tensors do not say the same.
 
-What it does: the rank in `adapter_config.json` (with `rank_pattern`) is not that of the tensors,
-the two factors of a module do not fit each other, the scale is zero, or there are no settings at
-all.
+What it does:
+    The rank in `adapter_config.json` (with `rank_pattern`) is not that of the tensors, the two
+    factors of a module do not fit each other, the scale is zero or absent, magnitudes of DoRA are
+    there without `use_dora` or the reverse, or there are no settings at all.
 
-Why it is bad: PEFT builds the modules from the settings and then fails on the tensors with `size
-mismatch`; a scale of zero loads and switches the adapter off; a wrong one makes it too weak or too
-strong without a word (FM26).
+Why it is bad:
+    PEFT builds the modules from the settings and then fails on the tensors with `size mismatch`, or
+    leaves out what it has no place for; a scale of zero loads and switches the adapter off; a wrong
+    or absent one makes it too weak or too strong without a word (FM26). Factors of one dimension
+    are pieces of a sharded run that were never put together (FM24).
 
-Example: `r: 16` in the config and `lora_A` of shape [8, 4096]: the config of another run was
-copied.
+Example:
+    `r: 16` in the config and `lora_A` of shape [8, 4096]: the config of another run was copied.
 
-What to do: put the rank of the tensors into `r` (or `rank_pattern`), and the `lora_alpha` that was
-trained with; the run's log or its mudpuppy.json holds it.
+What to do:
+    Put the rank of the tensors into `r` (or `rank_pattern`), and the `lora_alpha` that was trained
+    with; the run's log or its mudpuppy.json holds it.
 """
 
 from __future__ import annotations
@@ -27,9 +31,11 @@ from harness.registry import Missing, NotApplicable, probe
 FILE = "adapter_config.json"
 
 
-@probe("MPD205", modes=["FM26", "FM48"])
+@probe("MPD205", modes=["FM24", "FM26", "FM48"])
 def check(adapter: Adapter, files: Files) -> Finding | str:
     """Compare rank, alpha and shapes."""
+    if FILE in files.unreadable_json:
+        raise Missing(f"{FILE} cannot be read: {files.unreadable_json[FILE]}")
     if not adapter.settings and not files.alone:
         return _finding([Evidence(what="settings", file=FILE, found="absent or unreadable")])
     if adapter.kind not in ("LORA", ""):
@@ -56,12 +62,30 @@ def _check_scale(adapter: Adapter) -> list[Evidence]:
     return found
 
 
+def _check_dora(adapter: Adapter) -> list[Evidence]:
+    """Compare `use_dora` with the magnitudes, of all modules that are not embeddings or experts."""
+    plain = [p for p in adapter.pairs if "experts" not in p.module and not p.is_embedding]
+    with_magnitude = [pair for pair in plain if pair.magnitude is not None]
+    declared = adapter.settings.get("use_dora") is True
+    if declared and plain and len(with_magnitude) < len(plain):
+        bare = next(pair for pair in plain if pair.magnitude is None)
+        found = f"no magnitude vector, though use_dora is set ({len(with_magnitude)} of "
+        found += f"{len(plain)} have one)"
+        return [Evidence(what="DoRA", tensor=bare.module, found=found)]
+    if with_magnitude and adapter.settings.get("use_dora") is not True:
+        found = "a magnitude vector, though use_dora is not set"
+        return [Evidence(what="DoRA", tensor=with_magnitude[0].module, found=found)]
+    return []
+
+
 def _check_pair(settings: Any, pair: Pair) -> list[Evidence]:
     if "experts" in pair.module:
         return []  # fused experts multiply the rank by their number
     if pair.a is None or pair.b is None:
         lost = "lora_A" if pair.a is None else "lora_B"
         return [Evidence(what="factor without its partner", tensor=pair.module, found=f"no {lost}")]
+    if 0 in pair.a.shape + pair.b.shape:
+        return []  # tensors-empty says so
     if len(pair.a.shape) < 2 or len(pair.b.shape) < 2:
         return [Evidence(what="shape", tensor=pair.a.name, found=list(pair.a.shape))]
     rank, other = pair.a.shape[0], pair.b.shape[1]

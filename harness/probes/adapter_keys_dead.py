@@ -1,16 +1,23 @@
 """Adapter keys that match nothing in the base model.
 
-What it does: PEFT puts the tensors of an adapter onto modules by name. These names lead nowhere.
+What it does:
+    PEFT puts the tensors of an adapter onto modules by name, as the model has them in memory. The
+    names here lead nowhere, all of them or some. Without a base, names are held against the forms
+    that language models have.
 
-Why it is bad: loading goes on with "Found missing adapter keys while loading the checkpoint", the
-modules keep their fresh, zero factors, and the output is that of the base (FM06, FM07).
+Why it is bad:
+    Loading goes on with "Found missing adapter keys while loading the checkpoint", the modules keep
+    their fresh, zero factors, and the output is that of the base (FM06, FM07).
 
-Example: `base_model.model.model.layers.0...` for a base whose layers are called
-`model.language_model.layers.0...`: trained on the text model, loaded into the vision model.
+Example:
+    `base_model.model.model.layers.0...` for a base whose layers are called
+    `model.language_model.layers.0...`: trained on the text model, or with an older transformers,
+    and loaded into the vision model.
 
-What to do: load the adapter with the class it was trained with (`AutoModelForCausalLM`), or rename
-the keys in a copy. Keys without `base_model.model.` were saved from the wrong object: save again
-with `model.save_pretrained(DIR)` of the PEFT model.
+What to do:
+    Load the adapter with the class it was trained with (`AutoModelForCausalLM`), or rename the keys
+    in a copy. Keys without `base_model.model.` were saved from the wrong object: save again with
+    `model.save_pretrained(DIR)` of the PEFT model.
 """
 
 from __future__ import annotations
@@ -26,31 +33,58 @@ from harness.registry import Missing, probe
 _NESTED = re.compile(r"^(?:base_model\.model\.){2,}|\.base_layer\.lora_|^base_model\.model\.lora_")
 _UNCLEAR = r"experts|\.base_layer|lora_[AB]|router|\.gate$|^base_model\.model\."
 _LAYER = re.compile(r"^(.*?(?:layers|h|blocks|block)\.)(\d+)(\..+)$")
-_SEEING = re.compile(r"(?:^|\.)(?:language_model|visual|vision_tower|multi_modal_projector)\.")
-"""Parts of models that see, whose files keep the names that older classes had."""
 _HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
 """Heads that a base may lack: tied to its embedding, or made for a task that it was not made
 for."""
 FILE = "adapter_model.safetensors"
 
 
-@probe("MPD204", modes=["FM06", "FM07", "FM53"])
-def check(adapter: Adapter, base_names: frozenset[str] | None, why_no_base: str) -> Finding | str:
+_INNER = ("model", "transformer", "language_model", "base_model", "backbone", "gpt_neox")
+"""First words of names that a base without head has lost already."""
+_BARE = re.compile(r"^(?:layers|h|blocks)\.\d")
+_DOUBLED = re.compile(r"^(?:model\.){2,}(?:layers|embed_tokens)\b|^pretrained_model\.")
+
+
+@probe("MPD204", modes=["FM06", "FM07", "FM23", "FM53"])
+def check(adapter: Adapter, live_names: frozenset[str] | None, why_no_base: str) -> Finding | str:
     """Look at the form of every key, then match every adapted module with the base."""
     # Wrappers and stacking have probes of their own, with a better remedy.
     odd = [key for key in adapter.unknown if not find_wrapper(key) and not _NESTED.search(key)]
     if adapter.is_lora and (odd or len(adapter.names) == 1):
         return _malformed(adapter, odd)
-    if base_names is None:
-        raise Missing(why_no_base)
     modules = _modules(adapter)
+    if live_names is None:
+        return _judge_form(modules, adapter.settings, why_no_base)
     if not modules:
         raise Missing("the adapter holds no module that can be matched by name")
-    known = _Names(base_names)
+    known = _Names(live_names)
     dead = [name for name in modules if not _is_alive(name, adapter, known)]
     if not dead:
         return f"all {len(modules)} adapted modules exist in the base"
-    return _unmatched(dead, len(modules), base_names)
+    return _unmatched(dead, len(modules), live_names)
+
+
+def _judge_form(modules: list[str], settings: Mapping[str, Any], why_no_base: str) -> Finding:
+    """Report names that no language model has; without a base nothing more can be said.
+
+    Raises:
+        Missing: the names have a known form.
+    """
+    causal = settings.get("task_type") == "CAUSAL_LM"
+    odd = [m for m in modules if _DOUBLED.match(m) or (causal and _BARE.match(m))]
+    if not odd or not causal:
+        raise Missing(why_no_base)
+    return Finding(
+        message=f"{len(odd)} of {len(modules)} adapted modules have names that no language model "
+        f"of transformers has, such as {odd[0]}: PEFT says 'Found missing adapter keys while "
+        "loading the checkpoint' and leaves them out",
+        evidence=tuple(Evidence(what="name of a module", file=FILE, tensor=name) for name in odd),
+        cause="trained on another class than it is loaded with (AutoModel, a wrapper with a value "
+        "head)",
+        remedy=f"rename the keys in a copy, so that '{odd[0]}' begins as the base's modules do, or "
+        "load it with the class it was trained with; pass --base to be told the names",
+        severity=Severity.HIGH,
+    )
 
 
 class _Names:
@@ -60,8 +94,6 @@ class _Names:
         self.whole = names
         self.without_first = frozenset(one.partition(".")[2] for one in names)
         self.has_head = any(one.rpartition(".")[2] in _HEADS for one in names)
-        sees = any(_SEEING.search(one) for one in names)
-        self.unnested = frozenset(_without_nesting(one) for one in names) if sees else frozenset()
 
 
 def _is_alive(module: str, adapter: Adapter, names: _Names) -> bool:
@@ -79,16 +111,11 @@ def _is_alive(module: str, adapter: Adapter, names: _Names) -> bool:
     shortest = len(parts) if adapter.is_lora else 1
     own = [".".join(parts[:length]) for length in range(shortest, len(parts) + 1)]
     # A base without its head is saved without the first word: `layers.0`, not `model.layers.0`.
-    own += [one.partition(".")[2] for one in own]
+    shorter = [one.partition(".")[2] for one in own]
+    own += [one for one in shorter if one.partition(".")[0] not in _INNER]
     if any(one in names.whole for one in own if one):
         return True
-    if _SEEING.search(name) and names.unnested:
-        return _without_nesting(name) in names.unnested
     return _is_bare(settings) and name in names.without_first
-
-
-def _without_nesting(name: str) -> str:
-    return re.sub(r"(?:^|(?<=\.))(?:model|language_model)\.", "", name)
 
 
 def _is_bare(settings: Mapping[str, Any]) -> bool:
@@ -135,9 +162,8 @@ def _modules(adapter: Adapter) -> list[str]:
 
 
 def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
-    tail = re.sub(r"^.*?(?=layers\.|h\.\d|blocks\.)", "", dead[0])
-    alike = sorted(name for name in names if name.endswith(f".{tail}") or name == tail)
-    nested = any("language_model" in name or name.startswith("visual") for name in names)
+    old, new, fixed = _find_renaming(dead, names)
+    shown = f"'{old}' to '{new}'" if old and new else f"'{old}' away" if old else f"'{new}' before"
     return Finding(
         message=f"{len(dead)} of {total} adapted modules are not in the base, such as {dead[0]}"
         ": PEFT says 'Found missing adapter keys while loading the checkpoint' and leaves them out",
@@ -146,14 +172,32 @@ def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
                 what="no such module in the base",
                 file=FILE,
                 tensor=module,
-                expected=alike[0] if alike and module == dead[0] else None,
+                expected=new + module.removeprefix(old)
+                if fixed and new + module.removeprefix(old) in names
+                else None,
             )
             for module in dead
         ),
         cause="trained on another class or version of the model, whose modules have other names",
-        remedy=f"rename the keys in a copy, '{dead[0]}' to '{alike[0]}'"
-        if alike
+        remedy=f"rename the keys in a copy, {shown} after base_model.model. (that finds {fixed} of "
+        f"{len(dead)}), or load the adapter with the class it was trained with"
+        if fixed
         else "load it on the model it was trained on, and pass that as --base",
-        # Loaders of vision models rename old and new styles into each other.
-        severity=Severity.NOTE if alike and nested else Severity.CRITICAL,
     )
+
+
+def _find_renaming(dead: list[str], names: frozenset[str]) -> tuple[str, str, int]:
+    """Return the beginning of names to exchange, for what, and how many modules that finds."""
+    parts = dead[0].split(".")
+    best = ("", "", 0)
+    for first in range(len(parts) - 1):
+        tail = ".".join(parts[first:])
+        old = dead[0][: len(dead[0]) - len(tail)]
+        alike = [name for name in names if name == tail or name.endswith(f".{tail}")]
+        for name in sorted(alike)[:8]:
+            new = name[: len(name) - len(tail)]
+            fixed = sum(one.startswith(old) and new + one[len(old) :] in names for one in dead)
+            best = max(best, (old, new, fixed), key=lambda found: found[2])
+        if best[2]:
+            return best
+    return best

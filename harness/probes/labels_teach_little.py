@@ -27,6 +27,8 @@ MOST = 0.6
 @probe("MPD931", modes=["FM09", "FM40"])
 def check(manifest: Manifest) -> Finding | str:
     """Report labels of which none trains, or most are ends."""
+    if manifest.value.get("method") == "grpo":
+        raise NotApplicable("its dataset holds prompts alone; the model writes the answers")
     labels = manifest.value.get("labels")
     counts = labels if isinstance(labels, dict) else {}
     numbers = [counts.get(name) for name in ("tokens", "trained_tokens", "eos_tokens")]

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from harness.facts.checkpoint import Base, Weights, find_wrapper, strip_wrappers
@@ -48,6 +48,9 @@ FAMILIES = {
 """Modules of every layer, for families whose layers are all alike."""
 _BY_LAYER = ("relative_attention_bias", "experts", "shared_transf")
 """Parts that some layers of a healthy model have and others lack."""
+_EXPERT = re.compile(r"^(.*\.experts\.)(\d{1,6})\.(.+)$")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""What families call the number of experts of a layer."""
 MOST_LAYERS = 2_000
 """Layers that are compared with each other; real models have some hundred."""
 _KEYS_VALUES = re.compile(r"\.[kv]_(proj|norm)$")
@@ -63,6 +66,8 @@ def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) ->
         raise Missing("the keys carry an adapter wrapper, so names cannot be compared")
     lost = dict.fromkeys(_lost_layers(names, config), "config.json")
     lost |= dict.fromkeys(_lost_in_layers(names, config), "its other layers")
+    lost |= dict.fromkeys(_lost_beside(names, lost, config), "its other layers")
+    lost |= dict.fromkeys(_lost_experts(names, config), "the other experts")
     lost |= dict.fromkeys(_lost_outside(names, config), "config.json")
     if any_base is not None and not any(find_wrapper(name) for name in weights.tensors):
         lost |= dict.fromkeys(_lost_from_base(names, any_base, config), "the base")
@@ -127,6 +132,59 @@ def _lost_in_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
         if number >= _first_sharing(config):
             absent = {m for m in absent if not _KEYS_VALUES.search(m)}
         lost += [f"{prefix}.{number}.{module}" for module in sorted(absent)]
+    return lost
+
+
+def _lost_beside(names: set[str], known: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Return tensors that one layer of a stack lacks and all others have, towers included.
+
+    A whole module may be absent at the ends, where stacks of some models begin or stop otherwise,
+    and in a layer that has something of its own instead.
+    """
+    stacks: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in names:
+        if match := _LAYER.match(name):
+            stacks[match[1]][int(match[2])].add(match[3])
+    found = []
+    for prefix, stack in stacks.items():
+        if not 3 <= len(stack) <= MOST_LAYERS:
+            continue
+        counts = Counter(part for parts in stack.values() for part in parts)
+        rare = {part for part, count in counts.items() if count == len(stack) - 1}
+        for number, parts in stack.items() if rare else ():
+            inner = min(stack) < number < max(stack) and all(counts[p] > 2 for p in parts)
+            modules = {part.rpartition(".")[0] for part in parts}
+            found += [
+                f"{prefix}.{number}.{part}"
+                for part in sorted(rare - parts)
+                if (inner or part.rpartition(".")[0] in modules)
+                and not any(word in part for word in _BY_LAYER)
+                and not (number >= _first_sharing(config) and _KEYS_VALUES.search(part[:-7]))
+            ]
+    told = tuple(known)
+    return [name for name in found if not name.startswith(told)]
+
+
+def _lost_experts(names: set[str], config: Mapping[str, Any]) -> list[str]:
+    """Return what one expert of a layer lacks and its siblings have, and experts not there."""
+    layers: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in names:
+        if match := _EXPERT.match(name):
+            layers[match[1]][int(match[2])].add(match[3])
+    nested = config.get("text_config")
+    settings = nested if isinstance(nested, dict) else config
+    counts = (settings.get(key) for key in _EXPERT_COUNTS)
+    number = next((one for one in counts if type(one) is int and one < MOST_LAYERS), 0)
+    lost = []
+    for prefix, experts in layers.items():
+        wanted = range(max(max(experts) + 1, number) if max(experts) < MOST_LAYERS else 0)
+        lost += [f"{prefix}{one}" for one in wanted if one not in experts]
+        whole = set[str]().union(*experts.values())
+        lost += [
+            f"{prefix}{one}.{part}"
+            for one, parts in sorted(experts.items())
+            for part in sorted(whole - parts)
+        ]
     return lost
 
 

@@ -15,7 +15,7 @@ What to do: put the config.json of the run back; it belongs to exactly these wei
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from harness.facts.checkpoint import Tensor, Weights
@@ -42,13 +42,17 @@ LISTED_LAYERS = 10_000
 
 
 @probe("MPD308", modes=["FM46"])
-def check(weights: Weights, config: Mapping[str, Any]) -> Finding | str:
+def check(weights: Weights, config: Mapping[str, Any], quantised_parts: Set[str]) -> Finding | str:
     """Compare every size that is known with every tensor that has it."""
     settings = _settings(config)
     if settings is None:
         raise NotApplicable("the shapes of this kind of model are not known here")
     evidence = _bad_values(settings)
-    tensors = [t for name, t in weights.tensors.items() if not _OTHER_PART.search(name)]
+    tensors = [
+        tensor
+        for name, tensor in weights.tensors.items()
+        if not _OTHER_PART.search(name) and name not in quantised_parts
+    ]
     wanted = _expected(settings)
     evidence += [piece for tensor in tensors for piece in _compare(tensor, wanted)]
     evidence += _compare_layers(tensors, settings.get("num_hidden_layers"))

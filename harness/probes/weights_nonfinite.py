@@ -17,7 +17,7 @@ that makes a model that is plausible and wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from harness.facts.checkpoint import Numbers, Tensor
 from harness.findings import Evidence, Finding
@@ -26,11 +26,14 @@ from harness.registry import Missing, probe
 
 @probe("MPD301", modes=["FM41", "FM12"])
 def check(
-    numbers: Mapping[str, Numbers], undecodable: Sequence[Tensor], sample: str
+    numbers: Mapping[str, Numbers],
+    undecodable: Sequence[Tensor],
+    sample: str,
+    judged_scales: Set[str],
 ) -> Finding | str:
-    """Count the values that are not finite, tensor by tensor."""
+    """Count the values that are not finite; scales are judged with the levels they belong to."""
     bad = sorted(
-        (one for one in numbers.values() if one.nonfinite),
+        (one for name, one in numbers.items() if one.nonfinite and name not in judged_scales),
         key=lambda one: (-one.nonfinite / one.tensor.elements, one.tensor.name),
     )
     if not bad and undecodable:

@@ -44,13 +44,36 @@ def edit_tensors(folder: Path, change: Callable[[Tensors], Mapping[str, Any] | N
 
 
 def rename_tensors(folder: Path, old: str, new: str) -> None:
-    """Replace a part of every tensor name."""
-    edit_tensors(folder, lambda tensors: {k.replace(old, new): v for k, v in tensors.items()})
+    """Replace a part of every tensor name.
+
+    Raises:
+        ValueError: it occurs in none, so that nothing would be damaged.
+    """
+
+    def change(tensors: Tensors) -> Tensors:
+        _require(tensors, old)
+        return {key.replace(old, new): value for key, value in tensors.items()}
+
+    edit_tensors(folder, change)
 
 
 def drop_tensors(folder: Path, part: str) -> None:
-    """Leave out the tensors in whose names `part` occurs."""
-    edit_tensors(folder, lambda tensors: {k: v for k, v in tensors.items() if part not in k})
+    """Leave out the tensors in whose names `part` occurs.
+
+    Raises:
+        ValueError: it occurs in none, so that nothing would be damaged.
+    """
+
+    def change(tensors: Tensors) -> Tensors:
+        _require(tensors, part)
+        return {key: value for key, value in tensors.items() if part not in key}
+
+    edit_tensors(folder, change)
+
+
+def _require(tensors: Tensors, part: str) -> None:
+    if not any(part in key for key in tensors):
+        raise ValueError(f"no tensor has '{part}' in its name, such as {next(iter(tensors))}")
 
 
 def cut_file(path: Path, share: float) -> None:

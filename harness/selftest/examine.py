@@ -72,8 +72,15 @@ def _checked(diagnosis: Diagnosis) -> tuple[str, ...]:
 
 
 def _crashed(diagnosis: Diagnosis) -> tuple[str, ...]:
-    return tuple(
+    """Return what went wrong with the examination itself; a finding must say why and what to do."""
+    crashed = [
         f"{result.name}: {result.reason}"
         for result in diagnosis.probes
         if result.status is Status.CRASHED
-    )
+    ]
+    crashed += [
+        f"{result.name}: a finding without evidence, cause or remedy"
+        for result in diagnosis.findings
+        if not (result.evidence and result.cause and result.remedy)
+    ]
+    return tuple(crashed)

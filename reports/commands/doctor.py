@@ -16,7 +16,7 @@ from harness.doctor_settings import NEVER, DoctorSettings, load_settings
 from harness.evidence.source import TIME_LIMIT_S, Depth
 from harness.findings import Diagnosis, Severity
 from mudpuppy.errors import MudpuppyError, UsageError
-from mudpuppy.flags import FriendlyParser
+from mudpuppy.parser import FriendlyParser
 from reports.commands.doctor_explain import run_explain, run_list, run_schema
 from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, repair
 from reports.commands.doctor_output import FORMATS, deliver, plan_outputs

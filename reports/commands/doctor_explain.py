@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harness.doctor import choose_probes
 from harness.explain import find_probes
 from harness.registry import Probe, load_probes
-from mudpuppy.flags import FriendlyParser
+from mudpuppy.parser import FriendlyParser
 from reports.diagnosis_json import write_schema
 from reports.diagnosis_summary import AREAS, area_of
 from reports.text import clean

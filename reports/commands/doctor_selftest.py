@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mudpuppy.errors import OutputError, UsageError
 from mudpuppy.files import write_text_atomic
-from mudpuppy.flags import FriendlyParser
+from mudpuppy.parser import FriendlyParser
 from reports.accuracy import (
     describe_wrong,
     summarise,

@@ -30,8 +30,8 @@ from harness.runner import Dispatch, run_matrix
 from harness.shrink_run import ShrinkOptions
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
-from mudpuppy.flags import FriendlyParser
 from mudpuppy.interruption import INTERRUPTED, raising_when_terminated
+from mudpuppy.parser import FriendlyParser
 from reports.commands.pressure_audit import run_audit
 from reports.commands.pressure_history import add_history_commands
 from reports.commands.pressure_list import (

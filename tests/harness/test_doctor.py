@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from harness.doctor import WORST, assert_healthy, choose_probes, diagnose, diagnose_model
+from harness.evidence import source
 from harness.explain import find_probes
 from harness.findings import ProbeResult, Severity, Status, Verdict
 from harness.registry import load_probes
@@ -306,4 +309,26 @@ def test_help_and_a_static_diagnosis_do_not_import_torch(base):
         "assert not bad, bad\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_provider_is_known_without_importing_its_file():
+    package = Path(source.__file__).parent
+    for path in package.glob("*.py"):
+        importlib.import_module(f"harness.evidence.{path.stem}")
+    known = {name: provider.__module__ for name, provider in source._PROVIDERS.items()}
+    known = {name: module for name, module in known.items() if module.startswith("harness.")}
+    assert known == {name: module for name, (module, _) in source.index_providers().items()}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["FOLDER", "--depth", "files"]])
+def test_help_and_files_alone_import_nothing_slow(base, words):
+    words = [str(base) if word == "FOLDER" else word for word in words]
+    code = (
+        "import sys\nfrom reports.commands.doctor import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        "slow = {'numpy', 'pydantic', 'yaml', 'ml_dtypes', 'tokenizers', 'rich'}\n"
+        "assert not slow & set(sys.modules), sorted(slow & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -147,3 +147,73 @@ def adapt_router_alone(patient: Patient) -> None:
 def start_by_pissa(patient: Patient) -> None:
     """Keep the start that every load decomposes anew, with random numbers."""
     edit_json(patient.path / "adapter_config.json", init_lora_weights="pissa_niter_4")
+
+
+SETTINGS = "adapter-config-disagrees"
+
+
+@damage("alpha-absent", patient="peft-lora", mode="FM26", probe=SETTINGS)
+def lose_alpha(patient: Patient) -> None:
+    """Lose lora_alpha, so that readers take a default."""
+    edit_json(patient.path / "adapter_config.json", lora_alpha=None)
+
+
+@damage("rank-of-another-run", patient="peft-lora", mode="FM26", probe=SETTINGS)
+def exchange_rank(patient: Patient) -> None:
+    """Keep the settings of a run of rank 16."""
+    edit_json(patient.path / "adapter_config.json", r=16, lora_alpha=32)
+
+
+@damage("rank-pattern-lost", patient="peft-lora-rank-pattern", mode="FM26", probe=SETTINGS)
+def lose_rank_pattern(patient: Patient) -> None:
+    """Lose the ranks of single modules."""
+    edit_json(patient.path / "adapter_config.json", rank_pattern=None)
+
+
+@damage("dora-not-declared", patient="peft-lora-dora", mode="FM26", probe=SETTINGS)
+def undeclare_dora(patient: Patient) -> None:
+    """Lose use_dora, so that the magnitudes have no place."""
+    edit_json(patient.path / "adapter_config.json", use_dora=False)
+
+
+@damage("dora-magnitudes-gone", patient="peft-lora-dora", mode="FM26", probe=SETTINGS)
+def drop_magnitudes(patient: Patient) -> None:
+    """Save the factors of DoRA alone."""
+    drop_tensors(patient.path, "magnitude")
+
+
+@damage("factors-in-pieces", patient="peft-lora", mode="FM24", probe=SETTINGS)
+def save_pieces(patient: Patient) -> None:
+    """Save the piece of every factor that one process of a sharded run holds."""
+    edit_tensors(patient.path, lambda t: {k: v.flatten()[: v.numel() // 2] for k, v in t.items()})
+
+
+@damage("factors-of-size-zero", patient="peft-lora", mode="FM24", probe="tensors-empty")
+def save_empty(patient: Patient) -> None:
+    """Save parameters that were not gathered."""
+    edit_tensors(patient.path, lambda t: {k: v.flatten()[:0] for k, v in t.items()})
+
+
+@damage("saved-head-empty", patient="peft-lora-modules-to-save", mode="FM25", probe="tensors-empty")
+def save_empty_head(patient: Patient) -> None:
+    """Gather the factors and forget the head."""
+    edit_tensors(
+        patient.path, lambda t: {k: v.flatten()[:0] if "lm_head" in k else v for k, v in t.items()}
+    )
+
+
+@damage("factors-of-a-layer-gone", patient="peft-lora", mode="FM34", probe="adapter-layers-missing")
+def drop_layer(patient: Patient) -> None:
+    """Lose the factors of the last layer."""
+    drop_tensors(patient.path, "layers.2.")
+
+
+@damage(
+    "factors-of-chosen-layer-gone",
+    patient="peft-lora-some-layers",
+    mode="FM34",
+    probe="adapter-layers-missing",
+)
+def drop_chosen_layer(patient: Patient) -> None:
+    """Lose a layer that layers_to_transform names."""
+    drop_tensors(patient.path, "layers.2.")

@@ -142,7 +142,7 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {
             "vocab_size": 96,
             "d_model": 32,
-            "encoder_layers": 2,
+            "encoder_layers": 3,
             "decoder_layers": 2,
             "encoder_attention_heads": 4,
             "decoder_attention_heads": 4,

@@ -1,0 +1,60 @@
+"""What evidence says of layers that are stored in few bits, without loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flaw:
+    """One thing about a quantised layer that its format does not allow."""
+
+    kind: str
+    """`part`, `shape`, `scale`, `group`, `zero`, `table` or `block`."""
+    what: str
+    """What is wrong, as a noun phrase."""
+    tensor: str
+    """The tensor it is seen in."""
+    found: Any = None
+    """The value."""
+    expected: Any = None
+    """What the format asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedLayer:
+    """One layer in few bits."""
+
+    name: str
+    """Module path."""
+    kind: str
+    """`gptq`, `awq`, `bnb-4bit`, `bnb-8bit`, `scaled`, `mxfp4` or `int4`."""
+    bits: int
+    """Bits of a level."""
+    parts: tuple[str, ...]
+    """Names of its tensors."""
+    flaws: tuple[Flaw, ...] = ()
+    """What its format does not allow."""
+    zero: int | None = None
+    """The zero level that is stored, when nearly all of its groups have the same."""
+    bias: float | None = None
+    """Mean distance of its levels from the zero, as the declared format reads it, in levels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantised:
+    """Every quantised layer of a model."""
+
+    layers: tuple[QuantisedLayer, ...]
+    """In name order."""
+    declared: Mapping[str, Any] = field(default_factory=dict)
+    """`quantization_config` or what lies beside the model in its place; empty without one."""
+    source: str = ""
+    """File that declares it."""
+
+    @property
+    def flaws(self) -> tuple[Flaw, ...]:
+        """The flaws of all layers."""
+        return tuple(flaw for layer in self.layers for flaw in layer.flaws)

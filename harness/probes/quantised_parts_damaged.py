@@ -1,0 +1,56 @@
+"""Parts of a quantised layer that its format does not allow.
+
+What it does: of every layer in few bits (GPTQ, AWQ, bitsandbytes, levels with scales, MXFP4, int4)
+it checks that all parts are there, that their shapes follow from bits and group size, that scales
+are finite and above zero, that groups (`g_idx`) are in range and in the order that desc_act
+declares, and that the table of levels is that of its type.
+
+Why it is bad: levels without the right scales are noise, for one group or a whole layer (FM48). A
+part that is absent leaves the layer to random values (FM33). Nothing is raised: readers multiply
+what they find.
+
+Example: `model.layers.7.mlp.down_proj.scales: 12 that are NaN or infinite`, after an overflow in
+fp16; or scales for groups of 64 where `group_size: 128` is declared.
+
+What to do: quantise the layer again, or fetch the file again. If only the settings are wrong (bits,
+group_size, desc_act), correct them in config.json and quantize_config.json.
+"""
+
+from __future__ import annotations
+
+from harness.facts.quantised import Quantised
+from harness.findings import Evidence, Finding, agree
+from harness.registry import probe
+
+ELSEWHERE = ("block",)
+"""Flaws that another probe reports."""
+_CAUSES = {
+    "part": "the save or the conversion was partial, or keys were renamed",
+    "shape": "bits or group_size are those of another model, or parts of two models were mixed",
+    "scale": "an overflow in fp16 while quantising, or damage in a copy",
+    "group": "desc_act or the group size are not those of the quantisation, or g_idx was damaged",
+    "table": "damage in a copy, or a table of another type",
+}
+
+
+@probe("MPD321", modes=["FM48", "FM33"])
+def check(quantised: Quantised) -> Finding | str:
+    """Report what the formats of the layers do not allow."""
+    flaws = [flaw for flaw in quantised.flaws if flaw.kind not in ELSEWHERE]
+    kinds = sorted({layer.kind for layer in quantised.layers})
+    if not flaws:
+        return f"the parts of {len(quantised.layers)} {'/'.join(kinds)} layers fit each other"
+    first = flaws[0]
+    expected = "" if first.expected is None else f", expected {first.expected}"
+    hit = sum(any(f.kind not in ELSEWHERE for f in layer.flaws) for layer in quantised.layers)
+    return Finding(
+        message=f"{agree(hit, 'layer is', 'layers are')} damaged, of {len(quantised.layers)}: "
+        f"{first.what} of {first.tensor}: {first.found}{expected}",
+        evidence=tuple(
+            Evidence(what=one.what, tensor=one.tensor, found=one.found, expected=one.expected)
+            for one in flaws
+        ),
+        cause=_CAUSES.get(first.kind, "damage in a copy"),
+        remedy="quantise the model again, or fetch the file again; if the settings are wrong, "
+        f"correct them in {quantised.source or 'config.json'}",
+    )

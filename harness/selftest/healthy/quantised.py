@@ -1,0 +1,201 @@
+"""Models in few bits: GPTQ, AWQ, bitsandbytes and fp8, as their writers save them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.selftest.make import SIZES
+from harness.selftest.packing import (
+    Pack,
+    pack_awq,
+    pack_gptq,
+    pack_int8,
+    pack_nf4,
+    pack_nf4_double,
+)
+from harness.selftest.registry import Patient, Ward, healthy
+
+GPTQ: dict[str, Any] = {
+    "quant_method": "gptq",
+    "bits": 4,
+    "group_size": 32,
+    "desc_act": False,
+    "sym": True,
+    "lm_head": False,
+    "true_sequential": True,
+    "checkpoint_format": "gptq",
+    "pack_dtype": "int32",
+    "meta": {"quantizer": ["gptqmodel:5.6.0"]},
+}
+"""What GPTQModel writes."""
+BNB: dict[str, Any] = {
+    "quant_method": "bitsandbytes",
+    "_load_in_4bit": True,
+    "_load_in_8bit": False,
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8",
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": False,
+    "llm_int8_enable_fp32_cpu_offload": False,
+    "llm_int8_has_fp16_weight": False,
+    "llm_int8_skip_modules": None,
+    "llm_int8_threshold": 6.0,
+}
+"""What transformers writes of bitsandbytes."""
+
+
+@healthy("quantisable-llama")
+def save_plain(ward: Ward) -> Patient:
+    """Save a random model in bf16 whose layers are large enough for groups and blocks."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(4)
+    sizes = {**SIZES, "hidden_size": 128, "intermediate_size": 256}
+    LlamaForCausalLM(LlamaConfig(**sizes)).to(torch.bfloat16).save_pretrained(ward.folder)
+    return Patient(path=ward.folder)
+
+
+def save_packed(ward: Ward, pack: Pack, declared: dict[str, Any], *, beside: str = "") -> Patient:
+    """Save the model with every linear layer of its blocks packed."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = ward.get("quantisable-llama").path
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(base / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = tensor
+            continue
+        module = name.removesuffix(".weight")
+        for part, value in pack(tensor.float().numpy()).items():
+            tensors[f"{module}.{part}"] = torch.from_numpy(value.copy())
+    save_file(tensors, ward.folder / "model.safetensors", {"format": "pt"})
+    _declare(base, ward.folder, declared, beside)
+    return Patient(path=ward.folder, options={"base": base})
+
+
+def _declare(base: Path, folder: Path, declared: dict[str, Any], beside: str) -> None:
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = declared
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    if beside:
+        (folder / beside).write_text(json.dumps(declared, indent=2), encoding="utf-8")
+
+
+@healthy("gptq-v1")
+def save_gptq(ward: Ward) -> Patient:
+    """Save symmetric 4-bit GPTQ of version 1, the usual one."""
+    return save_packed(ward, pack_gptq, GPTQ, beside="quantize_config.json")
+
+
+@healthy("gptq-v2-asymmetric")
+def save_gptq_v2(ward: Ward) -> Patient:
+    """Save asymmetric GPTQ of version 2, in the order of the activations."""
+    declared = {**GPTQ, "checkpoint_format": "gptq_v2", "sym": False, "desc_act": True}
+    return save_packed(
+        ward, lambda w: pack_gptq(w, symmetric=False, act_order=True, version=2), declared
+    )
+
+
+@healthy("gptq-v1-asymmetric")
+def save_gptq_asymmetric(ward: Ward) -> Patient:
+    """Save asymmetric GPTQ of version 1 as AutoGPTQ described it: no format is named."""
+    declared = {**GPTQ, "sym": False, "checkpoint_format": None, "meta": None}
+    return save_packed(ward, lambda w: pack_gptq(w, symmetric=False), declared)
+
+
+@healthy("gptq-8-bit")
+def save_gptq_8(ward: Ward) -> Patient:
+    """Save GPTQ of 8 bits with one group a row."""
+    declared = {**GPTQ, "bits": 8, "group_size": -1}
+    return save_packed(ward, lambda w: pack_gptq(w, bits=8, size=w.shape[1]), declared)
+
+
+@healthy("gptq-3-bit")
+def save_gptq_3(ward: Ward) -> Patient:
+    """Save GPTQ of 3 bits, whose levels run from word to word."""
+    return save_packed(ward, lambda w: pack_gptq(w, bits=3), {**GPTQ, "bits": 3})
+
+
+@healthy("awq-gemm")
+def save_awq(ward: Ward) -> Patient:
+    """Save AWQ in the packing of its gemm kernels."""
+    declared: dict[str, Any] = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 32,
+        "zero_point": True,
+    }
+    declared |= {"version": "gemm", "modules_to_not_convert": None}
+    return save_packed(ward, pack_awq, declared)
+
+
+@healthy("bnb-nf4")
+def save_nf4(ward: Ward) -> Patient:
+    """Save NF4 of bitsandbytes."""
+    return save_packed(ward, pack_nf4, BNB)
+
+
+@healthy("bnb-nf4-double")
+def save_nf4_double(ward: Ward) -> Patient:
+    """Save NF4 with scales that are quantised too."""
+    return save_packed(ward, pack_nf4_double, {**BNB, "bnb_4bit_use_double_quant": True})
+
+
+@healthy("bnb-nf4-rocm")
+def save_nf4_rocm(ward: Ward) -> Patient:
+    """Save NF4 in blocks of 128 and say so, as bitsandbytes does on older AMD GPUs."""
+    return save_packed(ward, lambda w: pack_nf4(w, size=128), BNB)
+
+
+@healthy("bnb-nf4-in-bf16-storage")
+def save_nf4_stored(ward: Ward) -> Patient:
+    """Save NF4 whose levels lie in bf16 numbers, so that FSDP can shard them."""
+    patient = save_packed(ward, pack_nf4, {**BNB, "bnb_4bit_quant_storage": "bfloat16"})
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = ward.folder / "model.safetensors"
+    tensors = {
+        name: value.flatten().view(torch.bfloat16)[:, None]
+        if name.endswith("_proj.weight")
+        else value
+        for name, value in load_file(path).items()
+    }
+    save_file(tensors, path, {"format": "pt"})
+    return patient
+
+
+@healthy("bnb-int8")
+def save_int8(ward: Ward) -> Patient:
+    """Save LLM.int8 of bitsandbytes."""
+    declared = {**BNB, "_load_in_4bit": False, "load_in_4bit": False, "load_in_8bit": True}
+    return save_packed(ward, pack_int8, declared | {"_load_in_8bit": True})
+
+
+@healthy("fp8-tiles")
+def save_fp8(ward: Ward) -> Patient:
+    """Save fp8 with one scale a tile of 128 by 128, as DeepSeek and transformers do."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    declared: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    declared |= {"weight_block_size": [128, 128]}
+    base = ward.get("quantisable-llama").path
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in load_file(base / "model.safetensors").items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = tensor
+            continue
+        rows, columns = -(-tensor.shape[0] // 128), -(-tensor.shape[1] // 128)
+        scale = torch.full((rows, columns), float(tensor.abs().max()) / 448)
+        tensors[name] = (tensor.float() / scale[0, 0]).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = scale
+    save_file(tensors, ward.folder / "model.safetensors", {"format": "pt"})
+    _declare(base, ward.folder, declared, "")
+    return Patient(path=ward.folder, options={"base": base})
