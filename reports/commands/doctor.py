@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness.baseline import read_baseline
@@ -17,11 +18,9 @@ from harness.evidence.source import TIME_LIMIT_S, Depth
 from harness.findings import Diagnosis, Severity
 from mudpuppy.errors import MudpuppyError, UsageError
 from mudpuppy.parser import FriendlyParser
-from reports.commands.doctor_explain import run_explain, run_list, run_schema
 from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, repair
 from reports.commands.doctor_output import FORMATS, deliver, plan_outputs
 from reports.commands.doctor_progress import ScanProgress
-from reports.commands.doctor_selftest import run_selftest
 from reports.text import clean_lines
 
 EPILOG = """\
@@ -44,13 +43,14 @@ exit codes: 0 healthy, 1 findings, 2 wrong usage, 3 could not be determined
 Nothing is downloaded, nothing from the checkpoint is executed, no pickle is loaded.
 """
 
-SUBCOMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
-    "explain": run_explain,
-    "list": run_list,
-    "schema": run_schema,
-    "selftest": run_selftest,
+SUBCOMMANDS = {
+    "explain": "doctor_explain.run_explain",
+    "list": "doctor_explain.run_list",
+    "schema": "doctor_explain.run_schema",
+    "selftest": "doctor_selftest.run_selftest",
 }
-"""What can stand in place of a path; each gets the words behind it."""
+"""What can stand in place of a path, and the function here that gets the words behind it; its file
+is imported only then."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What this terminal cannot print is escaped, and does not end the report.
         _escape_unprintable()
         if words and words[0] in SUBCOMMANDS:
-            return SUBCOMMANDS[words[0]](words[1:])
+            return _run_subcommand(words[0], words[1:])
         return _diagnose(_parser().parse_args(words))
     except MudpuppyError as error:
         print(f"mudpuppy-doctor: {clean_lines(str(error))}", file=sys.stderr)
@@ -74,6 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - python would exit with 1, which means findings
         traceback.print_exc()
         return MudpuppyError.exit_code
+
+
+def _run_subcommand(name: str, words: Sequence[str]) -> int:
+    file, _, function = SUBCOMMANDS[name].partition(".")
+    run: Callable[[Sequence[str]], int] = getattr(
+        importlib.import_module(f"reports.commands.{file}"), function
+    )
+    return run(words)
 
 
 def _parser() -> FriendlyParser:

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.doctor_paths import resolve_tiny
 from harness.evidence.source import Options
 from harness.findings import Diagnosis
-from harness.repairs.make import RepairPlan, describe_plan, plan_repairs, require_target, write_copy
 from mudpuppy.errors import UsageError
 from reports.text import clean, clean_lines
+
+if TYPE_CHECKING:
+    from harness.repairs.make import RepairPlan
 
 Examine = Callable[[str], Diagnosis]
 """Examines a path as the command was asked to."""
@@ -41,6 +44,8 @@ def check_repair_flags(arguments: argparse.Namespace) -> bool:
     """
     if arguments.fix or arguments.fix_to:
         if not arguments.dry_run:
+            from harness.repairs.make import require_target
+
             require_target(Path(arguments.path), _target(arguments))
         return True
     if arguments.dry_run or arguments.only:
@@ -60,6 +65,8 @@ def repair(
         examine: examines the copy.
         aloud: whether the plan goes to standard output, where a person reads the report.
     """
+    from harness.repairs.make import describe_plan, plan_repairs, write_copy
+
     base = None if arguments.base is None else resolve_tiny(arguments.base)
     adapter = None if arguments.adapter is None else Path(arguments.adapter)
     options = Options(base=base, adapter=adapter)
