@@ -18,9 +18,12 @@ from harness.doctor_paths import (
     require_subject,
     resolve_tiny,
 )
+from harness.evidence.header_only import is_header_only
 from harness.evidence.live import describe_live
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
 from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
+from harness.hub.names import is_hub_name
+from harness.hub.visit import at_hand
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
 from harness.root_causes import link_causes
 from harness.subjects import Subject, find_subjects
@@ -62,7 +65,8 @@ def diagnose(
     """Examine a model folder, an adapter folder, a trainer output, or one file of weights.
 
     Args:
-        path: the folder or the file.
+        path: the folder or the file, or `hf://org/name[@revision]`: then settings and headers are
+            fetched from the hub, and nothing else.
         base: the model it was made from; otherwise taken from the checkpoint where it names a
             local folder.
         adapter: the adapter that a merged model was made with; otherwise found beside it.
@@ -86,46 +90,57 @@ def diagnose(
         given: evidence that is already at hand, for the first subject alone: a run is judged once.
 
     Raises:
+        HubError: a name on the hub was given, and the hub could not be asked.
         ModelError: a path that does not exist or is not what it should be.
         UsageError: a word of `select` or `ignore` names no probe.
     """
-    root = resolve_tiny(path)
     chosen = choose_probes(select, ignore)
     require_questions(quiz, voice)
-    require_subject(root)
-    deep = Depth(depth) if depth else Depth.BEHAVIOUR if generate else Depth.LINEAGE
-    options = Options(
-        depth=deep,
-        base=require_model(base),
-        adapter=require_adapter(adapter),
-        generate=generate or deep is Depth.BEHAVIOUR,
-        quiz=require_file(quiz, "a quiz"),
-        voice=require_file(voice, "a voice profile"),
-        time_limit_s=time_limit_s,
-        in_process=in_process,
-        quick=quick,
-        wanted=frozenset(name for one in chosen for name in one.needs),
-        progress=progress,
-        scanned=scanned,
-        root=root,
-        run_folder=None if run_folder is None else Path(run_folder),
-    )
-    results: list[ProbeResult] = []
-    unread: dict[str, str] = {}
-    described: list[dict[str, Any]] = []
-    for number, subject in enumerate(find_subjects(root)):
-        progress(f"examining {subject.path}")
-        mine = {} if number else dict(given or {})
-        evidence = CheckpointEvidence(subject.folder, options, given=mine, file=subject.file)
-        fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
-        results += run_probes(fitting, evidence, subject.name)
-        described.append(_describe(subject, evidence))
-        if problem := _why_unread(evidence) or _why_unasked(evidence):
-            unread[subject.name] = problem
-    facts = {"subjects": described, "probes": len(chosen), "unread": unread}
-    return conclude(
-        str(path), results, facts, fail_on=fail_on, accepted=accepted, baseline=baseline
-    )
+    if generate and is_hub_name(path):
+        raise UsageError(
+            f"--generate needs the weights, and of {path} only headers are fetched",
+            hint="download the model and examine the folder",
+        )
+    with at_hand(path, base, adapter, progress=progress) as places:
+        at_path, at_base, at_adapter = places.paths
+        root = resolve_tiny(at_path or "")
+        require_subject(root)
+        deep = Depth(depth) if depth else Depth.BEHAVIOUR if generate else Depth.LINEAGE
+        options = Options(
+            depth=deep,
+            base=require_model(at_base),
+            adapter=require_adapter(at_adapter),
+            generate=generate or deep is Depth.BEHAVIOUR,
+            quiz=require_file(quiz, "a quiz"),
+            voice=require_file(voice, "a voice profile"),
+            time_limit_s=time_limit_s,
+            in_process=in_process,
+            quick=quick,
+            wanted=frozenset(name for one in chosen for name in one.needs),
+            progress=progress,
+            scanned=scanned,
+            root=root,
+            run_folder=None if run_folder is None else Path(run_folder),
+        )
+        results: list[ProbeResult] = []
+        unread: dict[str, str] = {}
+        described: list[dict[str, Any]] = []
+        for number, subject in enumerate(find_subjects(root)):
+            progress(f"examining {subject.path}")
+            mine = {} if number else dict(given or {})
+            evidence = CheckpointEvidence(subject.folder, options, given=mine, file=subject.file)
+            fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
+            results += run_probes(fitting, evidence, subject.name)
+            described.append(_describe(subject, evidence))
+            if problem := _why_unread(evidence) or _why_unasked(evidence):
+                unread[subject.name] = problem
+        facts = {"subjects": described, "probes": len(chosen), "unread": unread}
+        if places.facts:
+            facts["hub"] = places.facts
+        diagnosis = conclude(
+            str(path), results, facts, fail_on=fail_on, accepted=accepted, baseline=baseline
+        )
+        return places.speak(replace(diagnosis, remarks=(*diagnosis.remarks, *places.remarks)))
 
 
 def conclude(
@@ -238,6 +253,10 @@ def _cap(result: ProbeResult) -> ProbeResult:
 
 def _why_unread(evidence: CheckpointEvidence) -> str:
     """Return why no weight could be read; by the headers, unless a probe asked for the values."""
+    if is_header_only(evidence.folder):
+        files = evidence.find("files")
+        held = files is not None and (files.weights or files.adapter)
+        return "" if held else "of its files none is one whose header can be fetched"
     if not evidence.options.depth.reaches(Depth.WEIGHTS):
         return ""
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.evidence.blocks import BLOCKS, decode_blocks
+from harness.evidence.header_only import require_values
 from harness.facts.checkpoint import Tensor
 from harness.registry import Missing
 
@@ -61,8 +62,9 @@ def read_bytes(folder: Path, tensor: Tensor, start: int, stop: int) -> NDArray[n
     """Return the bytes `start:stop` of a tensor.
 
     Raises:
-        Missing: the file is shorter than that.
+        Missing: the file is shorter than that, or its values are not at hand.
     """
+    require_values(folder)
     try:
         found = np.fromfile(
             folder / tensor.file, np.uint8, count=stop - start, offset=tensor.start + start

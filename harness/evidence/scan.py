@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from harness.evidence.bits import FORMS, Bytes, Extremes
 from harness.evidence.blocks import BLOCKS, decode_blocks, is_decoded
+from harness.evidence.header_only import require_values
 from harness.evidence.rowsums import RowSums, shape_rows, sum_rows
 from harness.facts.checkpoint import Tensor
 from harness.registry import Missing
@@ -181,6 +182,7 @@ def _buffer(size: int) -> Bytes:
 
 def _work(folder: Path, job: list[Slice]) -> list[Found]:
     """Read the slices of one file."""
+    require_values(folder)
     name = job[0].tensor.file
     try:
         handle = os.open(folder / name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))

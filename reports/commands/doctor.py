@@ -29,6 +29,7 @@ examples:
   mudpuppy-doctor out/my-lora/merged --base models/qwen --adapter out/my-lora
   mudpuppy-doctor my-model-q4_k_m.gguf
   mudpuppy-doctor out/my-lora --generate --quiz quiz.jsonl
+  mudpuppy-doctor hf://org/name@revision             a model hub: settings and headers alone
   mudpuppy-doctor out/my-lora --output doctor.json --output doctor.html
   mudpuppy-doctor out/my-lora --baseline doctor.json only what is new since then
   mudpuppy-doctor out/my-lora --fix                  a repaired copy in out/my-lora-fixed
@@ -40,7 +41,8 @@ examples:
 
 project file: mudpuppy-doctor.toml, or [tool.mudpuppy.doctor] in pyproject.toml, from here upwards
 exit codes: 0 healthy, 1 findings, 2 wrong usage, 3 could not be determined
-Nothing is downloaded, nothing from the checkpoint is executed, no pickle is loaded.
+Nothing from the checkpoint is executed, no pickle is loaded. The network is used only for what is
+named hf://, of which settings and headers are fetched, and for --endpoint.
 """
 
 SUBCOMMANDS = {
@@ -92,7 +94,7 @@ def _parser() -> FriendlyParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    path = "a model folder, an adapter folder, a trainer output, or one .safetensors or .gguf file"
+    path = "a model, adapter or trainer folder, one .safetensors or .gguf file, or hf://org/name"
     parser.add_argument("path", nargs="?", help=path)
     look = "examine this machine in place of a path: ROCm, variables, versions with known defects"
     parser.add_argument("--env", action="store_true", help=look)

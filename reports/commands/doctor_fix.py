@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness.doctor_paths import resolve_tiny
 from harness.evidence.source import Options
 from harness.findings import Diagnosis
+from harness.hub.names import is_hub_name
 from mudpuppy.errors import UsageError
 from reports.text import clean, clean_lines
 
@@ -43,6 +44,11 @@ def check_repair_flags(arguments: argparse.Namespace) -> bool:
         OutputError: the copy cannot be put where it is to go.
     """
     if arguments.fix or arguments.fix_to:
+        if is_hub_name(arguments.path):
+            raise UsageError(
+                f"--fix needs the files, and of {arguments.path} only headers are fetched",
+                hint="download the model and repair the folder",
+            )
         if not arguments.dry_run:
             from harness.repairs.make import require_target
 

@@ -1,0 +1,1 @@
+"""Checkpoints on a model hub: settings and headers are fetched, never the weights themselves."""
