@@ -1,4 +1,4 @@
-"""Evidence about chat templates: parsed in jinja's sandbox, never rendered, never compiled."""
+"""Evidence about chat templates: read, and parsed in jinja's sandbox without being compiled."""
 
 from __future__ import annotations
 
@@ -41,13 +41,20 @@ class _Generation(Extension):
 @provides("templates")
 def parse_templates(evidence: CheckpointEvidence) -> tuple[Template, ...]:
     """Return every chat template of the folder, and whether it parses."""
-    found = list(_sources(evidence))
+    found = list(list_templates(evidence))
     if not found:
         raise NotApplicable("the folder holds no chat template")
     return tuple(_parse(file, name, text) for file, name, text in found)
 
 
-def _sources(evidence: CheckpointEvidence) -> Iterator[tuple[str, str, str]]:
+def make_world() -> ImmutableSandboxedEnvironment:
+    """Return a sandbox with the tags that chat templates may use."""
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControls]
+    )
+
+
+def list_templates(evidence: CheckpointEvidence) -> Iterator[tuple[str, str, str]]:
     """Yield file, name and text of every template."""
     files: Files = evidence.get("files")
     if FILE in files.names:
@@ -78,9 +85,7 @@ def _read(evidence: CheckpointEvidence) -> str:
 def _parse(file: str, name: str, text: str) -> Template:
     if len(text) > LIMIT_BYTES:
         raise Missing(f"the template in {file} is longer than {LIMIT_BYTES:,} bytes")
-    world = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControls]
-    )
+    world = make_world()
     try:
         tree = world.parse(text)
         unknown = next(_unknown(world, tree), None)

@@ -1,0 +1,52 @@
+"""The class of the tokenizer is not the one that the base names.
+
+What it does: compares `tokenizer_class` of tokenizer_config.json with that of the base.
+`TokenizersBackend`, which transformers 5 writes, is worth a note where the base names a class that
+other readers know.
+
+Why it is bad: readers before transformers 5, among them older vLLM, llama.cpp's converter and
+mlx-lm, stop with "Tokenizer class TokenizersBackend does not exist or is not currently imported."
+(FM31). A class of another family cuts texts in another way without a word.
+
+Example: the base names Qwen2Tokenizer, the fine-tuned model TokenizersBackend.
+
+What to do: write the class of the base into tokenizer_config.json.
+"""
+
+from __future__ import annotations
+
+from harness.facts.chat import Naming
+from harness.findings import Evidence, Finding, Severity
+from harness.registry import Missing, probe
+
+FILE = "tokenizer_config.json"
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "AutoTokenizer")
+"""Classes that take tokenizer.json as it is."""
+NEW = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
+"""Classes that transformers 5 brought."""
+
+
+@probe("MPD818", modes=["FM31"], severity=Severity.NOTE)
+def check(naming: Naming, base_naming: Naming | None) -> Finding | str:
+    """Compare the classes, with and without `Fast`."""
+    mine = naming.settings.get("tokenizer_class")
+    if base_naming is None:
+        raise Missing("without the base, nobody says which class is right; pass --base PATH")
+    theirs = base_naming.settings.get("tokenizer_class")
+    if not isinstance(mine, str) or not isinstance(theirs, str):
+        raise Missing("one of the two tokenizers names no class")
+    if mine.removesuffix("Fast") == theirs.removesuffix("Fast"):
+        return f"both are of the class {mine[:60]}"
+    if (mine in GENERIC and mine not in NEW) or theirs in NEW:
+        return f"the class is {mine[:60]}, that of the base {theirs[:60]}"
+    other = mine not in NEW and theirs not in GENERIC
+    return Finding(
+        message=f"the tokenizer is of the class {mine[:60]}, that of the base is {theirs[:60]}"
+        + ("" if other else ': readers before transformers 5 say "does not exist"'),
+        evidence=(
+            Evidence(what="tokenizer_class", file=FILE, found=mine[:60], expected=theirs[:60]),
+        ),
+        cause="the files of two tokenizers were mixed" if other else "transformers 5 saved it",
+        remedy=f'write "tokenizer_class": "{theirs[:60]}" into {FILE}',
+        severity=Severity.MEDIUM if other else Severity.NOTE,
+    )
