@@ -10,9 +10,9 @@ from harness.evidence.naming import text_of
 from harness.evidence.render import Outcome, render
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.evidence.template import FILE, LIMIT_BYTES, list_templates
+from harness.facts.chat import MARKER, Chat, Marker, Naming, Rendered, TemplatePlaces
 from harness.facts.checkpoint import Files
 from harness.facts.files import Manifest
-from harness.facts.chat import MARKER, Chat, Marker, Naming, Rendered, TemplatePlaces
 from harness.registry import Missing, NotApplicable
 from mudpuppy.provenance import hash_text
 

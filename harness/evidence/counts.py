@@ -9,8 +9,8 @@ from typing import Any
 
 from harness.evidence.model import text_settings
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts.checkpoint import Tensor, Weights
 from harness.facts.chat import Count, Unknown
+from harness.facts.checkpoint import Tensor, Weights
 from harness.registry import Missing, NotApplicable
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")

@@ -9,8 +9,8 @@ from typing import Any
 from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.evidence.tokens import ROLES, SETTINGS
-from harness.facts.checkpoint import Base, Files
 from harness.facts.chat import Clash, Naming
+from harness.facts.checkpoint import Base, Files
 from harness.registry import Missing, NotApplicable
 
 DEFAULTS = {

@@ -7,8 +7,8 @@ from typing import Any
 
 from harness.evidence.model import text_settings
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts.checkpoint import Base
 from harness.facts.chat import Rope, RopeFacts
+from harness.facts.checkpoint import Base
 from harness.registry import NotApplicable
 
 SAME_KINDS = {"su": "longrope", "mrope": "default"}

@@ -7,9 +7,9 @@ from typing import Any
 
 from harness.evidence.model import text_settings
 from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts.chat import Chat, Naming, StopTokens
 from harness.facts.checkpoint import Adapter, Drifts, Files
 from harness.facts.files import Manifest
-from harness.facts.chat import Chat, Naming, StopTokens
 from harness.registry import Missing, NotApplicable
 
 TRACES = ("trainer_state.json", "training_args.bin", "mudpuppy.json", "adapter_config.json")
@@ -76,6 +76,7 @@ def gather_stops(evidence: CheckpointEvidence) -> StopTokens:
         chat=evidence.find("chat"),
         was_trained=_was_trained(evidence),
         generates=bool(names),
+        model_type=str(config.get("model_type", ""))[:40],
     )
 
 

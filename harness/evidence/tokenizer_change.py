@@ -10,8 +10,8 @@ from typing import Any
 from harness.evidence.files import read_settings
 from harness.evidence.naming import find_begins
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts.checkpoint import Files
 from harness.facts.chat import TokenizerChange
+from harness.facts.checkpoint import Files
 from harness.registry import Missing, NotApplicable
 
 FILE = "tokenizer.json"

@@ -139,6 +139,8 @@ class StopTokens:
     """Whether something shows that the model was tuned, so that it ends as its template does."""
     generates: bool
     """Whether the model writes text, by its architecture."""
+    model_type: str = ""
+    """Family."""
 
     @property
     def effective(self) -> frozenset[int]:

@@ -17,8 +17,8 @@ padding by position and not by id, and train again.
 
 from __future__ import annotations
 
-from harness.facts.files import Manifest
 from harness.facts.chat import Naming
+from harness.facts.files import Manifest
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 

@@ -88,8 +88,9 @@ def _turn(facts: StopTokens) -> Iterator[tuple[Severity, Evidence]]:
     if end.number is None:
         return  # split into pieces, which another probe reports
     elsewhere = end.number == facts.end or end.number in (facts.config or ())
-    # A base model may carry a template that nobody has trained it with.
-    severity = Severity.HIGH if elsewhere or facts.was_trained else Severity.NOTE
+    # The base models of this family carry a template that they were not trained with.
+    is_base = facts.model_type.startswith("qwen") and not (elsewhere or facts.was_trained)
+    severity = Severity.NOTE if is_base else Severity.HIGH
     stops = ", ".join(facts.naming.name(n) for n in sorted(facts.effective)) or "nothing"
     yield (
         severity,

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.selftest.edit import edit_json
+from harness.selftest.edit import Tensors, edit_json, edit_tensors
 from harness.selftest.healthy.transformers_tokenizers import save_chat_model, train_bpe
 from harness.selftest.registry import Patient, Ward, healthy
 
 _TURNS = "{% for m in messages %}"
 _END = "{% endfor %}"
 _ASK = "{% if add_generation_prompt %}"
-_OR_RAISE = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+_OR_RAISE = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,14 +188,23 @@ for _name in STYLES:
     _register(_name)
 
 
-@healthy("chat-tuned", notes=("rope-disagrees",))
+@healthy("chat-tuned", notes=("rope-disagrees", "tokenizer-class-changed"))
 def save_tuned(ward: Ward) -> Patient:
     """Save a fine-tuned model beside its base, as transformers 4 had written that one."""
     base = ward.folder / "base"
     save_style(base, "thinking")
     write_old_form(base)
     save_style(ward.folder / "tuned", "thinking")
+    edit_tensors(ward.folder / "tuned", _train)
     return Patient(path=ward.folder / "tuned", options={"base": base})
+
+
+def _train(tensors: Tensors) -> Tensors:
+    """Return tensors as a short training leaves them."""
+    import torch
+
+    torch.manual_seed(3)
+    return {key: value + torch.randn_like(value) * 1e-3 for key, value in tensors.items()}
 
 
 @healthy("chat-old-form")
