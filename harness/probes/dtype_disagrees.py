@@ -1,7 +1,8 @@
-"""config.json declares half precision over weights that were saved in a wider one.
+"""config.json declares float16 for a family that needs more range than that.
 
 What it does: compares `dtype` (`torch_dtype` before transformers 5) with the types in the headers.
-Only float16 over bfloat16 or float32 is reported: it is the one that loses range.
+Only float16 over bfloat16 or float32 is reported, and only for families whose activations are known
+to leave its range (Gemma, T5, Qwen2).
 
 Why it is bad: transformers loads in the declared type, so values are cast on the way. bfloat16
 reaches 3e38, float16 ends at 65,504: activations of models that were trained in bfloat16 overflow,
@@ -29,7 +30,7 @@ OVERFLOWING = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "t5", "mt5
 _WIDER = {"BF16": "bfloat16", "F32": "float32"}
 
 
-@probe("MPD825", modes=["FM12", "FM42"], severity=Severity.NOTE)
+@probe("MPD825", modes=["FM12", "FM42"], severity=Severity.MEDIUM)
 def check(weights: Weights, config: Mapping[str, Any]) -> Finding | str:
     """Compare the declared type with that of most values."""
     declared = config.get("dtype", config.get("torch_dtype"))
@@ -44,11 +45,12 @@ def check(weights: Weights, config: Mapping[str, Any]) -> Finding | str:
     if most not in _WIDER:
         return f"float16 is declared, and {most or 'nothing'} is stored"
     family = str(config.get("model_type", ""))[:40]
+    if family not in OVERFLOWING:
+        return f"float16 is declared over {_WIDER[most]}, for a family that is not known to need it"
     return Finding(
         message=f"config.json declares float16, and the files hold {_WIDER[most]}: loading casts "
         "it down",
         evidence=(Evidence(what="dtype", file=FILE, found="float16", expected=_WIDER[most]),),
         cause="the declaration was kept from the base, or edited",
         remedy=f'write "dtype": "{_WIDER[most]}" into {FILE}, and "torch_dtype" for older readers',
-        severity=Severity.MEDIUM if family in OVERFLOWING else Severity.NOTE,
     )
