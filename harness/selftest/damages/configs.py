@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.selftest.edit import edit_json
+from harness.selftest.edit import edit_json, edit_tensors
 from harness.selftest.registry import Patient, damage
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -85,8 +85,23 @@ _set(
     eos_token="<think>",
 )
 
+_set("layers-declared-less", "transformers-gpt-neox", COUNTS, "FM46", CONFIG, num_hidden_layers=1)
+_set("layers-declared-less-gpt2", "transformers-gpt2", COUNTS, "FM46", CONFIG, n_layer=1)
+_set("positions-declared-more", "transformers-gpt2", COUNTS, "FM46", CONFIG, n_positions=4096)
+_set("experts-declared-more", "transformers-mixtral", COUNTS, "FM46", CONFIG, num_local_experts=8)
+_set("experts-declared-less", "transformers-qwen2-moe", COUNTS, "FM46", CONFIG, num_experts=2)
+_set("width-declared-more", "transformers-olmo2", COUNTS, "FM46", CONFIG, hidden_size=64)
 
-@damage("fp16-declared", patient="chat-chatml", mode="FM12", probe="dtype-disagrees")
+
+@damage("eyes-left-out", patient="transformers-llava", mode="FM34", probe=COUNTS)
+def leave_eyes_out(patient: Patient) -> None:
+    """Save the language model alone under the settings of the whole."""
+    edit_tensors(
+        patient.path, lambda tensors: {k: v for k, v in tensors.items() if "visi" not in k}
+    )
+
+
+@damage("fp16-declared", patient="transformers-gemma2", mode="FM12", probe="dtype-disagrees")
 def declare_half(patient: Patient) -> None:
     """Declare float16 over float32 values."""
     edit_json(patient.path / CONFIG, dtype="float16")
