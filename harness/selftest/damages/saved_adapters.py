@@ -178,7 +178,7 @@ damage("alpha-zero", patient="peft-lora", mode="FM26", probe="adapter-config-dis
     partial(set_config, lora_alpha=0)
 )
 damage(
-    "rank-pattern-lost",
+    "rank-pattern-emptied",
     patient="peft-lora-rank-pattern",
     mode="FM26",
     probe="adapter-config-disagrees",
