@@ -44,6 +44,23 @@ class QuantisedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """What is declared about few bits, and which layers have them, by names and types alone."""
+
+    declared: Mapping[str, Any]
+    """`quantization_config` or what stands in its place; empty without one."""
+    source: str
+    """File that declares it."""
+    layers: Mapping[str, str]
+    """Kind of every quantised layer, by module path: as in `QuantisedLayer`."""
+    left_out: tuple[str, ...] = ()
+    """Plain layers whose counterparts in other layers of the model are quantised, and which
+    nothing declared takes out."""
+    follows_patterns: bool = False
+    """Whether what is declared chooses layers by patterns, which are not followed here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantised:
     """Every quantised layer of a model."""
 

@@ -51,6 +51,11 @@ _BY_LAYER = ("relative_attention_bias", "experts", "shared_transf")
 _EXPERT = re.compile(r"^(.*\.experts\.)(\d{1,6})\.(.+)$")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """What families call the number of experts of a layer."""
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|weight_(?:scale(?:_inv)?|packed|shape"
+    r"|zero_point|g_idx)|weight\.(?:(?:nested_)?(?:absmax|quant_map)|quant_state\.\w+))$"
+)
+"""Parts of a layer in few bits; together they are its weight, and MPD321 looks at them."""
 MOST_LAYERS = 2_000
 """Layers that are compared with each other; real models have some hundred."""
 _KEYS_VALUES = re.compile(r"\.[kv]_(proj|norm)$")
@@ -61,7 +66,7 @@ def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) ->
     """Compare the tensor names with the configuration, layer with layer, and with the base."""
     if not weights.complete:
         raise Missing("not all weight files could be read")
-    names = {strip_wrappers(name) for name in weights.tensors}
+    names = {_QUANTISED.sub(".weight", strip_wrappers(name)) for name in weights.tensors}
     if any(name.startswith("base_model.model.") or ".base_layer." in name for name in names):
         raise Missing("the keys carry an adapter wrapper, so names cannot be compared")
     lost = dict.fromkeys(_lost_layers(names, config), "config.json")

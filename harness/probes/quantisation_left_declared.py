@@ -28,6 +28,8 @@ def check(config: Mapping[str, Any], weights: Weights) -> Finding | str:
     declared = config.get("quantization_config")
     if not isinstance(declared, dict) or not declared:
         raise NotApplicable("config.json declares no quantisation")
+    if _keeps_plain(declared):
+        return "what config.json declares keeps its weights in 16 bits, and rounds them in use"
     kinds = {tensor.dtype for tensor in weights.tensors.values()}
     method = str(declared.get("quant_method") or declared.get("scheme") or "quantised")[:40]
     if kinds - _PLAIN:
@@ -38,4 +40,14 @@ def check(config: Mapping[str, Any], weights: Weights) -> Finding | str:
         evidence=(Evidence(what="quantization_config", file="config.json", found=method),),
         cause="the model was dequantised or merged, and the entry was not removed",
         remedy="delete quantization_config from config.json",
+    )
+
+
+def _keeps_plain(declared: Mapping[str, Any]) -> bool:
+    """Whether the method stores plain weights: sparsity, online rounding, master weights."""
+    return bool(
+        declared.get("format") == "dense"
+        or declared.get("quantization_mode") == "online"
+        or declared.get("linear_class") == "autobitlinear"
+        or declared.get("store_master_weights")
     )

@@ -23,9 +23,10 @@ from harness.findings import Evidence, Finding
 from harness.registry import probe
 
 _PARTS = re.compile(
-    r"\.(qweight|qzeros|weight_packed|absmax|quant_map|quant_state\..*|weight_scale)$"
+    r"\.(qweight|qzeros|weight_packed|absmax|quant_map|quant_state\..*|weight_scale(_inv)?|SCB)$"
 )
-_PACKED = ("U8", "I8", "I32", "F8_E4M3", "F8_E5M2", "F4")
+_PACKED = ("U8", "I8", "I32", "U32", "F8_E4M3", "F8_E5M2", "F4")
+_KEYS = ("quantization_config", "quantization", "compression_config")
 _DECLARATIONS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
@@ -40,7 +41,7 @@ def check(
     packed = [tensor for tensor in weights.tensors.values() if _is_packed(tensor)]
     if not packed:
         return f"none of {len(weights.tensors)} tensors is quantised"
-    if config_or_empty.get("quantization_config"):
+    if _is_declared(config_or_empty):
         return f"{len(packed)} quantised tensors are declared in config.json"
     if origin.get("quantisation") or any(name in files.names for name in _DECLARATIONS):
         return f"{len(packed)} quantised tensors are declared beside the model"
@@ -53,6 +54,13 @@ def check(
         cause="the quantised layers were saved without their quantization_config",
         remedy="save it again from the program that made it, dequantised or with its config",
     )
+
+
+def _is_declared(config: Mapping[str, Any]) -> bool:
+    """Whether config.json, or the part of it about the language model, names a quantisation."""
+    nested = config.get("text_config")
+    settings = [config, nested] if isinstance(nested, dict) else [config]
+    return any(one.get(key) for one in settings for key in _KEYS)
 
 
 def _is_packed(tensor: Tensor) -> bool:

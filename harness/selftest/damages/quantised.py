@@ -204,3 +204,51 @@ def claim_smaller_blocks(patient: Patient) -> None:
             for name, value in tensors.items()
         },
     )
+
+
+@damage(
+    "gptq-declared-bitsandbytes", patient="gptq-v1", mode="FM33", probe="quantisation-disagrees"
+)
+def declare_another_method(patient: Patient) -> None:
+    """Put the configuration of bitsandbytes over GPTQ's layers."""
+    declared = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}
+    edit_json(patient.path / "config.json", quantization_config=declared)
+
+
+@damage("nf4-declared-8-bit", patient="bnb-nf4", mode="FM33", probe="quantisation-disagrees")
+def declare_8_bits(patient: Patient) -> None:
+    """Declare 8 bits over 4-bit layers."""
+    _declare(patient, load_in_4bit=False, load_in_8bit=True)
+
+
+@damage("nf4-with-a-plain-layer", patient="bnb-nf4", mode="FM32", probe="quantisation-disagrees")
+def unpack_one_layer(patient: Patient) -> None:
+    """Store one layer plain among packed ones, as a merge into it alone would."""
+    from safetensors.torch import load_file
+
+    base = load_file(patient.options["base"] / "model.safetensors")
+
+    def apply(tensors: Tensors) -> dict[str, Any]:
+        name = f"model.{LAYER}.weight"
+        kept = {key: value for key, value in tensors.items() if not key.startswith(name)}
+        return {**kept, name: base[name]}
+
+    edit_tensors(patient.path, apply)
+
+
+@damage("nf4-undeclared", patient="bnb-nf4", mode="FM33", probe="quantisation-undeclared")
+def forget_declaration(patient: Patient) -> None:
+    """Take the declaration out of config.json."""
+    edit_json(patient.path / "config.json", quantization_config=None)
+
+
+@damage(
+    "nf4-declared-over-plain", patient="bnb-nf4", mode="FM32", probe="quantisation-left-declared"
+)
+def unpack_all(patient: Patient) -> Patient:
+    """Store every layer plain and keep the declaration."""
+    from safetensors.torch import load_file
+
+    base = load_file(patient.options["base"] / "model.safetensors")
+    edit_tensors(patient.path, lambda _: base)
+    return Patient(path=patient.path)
