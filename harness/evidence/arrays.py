@@ -86,7 +86,8 @@ def _byte_table(dtype: str) -> Floats:
 def decode(raw: NDArray[np.uint8], dtype: str) -> Floats:
     """Return bytes of one type as float32; values of float64 beyond its range become infinite."""
     if dtype == "BF16":
-        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        wide: Floats = raw.view(FLOAT_TYPES[dtype]).astype(np.float32)
+        return wide
     if dtype in BLOCKS:
         return decode_blocks(raw, dtype)
     if dtype.startswith("F8"):

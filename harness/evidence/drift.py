@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.evidence.adapter import strip_prefix
-from harness.evidence.arrays import EPSILON, Floats, iterate_rows
+from harness.evidence.arrays import EPSILON, Floats, iterate_rows, read_bytes
 from harness.evidence.base import read_origin
 from harness.evidence.decodable import is_float
 from harness.evidence.numbers import measure
 from harness.evidence.rounding import coarser, int4_block_size, quantise_int4, round_to
+from harness.evidence.scan import CHUNK_BYTES, THREADS
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Drift, Drifts, Numbers, Tensor, Weights
 from harness.registry import Missing
@@ -36,7 +38,7 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
     evidence.options.progress(f"comparing {evidence.folder} with {base.root}")
     targets = _targets(evidence)
     block_size = int4_block_size(read_origin(evidence.folder))
-    found, reshaped = [], {}
+    jobs, reshaped = [], {}
     packed: frozenset[str] = evidence.get("quantised_parts")
     for name in shared:
         new, old = weights.tensors[name], base.tensors[name]
@@ -46,7 +48,9 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
             reshaped[name] = f"{list(new.shape)} instead of {list(old.shape)}"
         elif is_float(new) and is_float(old):
             meter = _Meter(evidence.folder, Path(base.root), new, old, block_size)
-            found.append(meter.measure(targets is None or name in targets))
+            jobs.append((meter, targets is None or name in targets))
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(lambda job: job[0].measure(job[1]), jobs))
     same_names = weights.tensors.keys() == base.tensors.keys()
     identical = same_names and not reshaped and len(found) == len(shared)
     return Drifts(
@@ -117,9 +121,9 @@ class _Meter:
 
     def measure(self, is_target: bool) -> Drift:
         """Return the distance, after the most favourable rounding of the base."""
-        relative, ratio = self._compare("F32", None)
         # Twice: the base and the checkpoint may each have been rounded once.
         tolerance = 2 * EPSILON[coarser(self.new.dtype, self.old.dtype)]
+        relative, ratio = (0.0, 1.0) if self._is_same() else self._compare("F32", None)
         if not is_target:
             for dtype in ROUNDINGS:
                 for block_size in dict.fromkeys((None, self.block_size)):
@@ -135,6 +139,18 @@ class _Meter:
             is_target=is_target,
         )
 
+    def _is_same(self) -> bool:
+        """Whether both hold the same bytes; stops at the first that differ."""
+        if self.new.dtype != self.old.dtype:
+            return False
+        size = self.new.end - self.new.start
+        for start in range(0, size, CHUNK_BYTES):
+            stop = min(size, start + CHUNK_BYTES)
+            mine = read_bytes(self.folder, self.new, start, stop)
+            if not np.array_equal(mine, read_bytes(self.base, self.old, start, stop)):
+                return False
+        return True
+
     def _compare(self, dtype: str, block_size: int | None) -> tuple[float, float]:
         """Return |new - old| / |old| and |new| / |old|; infinite where the base is zero."""
         gap = old_squares = new_squares = 0.0
@@ -142,13 +158,17 @@ class _Meter:
             iterate_rows(self.folder, self.new), iterate_rows(self.base, self.old), strict=True
         )
         for after, before in pairs:
-            expected = round_to(before, dtype)
+            expected = round_to(before, dtype, self.old.dtype)
             if block_size is not None:
                 expected = quantise_int4(expected, block_size)
-            change = np.where(np.isfinite(after), after, expected) - expected
-            gap += _dot(change)
+            size = _dot(after)
+            if not math.isfinite(size):  # what is not finite is weights-nonfinite's finding
+                finite = np.isfinite(after)
+                size = _dot(np.where(finite, after, 0))
+                after = np.where(finite, after, expected)
+            gap += _dot(after - expected)
             old_squares += _dot(before)
-            new_squares += _dot(np.where(np.isfinite(after), after, 0))
+            new_squares += size
         if old_squares == 0:
             same = gap == 0
             return (0.0, 1.0) if same else (math.inf, math.inf)

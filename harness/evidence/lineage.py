@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from harness.evidence.arrays import (
 from harness.evidence.base import read_origin
 from harness.evidence.decodable import is_float
 from harness.evidence.rounding import PRECISIONS, int4_block_size, quantise_int4, round_to
+from harness.evidence.scan import THREADS
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
 from harness.registry import Missing
 from mudpuppy.adapters.tensor_names import RENAMES, rename
 
-BLOCK_ELEMENTS = 1 << 22
-"""Numbers of a weight that are compared at once; 16 MB of float32 in each array."""
+BLOCK_ELEMENTS = 1 << 17
+"""Numbers of a weight that are compared at once; the arrays of one block stay in the cache."""
 PLAIN_FITS = 0.25
 """Share of the quantised base's misfit below which the plain base explains the merge instead: the
 right one of the two leaves rounding only, the other the whole error of int4."""
@@ -94,19 +96,36 @@ def trace_merge(evidence: CheckpointEvidence) -> Lineage:
     evidence.options.progress(f"comparing {evidence.folder} with its base and its adapter")
     origin = read_origin(evidence.folder) or read_origin(Path(adapter.root))
     trace = _Trace(evidence.folder, merged, base, adapter, origin)
-    modules = [trace.compare(pair) for pair in adapter.pairs]
-    found = tuple(one for one in modules if one is not None)
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = list(pool.map(trace.compare, adapter.pairs))
+    found = tuple(one for one in results if isinstance(one, _Traced))
+    not_compared = {
+        pair.module: one
+        for pair, one in zip(adapter.pairs, results, strict=True)
+        if isinstance(one, str)
+    }
     if not found:
-        reason = next(iter(trace.not_compared.values()), "no common modules")
+        reason = next(iter(not_compared.values()), "no common modules")
         raise Missing(f"no adapted module could be compared: {reason}")
+    plain_fits = sum(one.plain_fits for one in found)
     return Lineage(
         base=base.root,
         adapter=adapter.root,
-        modules=found,
-        not_compared=trace.not_compared,
+        modules=tuple(one.module for one in found),
+        not_compared=not_compared,
         reference="quantised base" if trace.block_size else "base",
-        plain_base_fits=trace.block_size is not None and 2 * trace.plain_fits > len(found),
+        plain_base_fits=trace.block_size is not None and 2 * plain_fits > len(found),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Traced:
+    """What one module says."""
+
+    module: ModuleLineage
+    """How it was merged."""
+    plain_fits: bool
+    """Whether the base as it is explains it better than the quantised one."""
 
 
 class _Trace:
@@ -126,26 +145,24 @@ class _Trace:
         self.adapter = adapter
         self.precision = PRECISIONS.get(str(origin.get("precision")), "F32")
         self.block_size = int4_block_size(origin)
-        self.not_compared: dict[str, str] = {}
-        self.plain_fits = 0
 
-    def compare(self, pair: Pair) -> ModuleLineage | None:
-        """Return how one module was merged, or None and a note of why that cannot be said."""
+    def compare(self, pair: Pair) -> _Traced | str:
+        """Return how one module was merged, or why that cannot be said."""
         old = _find_weight(self.base.tensors, pair.module)
         new = _find_weight(self.merged.tensors, pair.module)
         problem = _why_not(pair, old, new, bool(self.adapter.settings.get("fan_in_fan_out")))
         if problem or old is None or new is None:
-            self.not_compared[pair.module] = problem
-            return None
+            return problem
         stories = list(self._stories(old, new, quantised=self.block_size is not None))
-        chosen, sums = min(
-            ((story, self._sum(pair, old, new, story)) for story in stories),
-            key=lambda item: item[1].miss,
+        plain = list(self._stories(old, new, quantised=False)) if self.block_size else []
+        sums = self._sum(pair, old, new, [*stories, *plain])
+        told = list(zip(stories, sums, strict=False))  # the plain ones follow
+        chosen, best = min(told, key=lambda item: item[1].miss)
+        rest = [one.miss for one in sums[len(stories) :]]
+        return _Traced(
+            module=_conclude(pair.module, best, EPSILON.get(chosen.dtype, 0.0)),
+            plain_fits=bool(rest) and min(rest) < PLAIN_FITS * best.miss,
         )
-        if self.block_size is not None:
-            plain = [self._sum(pair, old, new, s) for s in self._stories(old, new, quantised=False)]
-            self.plain_fits += min(s.miss for s in plain) < PLAIN_FITS * sums.miss
-        return _conclude(pair.module, sums, EPSILON.get(chosen.dtype, 0.0))
 
     def _stories(self, old: Tensor, new: Tensor, *, quantised: bool) -> Iterator[_Story]:
         """Yield the roundings that the files and the provenance make possible."""
@@ -160,44 +177,57 @@ class _Trace:
                     block_size=self.block_size if quantised else None,
                 )
 
-    def _sum(self, pair: Pair, old: Tensor, new: Tensor, story: _Story) -> _Sums:
-        sums = _Sums()
-        change_rows = self._change(pair)
+    def _sum(self, pair: Pair, old: Tensor, new: Tensor, stories: list[_Story]) -> list[_Sums]:
+        """Return the inner products under every story, from one reading of both tensors."""
+        sums = [_Sums() for _ in stories]
+        change = _Change(self.adapter, pair)
         rows = max(1, BLOCK_ELEMENTS // max(1, old.shape[1]))
         first = 0
         old_blocks = iterate_rows(Path(self.base.root), old, rows)
         new_blocks = iterate_rows(self.folder, new, rows)
         for before, after in zip(old_blocks, new_blocks, strict=True):
-            base = round_to(before, story.dtype) if story.base_first else before
-            if story.block_size is not None:
-                base = quantise_int4(base, story.block_size)
-            exact = change_rows(first, base)
-            zero = round_to(base, story.dtype)
-            sums.add(zero, round_to(base + exact, story.dtype) - zero, after - zero, exact)
+            product = change.multiply(first, len(before))
+            for story, sum_ in zip(stories, sums, strict=True):
+                base = round_to(before, story.dtype, old.dtype) if story.base_first else before
+                if story.block_size is not None:
+                    base = quantise_int4(base, story.block_size)
+                is_round = story.base_first and story.block_size is None
+                zero = base if is_round else round_to(base, story.dtype)
+                exact = change.of(first, base, product)
+                sum_.add(zero, round_to(base + exact, story.dtype) - zero, after - zero, exact)
             first += len(before)
         return sums
 
-    def _change(self, pair: Pair) -> Any:
-        """Return a function of (first row, rows of the base) that gives rows of the change."""
+
+class _Change:
+    """The change that an adapter describes, by blocks of rows."""
+
+    def __init__(self, adapter: Adapter, pair: Pair) -> None:
         assert pair.a is not None
         assert pair.b is not None
-        root = Path(self.adapter.root)
+        root = Path(adapter.root)
         a, b = read_array(root, pair.a), read_array(root, pair.b)
-        scale = np.float32(scaling(self.adapter.settings, pair.module))
-        transposed = pair.is_embedding or bool(self.adapter.settings.get("fan_in_fan_out"))
-        left, right = (a.T, b.T) if transposed else (b, a)
-        if pair.magnitude is None:
-            return lambda first, base: scale * (left[first : first + len(base)] @ right)
-        size = read_array(root, pair.magnitude).reshape(-1, 1)
+        scale = np.float32(scaling(adapter.settings, pair.module))
+        transposed = pair.is_embedding or bool(adapter.settings.get("fan_in_fan_out"))
+        left, self._right = (a.T, b.T) if transposed else (b, a)
+        self._left: Floats = np.multiply(scale, left, dtype=np.float32)
+        self._size: Floats | None = None
+        if pair.magnitude is not None:
+            self._size = read_array(root, pair.magnitude).reshape(-1, 1)
 
-        def change_direction(first: int, base: Floats) -> Floats:
-            stop = first + len(base)
-            moved = base + scale * (left[first:stop] @ right)
-            length = np.linalg.norm(moved, axis=1, keepdims=True)
-            unit = moved / np.where(length == 0, np.float32(1), length)
-            return (size[first:stop] * unit - base).astype(np.float32)
+    def multiply(self, first: int, count: int) -> Floats:
+        """Return the scaled product of the factors for `count` rows."""
+        product: Floats = self._left[first : first + count] @ self._right
+        return product
 
-        return change_direction
+    def of(self, first: int, base: Floats, product: Floats) -> Floats:
+        """Return the change of some rows of a base; DoRA's depends on the base itself."""
+        if self._size is None:
+            return product
+        moved = base + product
+        length = np.linalg.norm(moved, axis=1, keepdims=True)
+        unit = moved / np.where(length == 0, np.float32(1), length)
+        return (self._size[first : first + len(base)] * unit - base).astype(np.float32)
 
 
 def _find_weight(tensors: Mapping[str, Tensor], module: str) -> Tensor | None:

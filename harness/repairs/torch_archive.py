@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.repairs.draft import NotCertain
 
 PICKLE_LIMIT_BYTES = 16_000_000
@@ -128,7 +125,9 @@ class TorchArchive:
             return
         last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
         raw = b"".join(self._read_range(tensor, tensor.offset * size, (last + 1) * size))
-        flat: NDArray[Any] = np.frombuffer(raw, dtype=np.dtype((np.void, size)))
+        import numpy as np  # here, as every start of the doctor imports this file
+
+        flat = np.frombuffer(raw, dtype=np.dtype((np.void, size)))
         steps = tuple(step * size for step in tensor.strides)
         view = np.lib.stride_tricks.as_strided(flat, tensor.shape, steps, writeable=False)
         yield np.ascontiguousarray(view).tobytes()

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,7 @@ def run_selftest(words: Sequence[str]) -> int:
         return 0
     try:
         accuracy = run.run_selftest(select, jobs=arguments.jobs, progress=_Progress())
-    except PackageNotFoundError as problem:
+    except ModuleNotFoundError as problem:
         message = f"the self-test builds its checkpoints with {problem.name}, which is not there"
         raise UsageError(message, hint=f"pip install {problem.name}") from None
     text = WRITERS[arguments.format](accuracy)
