@@ -32,6 +32,8 @@ THREADS = min(8, os.cpu_count() or 1)
 """Threads; more than eight wait for memory."""
 PLACES = 688
 """Places of a tensor that a sample reads: a fault in 1% of them is seen with 99.9%."""
+LEAST_SAMPLED = 32
+"""How many times larger than its sample a tensor must be for the sample to save time."""
 PLACE_BYTES = 1 << 12
 """Size of a place, unless a row is longer."""
 
@@ -141,7 +143,7 @@ def _slice(tensors: list[Tensor], *, rows: bool, quick: bool) -> Iterator[Slice]
 def _spans(size: int, unit: int, seed: int, *, quick: bool) -> Iterator[tuple[int, int]]:
     """Yield the spans of a tensor to read: all, or one at random in each of `PLACES` parts."""
     place = -(-PLACE_BYTES // unit) * unit
-    if quick and size > 4 * PLACES * place:
+    if quick and size > LEAST_SAMPLED * PLACES * place:
         random = np.random.default_rng(seed)
         for part in range(PLACES):
             first = size * part // PLACES
