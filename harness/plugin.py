@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.execution import Judge
+    from harness.findings import Diagnosis
     from harness.gpus import GpuSlots
     from harness.matrix import Cell
     from harness.pools.base import Pool
@@ -92,6 +93,14 @@ def _find(word: str) -> Path:
         return find_scenarios(word)
     except UsageError as error:
         raise pytest.UsageError(f"--pressure-matrix {word}: {error}") from None
+
+
+@pytest.fixture
+def assert_healthy() -> Callable[..., Diagnosis]:
+    """Return `harness.doctor.assert_healthy`: it raises with the findings of a sick checkpoint."""
+    from harness.doctor import assert_healthy as check
+
+    return check
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

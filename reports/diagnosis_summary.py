@@ -67,7 +67,10 @@ def area_of(code: str) -> str:
 
 
 def group_findings(diagnosis: Diagnosis) -> tuple[Group, ...]:
-    """Return the open findings, worst first: consequences under their cause, the same ones once."""
+    """Return the open findings, consequences under their cause, the same ones of folders once.
+
+    The worst comes first; a cause counts as what it leads to.
+    """
     found = [result for result in diagnosis.findings if result.is_open]
     by_place = {(result.code, result.subject): result for result in found}
     below: dict[tuple[str, str], list[ProbeResult]] = {}
@@ -78,14 +81,21 @@ def group_findings(diagnosis: Diagnosis) -> tuple[Group, ...]:
             roots.setdefault((result.code, result.severity), []).append(result)
         else:
             below.setdefault((root.code, root.subject), []).append(result)
-    return tuple(
+    groups = [
         Group(
             finding=first,
             consequences=tuple(below.get((first.code, first.subject), ())),
             elsewhere=tuple(other.subject for other in others),
         )
         for first, *others in roots.values()
-    )
+    ]
+    return tuple(sorted(groups, key=_badness))
+
+
+def _badness(group: Group) -> int:
+    order = list(Severity)
+    inside = (group.finding, *group.consequences)
+    return min(order.index(result.severity or Severity.CRITICAL) for result in inside)
 
 
 def _find_root(result: ProbeResult, by_place: Mapping[tuple[str, str], ProbeResult]) -> ProbeResult:
