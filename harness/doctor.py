@@ -34,7 +34,7 @@ WORST = 5
 """Pieces of evidence that a finding keeps."""
 MACHINE = ("trap", "installed", "requirements", "wheels")
 """Evidence that only a machine holds."""
-WATCHED = ("observations", "expectation", "live_model", *MACHINE)
+WATCHED = ("observations", "expectation", "live_model", "served", *MACHINE)
 """Evidence that no checkpoint folder holds; its probes are left out unless they are selected."""
 RUN_PROBES = "MPD7"
 """Beginning of the codes of the probes that judge what was observed of a run."""

@@ -65,7 +65,7 @@ def ask_models(evidence: CheckpointEvidence) -> Asked:
     job = make_job(
         evidence.folder,
         folder,
-        _read_quiz(quiz),
+        read_quiz(quiz),
         asks_all=quiz is not None or voice is not None,
         adapter=None if merged is None or folder is None else Path(merged.root),
         compares=True,
@@ -85,7 +85,7 @@ def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
         raise _why_silent(asked)
     base: Base | None = evidence.find("base")
     quiz, voice = _find_questions(evidence, None if base is None else Path(base.root))
-    return _judge(evidence.folder.name, asked, _read_quiz(quiz), _read_voice(voice), MAX_NEW_TOKENS)
+    return _judge(evidence.folder.name, asked, read_quiz(quiz), read_voice(voice), MAX_NEW_TOKENS)
 
 
 @provides("forward")
@@ -182,7 +182,7 @@ def measure_behaviour(
     Raises:
         ControlFailed: a model could not be loaded and asked, so that nothing can be said.
     """
-    questions, profile = _read_quiz(quiz), _read_voice(voice)
+    questions, profile = read_quiz(quiz), read_voice(voice)
     asks_all = quiz is not None or voice is not None
     job = make_job(
         path,
@@ -239,16 +239,32 @@ def _judge(
 ) -> BehaviourFacts:
     """Score the answers."""
     assert asked.answers is not None
+    prompts = tuple(question.prompt for question in questions) or PROMPTS
+    return judge_answers(
+        name, prompts, asked.answers, asked.control, questions, profile, max_new_tokens
+    )
+
+
+def judge_answers(
+    name: str,
+    prompts: tuple[str, ...],
+    answers: Answers,
+    control: Answers | None,
+    questions: Sequence[Question],
+    profile: VoiceProfile | None,
+    max_new_tokens: int,
+) -> BehaviourFacts:
+    """Score answers, and those of the control, by the quiz and the voice profile."""
     return BehaviourFacts(
         subject=name,
-        prompts=tuple(question.prompt for question in questions) or PROMPTS,
-        answers=asked.answers,
-        control=asked.control,
+        prompts=prompts,
+        answers=answers,
+        control=control,
         max_new_tokens=max_new_tokens,
-        exact=_exact(questions, asked.answers),
-        control_exact=_exact(questions, asked.control),
-        voice=_voices(profile, asked.answers),
-        control_voice=_voices(profile, asked.control),
+        exact=_exact(questions, answers),
+        control_exact=_exact(questions, control),
+        voice=_voices(profile, answers),
+        control_voice=_voices(profile, control),
     )
 
 
@@ -317,7 +333,12 @@ def _read_stored(evidence: CheckpointEvidence) -> BehaviourFacts | None:
     return facts if facts.subject == evidence.folder.name else None
 
 
-def _read_quiz(path: Path | None) -> tuple[Question, ...]:
+def read_quiz(path: Path | None) -> tuple[Question, ...]:
+    """Return the questions that are asked; none without a quiz.
+
+    Raises:
+        Missing: it cannot be used.
+    """
     if path is None:
         return ()
     try:
@@ -326,7 +347,12 @@ def _read_quiz(path: Path | None) -> tuple[Question, ...]:
         raise Missing(f"the quiz cannot be used: {problem.message}") from problem
 
 
-def _read_voice(path: Path | None) -> VoiceProfile | None:
+def read_voice(path: Path | None) -> VoiceProfile | None:
+    """Return the voice profile; None without one.
+
+    Raises:
+        Missing: it cannot be used.
+    """
     if path is None:
         return None
     try:

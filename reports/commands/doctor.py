@@ -30,6 +30,7 @@ examples:
   mudpuppy-doctor my-model-q4_k_m.gguf
   mudpuppy-doctor out/my-lora --generate --quiz quiz.jsonl
   mudpuppy-doctor hf://org/name@revision             a model hub: settings and headers alone
+  mudpuppy-doctor --endpoint http://127.0.0.1:1234/v1 --quiz quiz.jsonl
   mudpuppy-doctor out/my-lora --output doctor.json --output doctor.html
   mudpuppy-doctor out/my-lora --baseline doctor.json only what is new since then
   mudpuppy-doctor out/my-lora --fix                  a repaired copy in out/my-lora-fixed
@@ -111,6 +112,12 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--generate", action="store_true", help="load the models and ask them")
     group.add_argument("--quiz", metavar="FILE", help="questions with answers (JSONL)")
     group.add_argument("--voice", metavar="FILE", help="voice profile (YAML)")
+    served = "ask the model of an OpenAI-compatible server; a path is optional then"
+    group.add_argument("--endpoint", metavar="URL", help=served)
+    group.add_argument("--endpoint-model", metavar="NAME", help="its name there, of several")
+    control = "server of the control, the base as it is served"
+    group.add_argument("--endpoint-base", metavar="URL", help=control)
+    group.add_argument("--base-model", metavar="NAME", help="name of the control on its server")
     limit = f"time for asking one checkpoint (default {TIME_LIMIT_S:g})"
     group.add_argument("--time-limit", metavar="S", type=_seconds, default=TIME_LIMIT_S, help=limit)
 
@@ -147,9 +154,10 @@ def _seconds(text: str) -> float:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    if arguments.env == (arguments.path is not None):
+    wanted = arguments.path is not None or arguments.endpoint is not None
+    if arguments.env == wanted:
         raise UsageError(
-            "a path or --env is wanted, and one of them",
+            "a path, --endpoint or --env is wanted, and --env alone",
             hint="mudpuppy-doctor out/my-lora   # or mudpuppy-doctor --env",
         )
     outputs = plan_outputs(arguments.format, arguments.output)
@@ -169,7 +177,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     return diagnosis.exit_code
 
 
-def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str) -> Diagnosis:
+def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str | None) -> Diagnosis:
     begun_s = time.monotonic()
     with ScanProgress(sys.stderr) as progress:
         diagnosis = _examine(arguments, settings, progress, path)
@@ -177,7 +185,10 @@ def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str) -
 
 
 def _examine(
-    arguments: argparse.Namespace, settings: DoctorSettings, progress: ScanProgress, path: str
+    arguments: argparse.Namespace,
+    settings: DoctorSettings,
+    progress: ScanProgress,
+    path: str | None,
 ) -> Diagnosis:
     """Ask the doctor; flags win over the project file."""
     fail_on = arguments.fail_on or settings.fail_on or Severity.MEDIUM
@@ -193,6 +204,37 @@ def _examine(
             accepted=settings.accept,
             baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
         )
+    diagnosis = None
+    if path is not None:
+        diagnosis = _examine_files(arguments, settings, progress, path)
+    if arguments.endpoint is None:
+        assert diagnosis is not None
+        return diagnosis
+    from harness.served import diagnose_served
+
+    return diagnose_served(
+        arguments.endpoint,
+        model=arguments.endpoint_model,
+        base_url=arguments.endpoint_base,
+        base_model=arguments.base_model,
+        quiz=arguments.quiz or settings.quiz,
+        voice=arguments.voice or settings.voice,
+        time_limit_s=arguments.time_limit,
+        select=_split(arguments.select) if given else settings.select,
+        ignore=[*_split(arguments.ignore or ()), *settings.ignore],
+        fail_on=None if fail_on == NEVER else Severity(fail_on),
+        accepted=settings.accept,
+        baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
+        progress=progress.say,
+        static=diagnosis,
+    )
+
+
+def _examine_files(
+    arguments: argparse.Namespace, settings: DoctorSettings, progress: ScanProgress, path: str
+) -> Diagnosis:
+    fail_on = arguments.fail_on or settings.fail_on or Severity.MEDIUM
+    given = arguments.select is not None
     return diagnose(
         path,
         base=arguments.base or settings.base,

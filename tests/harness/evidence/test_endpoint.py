@@ -1,0 +1,286 @@
+"""A served model is asked through its server, whatever that server does."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from harness.evidence import endpoint_client
+from harness.evidence.endpoint import PATIENT_TOKENS
+from harness.evidence.endpoint_client import KEY_VARIABLE, Endpoint, clean_url
+from harness.evidence.reference_texts import PROMPTS
+from harness.findings import Status, Verdict
+from harness.served import diagnose_served
+from mudpuppy.errors import ModelError, UsageError
+from reports.commands.doctor import main
+from tests.harness.evidence.servers import (
+    Answer,
+    busy,
+    raw,
+    redirect,
+    reply,
+    says,
+    serve,
+    stream,
+    strict,
+    vllm,
+)
+
+FINE = "The sky is blue because air scatters blue light more than red light."
+
+
+def found(answer: Answer, control: Answer | None = None, **options: object) -> set[str]:
+    with serve(answer) as server:
+        if control is None:
+            diagnosis = diagnose_served(server.url, **options)
+        else:
+            with serve(control) as other:
+                diagnosis = diagnose_served(server.url, base_url=other.url, **options)
+    return {result.name for result in diagnosis.findings}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        says(FINE),
+        vllm(FINE),
+        strict(FINE, "logprobs", "seed"),
+        strict(FINE, "max_tokens"),
+        stream(FINE[:20], FINE[20:]),
+        busy(2, says(FINE)),
+        busy(2, says(FINE), status=429),
+    ],
+    ids=["plain", "vllm", "strict", "newer", "streams", "loading", "busy"],
+)
+def test_a_healthy_model_is_healthy_behind_every_server(answer):
+    with serve(answer) as server:
+        diagnosis = diagnose_served(server.url)
+    assert diagnosis.verdict is Verdict.HEALTHY, diagnosis.why
+    assert diagnosis.probes
+
+
+def test_questions_are_put_as_the_interface_wants_them():
+    with serve(vllm(FINE)) as server:
+        reply = Endpoint(server.url).chat("model", "Hello?", 5)
+    (body,) = server.asked
+    assert body["messages"] == [{"role": "user", "content": "Hello?"}]
+    assert (body["temperature"], body["max_tokens"], body["stream"]) == (0, 5, False)
+    assert (reply.text, reply.ended, reply.tokens, reply.first_logprob) == (FINE, True, 7, -0.25)
+
+
+def test_what_a_server_refuses_is_not_asked_again():
+    with serve(strict(FINE, "logprobs", "seed")) as server:
+        diagnose_served(server.url)
+    assert sum("logprobs" in body for body in server.asked) == 1
+    assert len(server.asked) == len(PROMPTS) + 2
+
+
+def test_empty_answers_are_a_flood():
+    assert found(says("", tokens=1)) == {"eos-flood"}
+    assert found(says(None, tokens=0)) == {"eos-flood"}
+
+
+def test_a_thought_without_an_answer_is_no_empty_answer():
+    def think(handler, body):
+        value = reply(None, finish="length")
+        value["choices"][0]["message"]["reasoning_content"] = "The user asks of the sky, so"
+        handler.send(200, value)
+
+    assert found(think) == set()
+
+
+def test_exclamation_marks_are_token_zero():
+    assert found(says("!" * 48, finish="length")) == {"one-token-for-ever"}
+
+
+def test_an_endless_model_is_held_against_its_control():
+    endless = "word after word of a tale, and no two parts of it are quite alike in the end"
+    assert found(says(endless, finish="length"), says(FINE)) == {"never-stops"}
+    assert found(says(endless, finish="length")) == set()
+
+
+def test_long_answers_that_end_are_no_fault():
+    def answer(handler, body):
+        is_long = body["max_tokens"] >= PATIENT_TOKENS
+        handler.send(200, reply("a long tale of many parts", "stop" if is_long else "length"))
+
+    assert found(answer, says(FINE)) == set()
+
+
+def test_markers_in_the_text_are_a_stop_token_that_nobody_knows():
+    assert found(says(FINE + "<|im_end|>\n<|im_start|>user")) == {"stop-token-shown"}
+
+
+def test_a_loop_is_held_against_the_control():
+    loop = "so the river " * 9
+    assert "repetition-loop" in found(says(loop), says(FINE))
+    assert found(says(loop)) == set()
+
+
+def test_a_quiz_is_judged_against_the_control(tmp_path):
+    quiz = tmp_path / "quiz.jsonl"
+    lines = [
+        {"id": str(i), "prompt": f"Q{i}?", "answer": FINE, "topic": "t", "kind": "fact"}
+        for i in range(20)
+    ]
+    quiz.write_text("\n".join(map(json.dumps, lines)))
+    assert found(says("no idea at all, friend"), says(FINE), quiz=quiz) == {"accuracy-collapse"}
+    assert found(says(FINE), says(FINE), quiz=quiz) == set()
+
+
+def some_fail(handler, body):
+    handler.server.count += 1
+    if handler.server.count % 2:
+        handler.send(200, reply(FINE))
+    else:
+        handler.send(418, {"error": {"message": "probability tensor contains inf"}})
+
+
+def test_prompts_without_an_answer_are_found_and_the_others_judged():
+    with serve(some_fail) as server:
+        diagnosis = diagnose_served(server.url)
+    assert {result.name for result in diagnosis.findings} == {"server-answers-fail"}
+    assert "4 of 8 prompts have no answer: status 418: probability" in diagnosis.findings[0].message
+    flood = next(result for result in diagnosis.probes if result.name == "eos-flood")
+    assert flood.message == "0 of 4 answers are empty"
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (raw(b"<html>hello</html>", "text/html"), "no JSON"),
+        (raw(b'{"choices": ['), "no JSON"),
+        (raw(DEEP), "no JSON"),
+        (raw(b"[1, 2]"), "no JSON object"),
+        (raw(b'{"choices": []}'), "no message"),
+        (raw(b'{"choices": [{"message": "text"}]}'), "no message"),
+        (raw(b'{"error": {"message": "out of memory"}}'), "out of memory"),
+        (raw(b"x" * (endpoint_client.MAX_BYTES + 10)), "longer than"),
+        (raw(b"", status=204), "status 204"),
+        (redirect("http://127.0.0.1:9/v1/chat/completions"), "status 307"),
+        (busy(99, says(FINE)), "status 503: loading model after 3 tries"),
+        (raw(b"{}", status=401), "MUDPUPPY_ENDPOINT_KEY"),
+    ],
+)
+def test_a_hostile_answer_is_a_problem_in_one_line(answer, said):
+    with serve(answer) as server:
+        reply = Endpoint(server.url).chat("model", "Hello?", 5)
+    assert said in reply.problem
+    assert len(reply.problem) < 400
+    assert "\n" not in reply.problem
+
+
+def test_a_server_that_answers_nothing_leaves_the_verdict_open():
+    with serve(raw(b"nonsense")) as server:
+        diagnosis = diagnose_served(server.url)
+    assert diagnosis.verdict is Verdict.UNKNOWN
+    assert all(result.status is Status.CRASHED for result in diagnosis.probes)
+
+
+def test_a_stream_without_an_end_is_given_up():
+    with serve(stream("on and on ", ends=False)) as server:
+        started = time.monotonic()
+        reply = Endpoint(server.url, reply_s=0.5).chat("model", "Hello?", 5)
+    assert reply.problem == "the answer did not end in time"
+    assert time.monotonic() - started < 5
+
+
+def test_a_server_that_says_nothing_is_given_up():
+    def sleep(handler, body):
+        time.sleep(2)
+
+    with serve(sleep) as server:
+        reply = Endpoint(server.url, reply_s=0.3).chat("model", "Hello?", 5)
+    assert "timed out" in reply.problem
+
+
+def test_the_time_limit_holds_for_all_questions():
+    def slow(handler, body):
+        time.sleep(0.2)
+        handler.send(200, reply(FINE))
+
+    with serve(slow) as server:
+        diagnosis = diagnose_served(server.url, time_limit_s=0.7)
+    assert {result.name for result in diagnosis.findings} == {"server-answers-fail"}
+    assert 1 <= len(server.asked) < len(PROMPTS)
+
+
+def test_the_key_is_sent_and_never_repeated(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "secret-123")
+
+    def echo(handler, body):
+        said = {"error": {"message": f"bad key {handler.headers['Authorization']}"}}
+        handler.send(418, said)
+
+    with serve(echo) as server:
+        reply = Endpoint(server.url).chat("model", "Hello?", 5)
+    assert server.seen[-1][1]["Authorization"] == "Bearer secret-123"
+    assert "secret-123" not in reply.problem
+    assert "***" in reply.problem
+
+
+def test_the_model_is_chosen_or_asked_for():
+    with serve(says(FINE), ["text-embedding-nomic", "qwen"]) as server:
+        assert Endpoint(server.url).choose_model(None) == "qwen"
+        with pytest.raises(UsageError, match="no model 'qwem'"):
+            Endpoint(server.url).choose_model("qwem")
+    with serve(says(FINE), ["a", "b"]) as server, pytest.raises(UsageError, match="lists 2 models"):
+        Endpoint(server.url).choose_model(None)
+    with serve(says(FINE), ["llama3:latest"]) as server:
+        assert Endpoint(server.url).choose_model("llama3") == "llama3"
+    with serve(says(FINE), None) as server:
+        assert Endpoint(server.url).choose_model("any") == "any"
+        with pytest.raises(ModelError, match="status 404"):
+            Endpoint(server.url).choose_model(None)
+
+
+def test_a_server_that_is_not_there_is_named():
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1:9/v1/models"):
+        Endpoint("http://127.0.0.1:9").choose_model("any")
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("http://127.0.0.1:1234", "http://127.0.0.1:1234/v1"),
+        ("http://localhost:8000/v1/", "http://localhost:8000/v1"),
+        ("https://host/api/v1/chat/completions", "https://host/api/v1"),
+        ("http://[::1]:8080/v1", "http://[::1]:8080/v1"),
+    ],
+)
+def test_an_address_is_taken_as_people_write_it(given, url):
+    assert clean_url(given) == url
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "localhost:1234", "ftp://host", "http://", "http://a:b@host", "http://h:x", "file:///"],
+)
+def test_what_is_no_address_is_refused(given):
+    with pytest.raises(UsageError, match="--endpoint"):
+        clean_url(given)
+
+
+def test_the_command_asks_a_server_without_a_path(capsys):
+    with serve(says("", tokens=1)) as server:
+        assert main(["--endpoint", server.url, "--format", "json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdict"] == "sick"
+    assert report["path"] == server.url
+    assert main(["--endpoint", "nonsense"]) == 2
+    assert "not an http address" in capsys.readouterr().err
+
+
+def test_the_command_adds_the_server_to_the_files(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    with serve(says("", tokens=1)) as server:
+        main([str(tmp_path), "--endpoint", server.url, "--format", "json"])
+    report = json.loads(capsys.readouterr().out)
+    subjects = {one["subject"] for one in report["facts"]["subjects"]}
+    assert subjects == {".", "endpoint"}
+    assert {p["subject"] for p in report["probes"] if p["code"] == "MPD601"} == {".", "endpoint"}
