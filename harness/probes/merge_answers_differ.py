@@ -8,7 +8,8 @@ applied twice (FM19), scaled wrongly (FM26), or fused by a tool with a fault (FM
 
 Example: the merged model is 0.9 of the adapter's whole effect away from base + adapter.
 
-What to do: merge again into the 16-bit base: `mud-puppy merge --base BASE --adapter ADAPTER`.
+What to do: load the 16-bit base and the adapter, merge once, and keep what `merge_and_unload()`
+returns.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def check(consistency: Consistency) -> Finding | str:
             Evidence(what="KL divergence, nats per token", found=round(error.kl, 6)),
         ),
         cause="a merge that was rounded to 4 bits, applied twice, or scaled wrongly",
-        remedy="merge again into the 16-bit base: mud-puppy merge",
+        remedy="merge once more from the 16-bit base: PeftModel(...).merge_and_unload()",
     )
 
 
