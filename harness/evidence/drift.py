@@ -58,6 +58,7 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
         tensors=tuple(found),
         shape_changed=reshaped,
         identical=identical and all(one.relative == 0.0 for one in found),
+        same_names=same_names and len(found) == len(shared),
     )
 
 

@@ -356,6 +356,8 @@ class Drifts:
     """Tensors whose shapes differ, and how."""
     identical: bool
     """Whether every shared tensor is equal byte for byte, and none is missing on either side."""
+    same_names: bool = True
+    """Whether none is missing on either side."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,20 @@ the original base, then compare the outputs of adapter and merged model.
 from __future__ import annotations
 
 from harness.facts.checkpoint import BaseFit
+from harness.facts.merges import MergeStory
 from harness.findings import Evidence, Finding
 from harness.registry import probe
 
 
 @probe("MPD406", modes=["FM52"])
-def check(base_fit: BaseFit) -> Finding | str:
+def check(base_fit: BaseFit, merge_story: MergeStory) -> Finding | str:
     """Look for a few tensors that moved in a model whose base is otherwise the right one."""
     if not base_fit.astray:
         return f"tensors that the adapter leaves alone are those of the base {base_fit.base}"
+    if merge_story.is_on_four_bits:
+        return "the base went through four bits as a whole: see merge-rounded"
+    if merge_story.carries_another:
+        return "another adapter was merged into them: see merge-carries-another"
     worst = base_fit.astray[0]
     return Finding(
         message=f"{len(base_fit.astray)} tensors that the adapter does not train differ from the "

@@ -15,6 +15,7 @@ without quantising. If 4 bits are needed, quantise afterwards with calibration (
 from __future__ import annotations
 
 from harness.facts.checkpoint import Drifts, Lineage, ModuleLineage
+from harness.facts.merges import MergeStory
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
@@ -26,19 +27,22 @@ NEAR_ONE = 0.3
 
 
 @probe("MPD404", modes=["FM13"])
-def check(lineage: Lineage, drifts: Drifts) -> Finding | str:
+def check(lineage: Lineage, drifts: Drifts, merge_story: MergeStory) -> Finding | str:
     """Look for residuals beyond rounding, where the rest of the model is that of the base."""
     judged = [one for one in lineage.modules if one.resolvable and abs(one.k - 1) < NEAR_ONE]
     if not judged:
         raise Missing("no module has a merged change that can be judged")
     if lineage.plain_base_fits:
         return _folded_on_plain(lineage, judged)
-    noisy = [one for one in judged if one.residual > _limit(one)]
+    other = merge_story.modules_of("low-rank", "plain-lora", "transposed")
+    noisy = [one for one in judged if one.residual > _limit(one) and one.module not in other]
     moved = [one for one in drifts.tensors if not one.is_target and one.relative > one.tolerance]
     if not noisy:
         return f"{len(judged)} modules hold the change without rounding noise"
     if any(_is_unquantised(one.name) for one in moved):
         return "the residuals come with other tensors that moved: see base-mismatch"
+    if merge_story.is_on_four_bits and not merge_story.modules_of("four-bit"):
+        return _merged_after_rounding(lineage, noisy)
     noisy.sort(key=lambda one: (-one.residual, one.module))
     worst = noisy[0]
     return Finding(
@@ -56,6 +60,18 @@ def check(lineage: Lineage, drifts: Drifts) -> Finding | str:
         cause="the merged weights were quantised again, or the adapter was trained on a quantised "
         "base and merged into another",
         remedy="merge again on the weights the adapter was trained on and save in bf16",
+    )
+
+
+def _merged_after_rounding(lineage: Lineage, noisy: list[ModuleLineage]) -> Finding:
+    return Finding(
+        message="the base went through 4 bits before the merge, in all its linear layers, and the "
+        f"adapter was added afterwards ({len(noisy)} modules): right if it was trained so",
+        evidence=(Evidence(what="weights merged into", found="4-bit values", expected="base"),),
+        cause="merged on the dequantised weights of a 4-bit model",
+        remedy=f"compare it with the adapter on {lineage.base}; merge on that base if the adapter "
+        "was trained on it",
+        severity=Severity.MEDIUM,
     )
 
 

@@ -16,6 +16,7 @@ the dequantised weights: `mud-puppy ... --method qlora --merge-lora` does while 
 from __future__ import annotations
 
 from harness.facts.checkpoint import Drifts, Lineage
+from harness.facts.merges import MergeStory
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
@@ -23,14 +24,16 @@ _REMEDY = "merge again and save the model that merge_and_unload() returns"
 
 
 @probe("MPD401", modes=["FM20", "FM54"])
-def check(any_lineage: Lineage | None, drifts: Drifts) -> Finding | str:
+def check(any_lineage: Lineage | None, drifts: Drifts, merge_story: MergeStory) -> Finding | str:
     """Look for modules with k = 0, or a whole model equal to its base."""
     if any_lineage is None:
         return _judge_identity(drifts)
     judged = [one for one in any_lineage.modules if one.resolvable]
     if not judged:
         raise Missing("the adapter's change is smaller than the rounding of the merged weights")
-    lost = [one for one in judged if one.has_no_effect]
+    # What came in its place, if anything, is the finding of merge-carries-another.
+    other = merge_story.modules_of("low-rank", "transposed")
+    lost = [one for one in judged if one.has_no_effect and one.module not in other]
     if not lost and any_lineage.not_compared:
         module, why = next(iter(any_lineage.not_compared.items()))
         raise Missing(
@@ -42,7 +45,8 @@ def check(any_lineage: Lineage | None, drifts: Drifts) -> Finding | str:
     lost.sort(key=lambda one: (abs(one.k), one.module))
     return Finding(
         message=f"the merge had no effect in {len(lost)} of {len(judged)} modules (k = "
-        f"{lost[0].k:.3f}, 1 expected): they are those of the base",
+        f"{lost[0].k:.3f}, 1 expected): they are those of the base"
+        + (", and only part of the adapter was merged" if len(lost) < len(judged) else ""),
         evidence=tuple(
             Evidence(what="k", tensor=one.module, found=round(one.k, 4), expected=1.0)
             for one in lost
@@ -54,13 +58,16 @@ def check(any_lineage: Lineage | None, drifts: Drifts) -> Finding | str:
 
 
 def _judge_identity(drifts: Drifts) -> Finding | str:
-    if not drifts.identical:
+    moved = [one for one in drifts.tensors if one.relative > one.tolerance]
+    if moved or drifts.shape_changed or not drifts.tensors or not drifts.same_names:
         return f"the weights differ from the base {drifts.base}"
+    rounded = "" if drifts.identical else " but for the rounding of its type"
     return Finding(
-        message=f"every one of {len(drifts.tensors)} tensors is equal to the base {drifts.base}",
+        message=f"every one of {len(drifts.tensors)} tensors is equal to the base {drifts.base}"
+        f"{rounded}",
         evidence=(Evidence(what="tensors that differ", found=0, expected="at least 1"),),
         cause="the untrained model was saved, or a merge had no effect",
         remedy=_REMEDY,
         # An unmodified copy may be what was wanted; a base that was named is a claim of training.
-        severity=Severity.HIGH,
+        severity=Severity.HIGH if drifts.identical else Severity.NOTE,
     )

@@ -1,0 +1,57 @@
+"""Facts about merges beyond k: what is left over, and which wrong scale a k stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leftover:
+    """What a merged tensor holds besides its base and k times the adapter's change."""
+
+    kind: str
+    """`low-rank` (another adapter), `plain-lora` (DoRA's magnitudes left out), `transposed`,
+    `four-bit` (the values lie on a grid of at most 16 levels) or `noise`."""
+    rank: int = 0
+    """Rank of it, when it is low."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeStory:
+    """Why a merge is not what it should be, as far as the values tell."""
+
+    leftovers: Mapping[str, Leftover]
+    """By module of the adapter: what is left over where it is more than rounding."""
+    astray: Mapping[str, Leftover]
+    """By tensor: the same for tensors that the adapter leaves alone and that differ."""
+    scales: Mapping[str, str]
+    """By module: the wrong scale that its k stands for, in words; empty when none fits."""
+
+    def modules_of(self, *kinds: str) -> tuple[str, ...]:
+        """Return the adapter's modules whose leftover is of one of the kinds."""
+        return tuple(name for name, one in self.leftovers.items() if one.kind in kinds)
+
+    @property
+    def is_on_four_bits(self) -> bool:
+        """Whether the tensors that the adapter leaves alone went through four bits."""
+        kinds = [one.kind for one in self.astray.values()]
+        return bool(kinds) and 2 * kinds.count("four-bit") > len(kinds)
+
+    @property
+    def carries_another(self) -> bool:
+        """Whether what else moved is of low rank: an adapter of another stage."""
+        kinds = [one.kind for one in self.astray.values()]
+        return bool(kinds) and 2 * kinds.count("low-rank") > len(kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeRanks:
+    """Ranks of the differences between a model and its base, where no adapter is known."""
+
+    base: str
+    """Folder of the base."""
+    low: Mapping[str, int]
+    """Matrices whose difference is of low rank, and that rank."""
+    full: tuple[str, ...]
+    """Matrices whose difference has the rank of a matrix of its size."""
