@@ -91,9 +91,16 @@ def _experts(tensors: list[Tensor], settings: Mapping[str, Any]) -> Iterator[Cou
         if (fused or router) and one.dtype in _FLOATS:
             what = "experts" if fused else "rows of the router"
             yield _exact(what, key, count, one.shape[0], one.name)
-    for prefix, numbers in sorted(by_layer.items()):
-        stored = len(numbers) if max(numbers) < count else max(numbers) + 1
-        yield _exact("experts", key, count, stored, f"{prefix}experts")
+    for prefix, numbers in sorted(by_layer.items()):  # those that are missing are another probe's
+        yield Count(
+            what="experts",
+            key=key,
+            declared=count,
+            stored=max(numbers) + 1,
+            least=0,
+            most=count,
+            tensor=f"{prefix}experts",
+        )
 
 
 def _positions(tensors: list[Tensor], settings: Mapping[str, Any]) -> Iterator[Count]:

@@ -26,7 +26,7 @@ from jinja2.utils import Namespace
 from harness.evidence.template import make_world
 from harness.registry import Missing
 
-SECONDS = 2
+SECONDS = 1
 """Processor time of a child; the longest public template needs some 0.05 s."""
 PATIENCE_S = 6.0
 """Time by the clock, for machines that are busy."""

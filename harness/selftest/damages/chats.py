@@ -234,3 +234,18 @@ def change_side(patient: Patient) -> None:
     """Save a side that was set for training."""
     edit_json(patient.options["base"] / SETTINGS, padding_side="left")
     edit_json(patient.path / SETTINGS, padding_side="right")
+
+
+def _count(patient: Patient, **counts: int) -> None:
+    """Change what the record says of the labels."""
+    path = patient.path / "mudpuppy.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["labels"] |= counts
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@damage("end-was-masked", patient="engine-lora", mode="FM01", probe="pad-is-eos")
+def mask_end(patient: Patient) -> None:
+    """Pad with the end token, and record that few samples taught it."""
+    _count(patient, samples=40, samples_ending_in_eos=3, truncated=0)
+    edit_json(patient.path / SETTINGS, pad_token="<|end|>")

@@ -26,10 +26,18 @@ def _change(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def _set(name: str, patient: str, probe: str, mode: str, file: str, **values: Any) -> None:
+def _set(
+    name: str,
+    patient: str,
+    probe: str,
+    mode: str,
+    file: str,
+    also: tuple[str, ...] = (),
+    **values: Any,
+) -> None:
     """Register a damage that sets keys of one file."""
 
-    @damage(name, patient=patient, mode=mode, probe=probe)
+    @damage(name, patient=patient, mode=mode, probe=probe, also=also)
     def apply(patient: Patient) -> None:
         edit_json(patient.path / file, **values)
 
@@ -88,7 +96,15 @@ _set(
 _set("layers-declared-less", "transformers-gpt-neox", COUNTS, "FM46", CONFIG, num_hidden_layers=1)
 _set("layers-declared-less-gpt2", "transformers-gpt2", COUNTS, "FM46", CONFIG, n_layer=1)
 _set("positions-declared-more", "transformers-gpt2", COUNTS, "FM46", CONFIG, n_positions=4096)
-_set("experts-declared-more", "transformers-mixtral", COUNTS, "FM46", CONFIG, num_local_experts=8)
+_set(
+    "experts-declared-more",
+    "transformers-mixtral",
+    COUNTS,
+    "FM46",
+    CONFIG,
+    also=("missing-tensors",),
+    num_local_experts=8,
+)
 _set("experts-declared-less", "transformers-qwen2-moe", COUNTS, "FM46", CONFIG, num_experts=2)
 _set("width-declared-more", "transformers-olmo2", COUNTS, "FM46", CONFIG, hidden_size=64)
 
