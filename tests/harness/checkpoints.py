@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -24,18 +21,14 @@ from transformers import (
 )
 
 from harness.doctor import diagnose, summarise
-from harness.findings import Status, Verdict
+from harness.findings import Diagnosis, Severity, Status, Verdict
+from harness.selftest.damages.merges import round_int4
+from harness.selftest.edit import edit_json, edit_tensors
+from harness.selftest.healthy.peft_lora import KINDS
+from harness.selftest.make import SIZES, SPECIAL
 
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+__all__ = ["SIZES", "SPECIAL", "edit_json", "edit_tensors", "round_int4"]
+
 FAMILIES = {
     "llama": LlamaConfig(**SIZES, **SPECIAL),
     "llama-tied": LlamaConfig(**SIZES, **SPECIAL, tie_word_embeddings=True),
@@ -48,26 +41,8 @@ FAMILIES = {
     "mixtral": MixtralConfig(**SIZES, **SPECIAL, num_local_experts=2),
 }
 ADAPTERS = {
+    **KINDS,
     "plain": {"target_modules": ["q_proj", "v_proj"]},
-    "all-linear": {"target_modules": "all-linear"},
-    "rslora": {"target_modules": ["q_proj", "up_proj"], "use_rslora": True, "r": 8},
-    "rank-pattern": {
-        "target_modules": ["q_proj", "v_proj"],
-        "rank_pattern": {"q_proj": 2, "layers.1.self_attn.v_proj": 6},
-    },
-    "alpha-pattern": {
-        "target_modules": ["q_proj", "v_proj"],
-        "alpha_pattern": {r"^model\.layers\.0.*q_proj": 32},
-    },
-    "modules-to-save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-    "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
-    "head": {"target_modules": ["q_proj", "lm_head"]},
-    "dora": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
-    "bias-all": {"target_modules": ["q_proj"], "bias": "all"},
-    "bias-lora": {"target_modules": ["q_proj"], "bias": "lora_only"},
-    "tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [90, 91]},
-    "some-layers": {"target_modules": ["q_proj"], "layers_to_transform": [0, 2]},
-    "pattern": {"target_modules": r".*\.layers\.[01]\..*(q|k)_proj"},
     "lora-bias": {"target_modules": ["q_proj"], "lora_bias": True, "base": "qwen2"},
 }
 ADVICE = {"adapter-scale-unportable", "adapter-needs-merging", "base-named-loosely"}
@@ -115,43 +90,10 @@ def save_tokenizer(folder: Path, tokens: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(value))
 
 
-def edit_json(path: Path, **changes: object) -> None:
-    """Set keys of a JSON file; None removes one."""
-    value = json.loads(path.read_text())
-    for key, new in changes.items():
-        if new is None:
-            value.pop(key, None)
-        else:
-            value[key] = new
-    path.write_text(json.dumps(value))
-
-
-def edit_tensors(
-    folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
-) -> None:
-    """Load the one weights file of a folder, change the tensors, and save them."""
-    (path,) = folder.glob("*.safetensors")
-    tensors = load_file(path)
-    made = change(tensors)
-    kept = tensors if made is None else made
-    save_file({k: v.contiguous().clone() for k, v in kept.items()}, path, {"format": "pt"})
-
-
 def copy(source: Path, target: Path) -> Path:
     """Copy a checkpoint so that it may be damaged."""
     shutil.copytree(source, target)
     return target
-
-
-def round_int4(weight: torch.Tensor, block_size: int = 16) -> torch.Tensor:
-    """Return a matrix after blockwise symmetric int4, written independently of the engine."""
-    rows = weight.float().numpy().astype(np.float32)
-    out = np.empty_like(rows)
-    for start in range(0, rows.shape[1], block_size):
-        block = rows[:, start : start + block_size]
-        scale = np.abs(block).max(axis=1, keepdims=True) / np.float32(7)
-        out[:, start : start + block_size] = np.clip(np.rint(block / scale), -7, 7) * scale
-    return torch.from_numpy(out)
 
 
 def found_in(path: Path, **options: object) -> set[str]:
@@ -162,3 +104,17 @@ def found_in(path: Path, **options: object) -> set[str]:
     assert diagnosis.verdict is Verdict.SICK, summarise(diagnosis)
     assert all(r.evidence and r.cause and r.remedy for r in diagnosis.findings)
     return {r.name for r in diagnosis.findings if r.name not in ADVICE}
+
+
+def assert_clean(path: Path, **options: object) -> Diagnosis:
+    """Require that nothing but advice is found, and return what was said."""
+    diagnosis = diagnose(path, **options)
+    bad = [
+        r
+        for r in diagnosis.probes
+        if r.status is Status.CRASHED
+        or (r.status is Status.FAILED and not (r.severity is Severity.NOTE and r.name in ADVICE))
+    ]
+    assert not bad, summarise(diagnosis)
+    assert diagnosis.verdict is Verdict.HEALTHY, diagnosis.why
+    return diagnosis

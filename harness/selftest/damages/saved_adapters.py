@@ -228,3 +228,26 @@ def leave_adapter(patient: Patient) -> None:
     """Save the merged model into the folder of its adapter."""
     for name in (SETTINGS, "adapter_model.safetensors"):
         shutil.copy(patient.options["adapter"] / name, patient.path)
+
+
+# --- on another model than it was trained on (FM06, FM53) ----------------------------------------
+
+
+def ask_with(patient: Patient, base: str) -> Patient:
+    """Ask with a model of another family as the base."""
+    from harness.selftest.healthy.transformers_families import FAMILIES
+    from harness.selftest.make import make_config, save_random
+
+    other = patient.path.parent / "other"
+    kind, settings = FAMILIES[base]
+    save_random(other, make_config(kind, **settings))
+    return patient.asking(base=other)
+
+
+for _patient in ("peft-lora", "peft-oft", "peft-lora-feature-extraction"):
+    damage(f"on-gpt2-{_patient}", patient=_patient, mode="FM06", probe="adapter-keys-dead")(
+        partial(ask_with, base="gpt2")
+    )
+damage(
+    "replication-forgotten", patient="peft-lora-replicated", mode="FM53", probe="adapter-keys-dead"
+)(partial(set_config, layer_replication=None))

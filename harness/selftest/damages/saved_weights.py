@@ -134,6 +134,18 @@ def add_layers(patient: Patient) -> None:
     edit_json(patient.path / "config.json", num_hidden_layers=5)
 
 
+@damage("keys-not-shared", patient="transformers-kv-shared", mode="FM46", probe="missing-tensors")
+def stop_sharing(patient: Patient) -> None:
+    """Say of layers that take the keys of earlier ones that they have their own."""
+    edit_json(patient.path / "config.json", num_kv_shared_layers=0)
+
+
+@damage("int8-layer-gone", patient="engine-int8", mode="FM34", probe="missing-tensors")
+def drop_int8(patient: Patient) -> None:
+    """Lose a projection of the int8 form of a model."""
+    drop_tensors(patient.path / "int8", "1.mlp.up_proj")
+
+
 @damage("wider-config", patient="transformers-llama", mode="FM46", probe="shapes-disagree")
 def widen_config(patient: Patient) -> None:
     """Take the settings of a model with a wider middle."""

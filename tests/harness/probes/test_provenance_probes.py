@@ -13,8 +13,15 @@ from harness.doctor import diagnose
 from harness.findings import Severity, Status
 from mudpuppy.provenance import fingerprint_model, hash_names
 from mudpuppy.quant.int8 import quantise_weights, save_int8
-from tests.harness.checkpoints import DTYPES, copy, edit_json, found_in, save_adapter, save_base
-from tests.harness.test_healthy_stays_healthy import assert_clean
+from tests.harness.checkpoints import (
+    DTYPES,
+    assert_clean,
+    copy,
+    edit_json,
+    found_in,
+    save_adapter,
+    save_base,
+)
 
 LABELS = {"samples": 8, "samples_ending_in_eos": 8, "truncated": 0}
 

@@ -11,8 +11,7 @@ from harness.doctor import diagnose
 from harness.evidence.source import CheckpointEvidence
 from harness.findings import Severity, Status
 from mudpuppy.tiny.families import build_family
-from tests.harness.checkpoints import copy, edit_json, save_base
-from tests.harness.test_healthy_stays_healthy import assert_clean
+from tests.harness.checkpoints import assert_clean, copy, edit_json, save_base
 
 
 @pytest.fixture(scope="module")
