@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -72,7 +73,8 @@ def load_settings(
         return parse_settings(Path(named), _read_table(Path(named), must_have=True) or {}), ""
     remark = ""
     root = Path(examined).resolve()
-    root = root.parent if root.is_file() else root
+    with suppress(OSError):  # a path that cannot be looked at is refused by the diagnosis
+        root = root.parent if root.is_file() else root
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         for file in (folder / OWN_FILE, folder / PROJECT_FILE):

@@ -42,7 +42,7 @@ def check(adapter: Adapter, files: Files) -> Finding | str:
         raise NotApplicable(f"the adapter is of type {adapter.kind[:40]}, not LORA")
     if not adapter.pairs:
         raise NotApplicable("the adapter holds no LoRA pairs")
-    evidence = [] if files.alone else _check_scale(adapter)
+    evidence = [] if files.alone else _check_scale(adapter) + _check_dora(adapter)
     for pair in adapter.pairs:
         evidence += _check_pair(adapter.settings, pair)
     if files.alone and not evidence:

@@ -122,7 +122,7 @@ for _name, _patient, _part in (
     ("bias-of-the-tower-gone", "transformers-whisper", "encoder.layers.1.fc1.bias"),
     ("layer-of-neox-gone", "transformers-gpt-neox", "layers.1.attention.dense"),
     ("half-a-layer-of-bloom-gone", "transformers-bloom", "h.1.mlp.dense_h_to_4h.weight"),
-    ("whole-expert-gone", "transformers-qwen3-moe", "layers.1.mlp.experts.2."),
+    ("part-of-an-expert-gone", "transformers-qwen3-moe", "layers.1.mlp.experts.2.up_proj"),
     ("router-gone", "transformers-qwen3-moe", "layers.1.mlp.gate."),
 ):
     damage(_name, patient=_patient, mode="FM34", probe="missing-tensors")(partial(drop, part=_part))
@@ -138,6 +138,18 @@ def add_layers(patient: Patient) -> None:
 def stop_sharing(patient: Patient) -> None:
     """Say of layers that take the keys of earlier ones that they have their own."""
     edit_json(patient.path / "config.json", num_kv_shared_layers=0)
+
+
+@damage(
+    "whole-expert-gone",
+    patient="transformers-qwen3-moe",
+    mode="FM34",
+    probe="inventory-disagrees",
+    also=("missing-tensors",),
+)
+def drop_expert(patient: Patient) -> None:
+    """Lose an expert of one layer."""
+    drop_tensors(patient.path, "layers.1.mlp.experts.2.")
 
 
 @damage("int8-layer-gone", patient="engine-int8", mode="FM34", probe="missing-tensors")
