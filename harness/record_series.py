@@ -19,6 +19,11 @@ ABOVE_LOWEST = (1.5, 0.5)
 """The same for the lowest stretch of a run that ends below its beginning."""
 HALF = 0.5
 """Share of what was gained that is lost again."""
+LARGEST_CHANCE = 13.5
+"""ln of 730,000: no vocabulary in use is larger."""
+WITHIN = 1.0
+"""Nats above chance that a random model of some width begins with: logits with a deviation of 1.3
+cost 0.8."""
 SHOWN = 8
 """Numbers of a series that evidence shows."""
 
@@ -117,6 +122,20 @@ def ends_higher(losses: Sequence[float]) -> bool:
 
 
 def has_diverged(log: TrainingLog) -> bool:
-    """Whether the training loss of a run ends higher; no for one that says nothing."""
+    """Whether the training loss of a run ends higher; no for one that says nothing.
+
+    A run that is thrown out by its first steps has no beginning to compare with but its first
+    loss; it counts where the end is worse than guessing.
+    """
     losses = log.finite("loss")
-    return not log.is_generating and len(losses) >= LEAST_POINTS and ends_higher(losses)
+    if log.is_generating or len(losses) < LEAST_POINTS:
+        return False
+    bound = bound_of_chance(log)
+    return ends_higher(losses) or losses[0] <= bound < end_of(losses)
+
+
+def bound_of_chance(log: TrainingLog) -> float:
+    """Return the loss above which a model is worse than one that guesses; infinite if unknown."""
+    if not log.is_language:
+        return math.inf
+    return (LARGEST_CHANCE if log.chance is None else log.chance) + WITHIN

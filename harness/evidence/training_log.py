@@ -26,6 +26,8 @@ STATE = "trainer_state.json"
 """What transformers writes into every checkpoint."""
 LOGS = ("steps.jsonl", "trainer_log.jsonl")
 """One JSON object a line: this project's engine, and LLaMA-Factory."""
+SUMMARY = "all_results.json"
+"""What transformers' example scripts write at the end: means over the whole run."""
 CARD = "README.md"
 CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 LOG_LIMIT_BYTES = 32_000_000
@@ -58,10 +60,13 @@ def find_training_log(evidence: CheckpointEvidence) -> TrainingLog:
     if path is None:
         raise NotApplicable("no record of a training run lies here")
     try:
-        if path.name == STATE:
+        if path.name == SUMMARY:
+            head = read_object(path)
+            rows: Iterable[Any] = ({**head, "step": 0},)
+        elif path.name == STATE:
             head = read_object(path)
             history = head.get("log_history")
-            rows: Iterable[Any] = history[:ROW_LIMIT] if isinstance(history, list) else ()
+            rows = history[:ROW_LIMIT] if isinstance(history, list) else ()
         else:
             head, rows = {}, _read_lines(path)
         series, last = _gather(rows)
@@ -98,6 +103,9 @@ def _places(evidence: CheckpointEvidence) -> Iterator[Path]:
         if below is not None:
             yield below
     yield from _states_below(evidence.folder)
+    summary = evidence.folder / SUMMARY
+    if summary.is_file() and not leaves_folder(evidence.folder, SUMMARY):
+        yield summary
 
 
 def _find_own(folder: Path) -> Path | None:

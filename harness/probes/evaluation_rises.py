@@ -34,6 +34,8 @@ def check(training_log: TrainingLog) -> Finding | str:
         raise NotApplicable("the loss of generated answers says nothing of their worth")
     require_points(log, "eval_loss", 3)
     points = [point for point in log.points("eval_loss") if abs(point.value) < 1e9]
+    if len(points) < 3:
+        raise Missing("evaluation losses of such a size cannot be compared")
     best = min(points, key=lambda point: point.value)
     later = [point for point in points if point.step > best.step]
     if not later or not _rises(points, best, later):

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import has_diverged, require_points, show, start_of
+from harness.record_series import (
+    LARGEST_CHANCE,
+    bound_of_chance,
+    has_diverged,
+    require_points,
+    show,
+    start_of,
+)
 from harness.registry import Missing, NotApplicable, probe
-
-LARGEST = 13.5
-"""ln of 730,000: no vocabulary in use is larger."""
-WITHIN = 1.0
-"""Nats above chance that a random model of some width begins with: logits with a deviation of 1.3
-cost 0.8."""
 
 
 @probe("MPD904", modes=["FM39", "FM11"], severity=Severity.HIGH)
@@ -36,9 +37,8 @@ def check(training_log: TrainingLog) -> Finding | str:
         raise NotApplicable("the run has no loss per token")
     losses = require_points(log, "loss", 3)
     chance = log.chance
-    bound = (LARGEST if chance is None else chance) + WITHIN
     begin = start_of(losses)
-    if begin <= bound:
+    if begin <= bound_of_chance(log):
         if chance is None:
             raise Missing(
                 "the vocabulary is not known, and with it the loss of a model that "
@@ -47,7 +47,11 @@ def check(training_log: TrainingLog) -> Finding | str:
         return f"the loss began at {begin:.3g}; guessing costs {chance:.3g}"
     if has_diverged(log):
         raise Missing("the loss rose further, which another probe reports")
-    known = f"ln V = {chance:.4g}" if chance is not None else f"ln V of any vocabulary ({LARGEST})"
+    known = (
+        f"ln V = {chance:.4g}"
+        if chance is not None
+        else f"ln V of any vocabulary ({LARGEST_CHANCE})"
+    )
     times = _explain(log, begin, chance)
     return Finding(
         message=f"the loss began at {begin:.4g}, above {known}: it is no mean over tokens",

@@ -20,7 +20,7 @@ from statistics import median
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import require_points, show
+from harness.record_series import bound_of_chance, require_points, show, start_of
 from harness.registry import Missing, NotApplicable, probe
 
 LEAST = 3
@@ -40,7 +40,9 @@ def check(training_log: TrainingLog) -> Finding | str:
     if not log.is_language:
         raise NotApplicable("the run has no loss per token")
     evaluated = require_points(log, "eval_loss", LEAST)
-    require_points(log, "loss", LEAST)
+    losses = require_points(log, "loss", LEAST)
+    if start_of(losses) > bound_of_chance(log):
+        raise Missing("the loss began above chance, which another probe judges")
     ratios = _ratios(log)
     if len(ratios) < LEAST:
         raise Missing("too few evaluations lie between logged training losses")

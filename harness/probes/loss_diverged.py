@@ -19,7 +19,7 @@ from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
 from harness.record_series import (
     end_of,
-    ends_higher,
+    has_diverged,
     lowest_of,
     require_points,
     show,
@@ -37,7 +37,7 @@ def check(training_log: TrainingLog) -> Finding | str:
         raise NotApplicable("the loss of generated answers says nothing of their worth")
     losses = require_points(log, "loss")
     begin, end, lowest = start_of(losses), end_of(losses), lowest_of(losses)
-    if not ends_higher(losses):
+    if not has_diverged(log):
         return f"the loss went from {begin:.4g} to {end:.4g}, its lowest stretch at {lowest:.4g}"
     chance = log.chance
     beyond = chance is not None and end > chance

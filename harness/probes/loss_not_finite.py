@@ -23,7 +23,7 @@ from harness.findings import Evidence, Finding, Severity
 from harness.record_series import show
 from harness.registry import NotApplicable, probe
 
-NAMES = ("loss", "grad_norm", "eval_loss")
+NAMES = ("loss", "grad_norm", "train_loss", "eval_loss")
 MANY = 0.5
 """Share of steps without a finite gradient that no loss scaler explains."""
 
@@ -58,7 +58,7 @@ def check(training_log: TrainingLog) -> Finding | str:
 
 def _is_sick(values: tuple[float, ...], name: str) -> bool:
     wrong = [not math.isfinite(value) for value in values]
-    if name == "loss":
+    if name in ("loss", "train_loss"):
         return wrong[-1] or sum(wrong) > MANY * len(wrong)
     # A scaler overflows in its first steps, and once in a while: one such step proves nothing.
     lasting = all(wrong[-3:]) and len(wrong) >= 3

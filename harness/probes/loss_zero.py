@@ -30,6 +30,8 @@ def check(training_log: TrainingLog) -> Finding | str:
     """Report a loss or gradient norm of exactly zero."""
     log = training_log
     losses, norms = log.values("loss"), log.values("grad_norm")
+    if not losses and log.series.get("train_loss") and log.is_language:
+        return _check_mean(log)
     if not losses and not norms:
         raise NotApplicable(f"{log.file} logs neither loss nor gradient")
     if log.is_generating:
@@ -40,6 +42,10 @@ def check(training_log: TrainingLog) -> Finding | str:
     silent += [] if is_filtered else _zeros(log, "grad_norm", norms)
     if not silent:
         return f"loss and gradient in {log.file} are not zero"
+    return _report(silent)
+
+
+def _report(silent: list[Evidence]) -> Finding:
     return Finding(
         message=f"{' and '.join(piece.what.split(' ')[0] for piece in silent)} stayed at 0 from "
         "the first step to the last: nothing was trained",
@@ -48,6 +54,14 @@ def check(training_log: TrainingLog) -> Finding | str:
         "no trained parameter is connected to the loss",
         remedy="print the labels of one batch; then count the parameters with requires_grad=True",
     )
+
+
+def _check_mean(log: TrainingLog) -> Finding | str:
+    """Judge a run that logged no step by the mean that it ends with."""
+    mean = log.values("train_loss")[-1]
+    if mean != 0.0:
+        return f"the mean training loss in {log.file} is {mean:.4g}"
+    return _report([show(log, "train_loss", "above 0")])
 
 
 def _zeros(log: TrainingLog, name: str, values: tuple[float, ...]) -> list[Evidence]:

@@ -13,11 +13,11 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
 
 FILES = sorted(Path(harness.probes.__path__[0]).glob("[a-z]*.py"))
-DOCTOR = {"--base", "--adapter", "--generate", "--quiz", "--voice"}
+DOCTOR = {"--base", "--adapter", "--generate", "--quiz", "--voice", "--env"}
 FLAGS = DOCTOR | {flag_of(name) for name in TrainingConfig.model_fields}
-OTHERS = {"--dtype", "--time-style"}
-"""Flags of `vllm serve` and of `ls`."""
-COMMANDS = {"estimate", "explain", "tiny", "train", "..."}
+OTHERS = {"--dtype", "--time-style", "--compute"}
+"""Flags of `vllm serve`, of `ls` and of `mud-puppy env`."""
+COMMANDS = {"env", "estimate", "explain", "tiny", "train", "..."}
 """What may follow `mud-puppy`; three dots stand for the words of the run."""
 
 
