@@ -152,8 +152,8 @@ class ProbeResult:
     """Of a finding: the same for the same code, subject, files and tensors, whatever the numbers;
     16 hexadecimal digits."""
     caused_by: str = ""
-    """Code of the finding on the same subject that explains this one; empty for one that stands
-    alone."""
+    """Code of the finding that explains this one, on the same subject or, from the record of a run,
+    on the whole run; empty for one that stands alone."""
     accepted: str = ""
     """Why a person accepts this finding; empty for one that nobody has accepted."""
     is_known: bool = False

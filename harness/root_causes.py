@@ -12,6 +12,10 @@ from dataclasses import replace
 
 from harness.findings import ProbeResult
 
+RUN = "."
+"""The subject that a trainer's whole output is."""
+RECORD = "MPD9"
+"""Beginning of the codes of the probes that read the record of a run."""
 _SAID = (
     "one-token-for-ever",
     "eos-flood",
@@ -171,24 +175,22 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
 def link_causes(results: Sequence[ProbeResult]) -> tuple[ProbeResult, ...]:
     """Return the results, findings with the code of the finding that explains them.
 
-    Notes explain nothing: what is worth knowing is no cause. Neither does a finding that somebody
-    accepted or that was known before: what follows from it stands for itself.
+    What the record of a run says explains what is found in each of its checkpoints; any other
+    finding explains those on the same subject. Notes explain nothing: what is worth knowing is no
+    cause. Neither does a finding that somebody accepted or that was known before: what follows
+    from it stands for itself.
     """
-    causes = [
-        (name, {result.subject: result.code for result in results if _may_explain(result, name)})
-        for name in EXPLAINS
-    ]
-    return tuple(_link(result, causes) for result in results)
+    sick = {(result.name, result.subject): result for result in results if result.is_sick}
+    return tuple(_link(result, sick) for result in results)
 
 
-def _may_explain(result: ProbeResult, name: str) -> bool:
-    return result.name == name and result.is_sick
-
-
-def _link(result: ProbeResult, causes: Sequence[tuple[str, Mapping[str, str]]]) -> ProbeResult:
+def _link(result: ProbeResult, sick: Mapping[tuple[str, str], ProbeResult]) -> ProbeResult:
     if not result.is_open:
         return result
-    for name, found in causes:
-        if result.subject in found and result.name in EXPLAINS[name]:
-            return replace(result, caused_by=found[result.subject])
+    for name, explained in EXPLAINS.items():
+        if result.name not in explained:
+            continue
+        cause = sick.get((name, result.subject)) or sick.get((name, RUN))
+        if cause and (cause.subject == result.subject or cause.code.startswith(RECORD)):
+            return replace(result, caused_by=cause.code)
     return result

@@ -12,9 +12,9 @@ from reports.diagnosis_summary import (
     Group,
     count_areas,
     count_endings,
-    describe_subject,
     group_findings,
     group_reasons,
+    group_subjects,
 )
 from reports.text import SHOWN_EVIDENCE, clean, describe_evidence
 
@@ -120,13 +120,11 @@ class _Page:
 
 
 def _write_subjects(page: _Page, diagnosis: Diagnosis) -> None:
-    subjects = diagnosis.facts.get("subjects", [])
-    names = [clean(str(facts["subject"])) for facts in subjects[:_SHOWN_SUBJECTS]]
-    room = max((len(name) for name in names), default=0)
-    for name, facts in zip(names, subjects, strict=False):
-        page.wrapped("  " if len(subjects) == 1 else f"  {name:<{room}}  ", describe_subject(facts))
-    if len(subjects) > _SHOWN_SUBJECTS:
-        page.line(f"  and {len(subjects) - _SHOWN_SUBJECTS} more")
+    grouped = group_subjects(diagnosis)
+    for names, text in grouped[:_SHOWN_SUBJECTS]:
+        page.wrapped("  ", text if len(grouped) == len(names) == 1 else f"{_places(names)}: {text}")
+    if len(grouped) > _SHOWN_SUBJECTS:
+        page.line(f"  and {len(grouped) - _SHOWN_SUBJECTS} more")
 
 
 def _write_group(page: _Page, group: Group) -> None:
@@ -146,7 +144,9 @@ def _write_group(page: _Page, group: Group) -> None:
     page.wrapped("    because  ", clean(result.cause))
     page.wrapped("    fix      ", clean(result.remedy), paint=("fix", "bold"))
     for other in group.consequences:
-        page.wrapped("    explains ", f"{_title(other)}: {clean(other.message)}")
+        also = f" (also in {_places(other.elsewhere)})" if other.elsewhere else ""
+        said = clean(other.finding.message)
+        page.wrapped("    explains ", f"{_title(other.finding)}{also}: {said}")
     page.wrapped("    more     ", f"mudpuppy-doctor explain {result.code}")
 
 

@@ -14,9 +14,9 @@ from reports.diagnosis_summary import (
     area_of,
     count_areas,
     count_endings,
-    describe_subject,
     group_findings,
     group_reasons,
+    group_subjects,
 )
 from reports.text import clean, format_value
 
@@ -76,10 +76,8 @@ def _template() -> jinja2.Template:
 def _lists(diagnosis: Diagnosis) -> dict[str, Any]:
     probes = diagnosis.probes
     return {
-        "subjects": [
-            (facts["subject"], describe_subject(facts))
-            for facts in diagnosis.facts.get("subjects", [])
-        ],
+        "subjects": group_subjects(diagnosis),
+        "has_folders": len(diagnosis.facts.get("subjects", [])) > 1,
         "counts": count_endings(diagnosis),
         "areas": count_areas(probes),
         "accepted": [one for one in diagnosis.findings if one.accepted],

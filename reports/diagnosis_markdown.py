@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from harness.findings import Diagnosis, ProbeResult, Severity, Status
 from reports.diagnosis_summary import (
     Group,
     count_areas,
     count_endings,
-    describe_subject,
     group_findings,
     group_reasons,
+    group_subjects,
 )
 from reports.text import SHOWN_EVIDENCE, code_markdown, describe_evidence, escape_markdown
 
 LIMIT = 60_000
 """Characters; a comment on GitHub holds 65,536."""
 _SHOWN_SUBJECTS = 20
+_SHOWN_PLACES = 10
+"""Folders that are named for one finding."""
 
 
 def write_markdown(diagnosis: Diagnosis) -> str:
     """Return the report; everything that comes from the checkpoint is escaped."""
     head = [f"# {diagnosis.verdict.upper()}: {escape_markdown(diagnosis.path)}"]
     head.append(f"{escape_markdown(diagnosis.why)}.")
-    subjects = diagnosis.facts.get("subjects", [])
+    grouped = group_subjects(diagnosis)
     named = [
-        f"- `{code_markdown(str(facts['subject']))}`: {escape_markdown(describe_subject(facts))}"
-        for facts in subjects[:_SHOWN_SUBJECTS]
+        f"- {_places(names)}: {escape_markdown(text)}" for names, text in grouped[:_SHOWN_SUBJECTS]
     ]
-    if len(subjects) > _SHOWN_SUBJECTS:
-        named.append(f"- and {len(subjects) - _SHOWN_SUBJECTS} more")
+    if len(grouped) > _SHOWN_SUBJECTS:
+        named.append(f"- and {len(grouped) - _SHOWN_SUBJECTS} more")
     blocks = [*head, "\n".join(named)]
     tail = [*(f"{escape_markdown(remark)}." for remark in diagnosis.remarks), _summary(diagnosis)]
     room = LIMIT - sum(len(block) + 2 for block in (*blocks, *tail))
@@ -77,6 +78,11 @@ def _title(result: ProbeResult) -> str:
     return f"{result.code} {result.name}{place}"
 
 
+def _places(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_PLACES} more" if len(names) > _SHOWN_PLACES else ""
+    return ", ".join(f"`{code_markdown(name)}`" for name in names[:_SHOWN_PLACES]) + more
+
+
 def _group(group: Group) -> Iterator[str]:
     result = group.finding
     yield f"## {result.severity or Severity.CRITICAL}: {_title(result)}"
@@ -88,11 +94,13 @@ def _group(group: Group) -> Iterator[str]:
     if len(result.evidence) > SHOWN_EVIDENCE:
         yield f"- and {len(result.evidence) - SHOWN_EVIDENCE} more"
     if group.elsewhere:
-        yield f"- also in: {', '.join(f'`{code_markdown(name)}`' for name in group.elsewhere)}"
+        yield f"- also in: {_places(group.elsewhere)}"
     yield f"- because: {escape_markdown(result.cause)}"
     yield f"- **fix**: {escape_markdown(result.remedy)}"
     for other in group.consequences:
-        yield f"- explains {_title(other)}: {escape_markdown(other.message)}"
+        also = f" (also in {_places(other.elsewhere)})" if other.elsewhere else ""
+        said = escape_markdown(other.finding.message)
+        yield f"- explains {_title(other.finding)}{also}: {said}"
     yield f"- more: `mudpuppy-doctor explain {result.code}`"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.findings import Diagnosis, ProbeResult, Severity, Status
@@ -30,8 +30,8 @@ class Group:
 
     finding: ProbeResult
     """The finding that stands for the group."""
-    consequences: tuple[ProbeResult, ...] = ()
-    """Findings that it explains, worst first."""
+    consequences: tuple[Group, ...] = ()
+    """Findings that it explains, here and elsewhere; groups without consequences of their own."""
     elsewhere: tuple[str, ...] = ()
     """Other subjects with the same finding, of the same severity."""
 
@@ -73,28 +73,31 @@ def group_findings(diagnosis: Diagnosis) -> tuple[Group, ...]:
     """
     found = [result for result in diagnosis.findings if result.is_open]
     by_place = {(result.code, result.subject): result for result in found}
-    below: dict[tuple[str, str], list[ProbeResult]] = {}
-    roots: dict[tuple[str, Severity | None], list[ProbeResult]] = {}
-    for result in found:
-        root = _find_root(result, by_place)
-        if root is result:
-            roots.setdefault((result.code, result.severity), []).append(result)
-        else:
-            below.setdefault((root.code, root.subject), []).append(result)
-    groups = [
-        Group(
-            finding=first,
-            consequences=tuple(below.get((first.code, first.subject), ())),
-            elsewhere=tuple(other.subject for other in others),
-        )
-        for first, *others in roots.values()
-    ]
+    roots = {id(result): _find_root(result, by_place) for result in found}
+    groups = []
+    for same in _alike([result for result in found if roots[id(result)] is result]):
+        inside = {id(result) for result in same}
+        below = [r for r in found if id(r) not in inside and id(roots[id(r)]) in inside]
+        consequences = tuple(_make_group(others) for others in _alike(below))
+        groups.append(replace(_make_group(same), consequences=consequences))
     return tuple(sorted(groups, key=_badness))
+
+
+def _alike(results: Sequence[ProbeResult]) -> list[list[ProbeResult]]:
+    """Return results of one code and severity together, in the order in which they begin."""
+    grouped: dict[tuple[str, Severity | None], list[ProbeResult]] = {}
+    for result in results:
+        grouped.setdefault((result.code, result.severity), []).append(result)
+    return list(grouped.values())
+
+
+def _make_group(same: Sequence[ProbeResult]) -> Group:
+    return Group(finding=same[0], elsewhere=tuple(other.subject for other in same[1:]))
 
 
 def _badness(group: Group) -> int:
     order = list(Severity)
-    inside = (group.finding, *group.consequences)
+    inside = (group.finding, *(other.finding for other in group.consequences))
     return min(order.index(result.severity or Severity.CRITICAL) for result in inside)
 
 
@@ -102,7 +105,10 @@ def _find_root(result: ProbeResult, by_place: Mapping[tuple[str, str], ProbeResu
     seen = {result.code}
     while result.caused_by and result.caused_by not in seen:
         seen.add(result.caused_by)
-        cause = by_place.get((result.caused_by, result.subject))
+        # Of a checkpoint, also what the record of the whole run says.
+        places = ((result.caused_by, result.subject), (result.caused_by, "."))
+        cause = next((by_place[place] for place in places if place in by_place), None)
+        seen.add(result.caused_by)
         if cause is None:
             break
         result = cause
@@ -154,6 +160,14 @@ def _commonest(reasons: Iterable[str]) -> str:
     for reason in reasons:
         counts[reason] = counts.get(reason, 0) + 1
     return max(counts, key=lambda reason: counts[reason]) if counts else ""
+
+
+def group_subjects(diagnosis: Diagnosis) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Return the names of the folders that are alike, with what they are."""
+    grouped: dict[str, list[str]] = {}
+    for facts in diagnosis.facts.get("subjects", []):
+        grouped.setdefault(describe_subject(facts), []).append(str(facts["subject"]))
+    return tuple((tuple(names), text) for text, names in grouped.items())
 
 
 def describe_subject(facts: dict[str, Any]) -> str:

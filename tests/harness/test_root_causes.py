@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from harness.doctor import conclude
 from harness.findings import ProbeResult, Severity, Status, Verdict
 from harness.registry import load_probes
 from harness.root_causes import EXPLAINS, link_causes
+from reports.diagnosis_summary import group_findings
 
 CODES = {one.name: one.code for one in load_probes()}
 
@@ -56,6 +60,11 @@ def test_findings_of_other_folders_explain_nothing():
     assert found["missing-tensors"] == ""
 
 
+def test_the_record_of_a_run_explains_its_checkpoints():
+    found = causes(failed("loss-not-finite"), failed("weights-nonfinite", subject="checkpoint-5"))
+    assert found["weights-nonfinite"] == CODES["loss-not-finite"]
+
+
 def test_notes_and_settled_findings_explain_nothing_and_stay():
     cause, result = failed("weights-nonfinite"), failed("logits-nonfinite")
     assert causes(cause, result)["logits-nonfinite"] == cause.code
@@ -72,3 +81,28 @@ def test_the_verdict_counts_causes_and_tells_of_what_follows():
     diagnosis = conclude("x", [failed("logits-nonfinite"), failed("weights-nonfinite")], {})
     assert diagnosis.verdict is Verdict.SICK
     assert diagnosis.why == "1 finding: MPD301 weights-nonfinite, and 1 that follows"
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [*EXPLAINS, *sorted({n for names in EXPLAINS.values() for n in names})]
+            ),
+            st.sampled_from([".", "checkpoint-1", "checkpoint-2"]),
+            st.sampled_from(list(Severity)),
+        ),
+        max_size=12,
+        unique_by=lambda one: one[:2],
+    )
+)
+def test_every_finding_is_shown_once_whatever_explains_what(chosen):
+    results = [failed(name, subject, severity) for name, subject, severity in chosen]
+    diagnosis = conclude("x", results, {})
+    shown = []
+    for group in group_findings(diagnosis):
+        for one in (group, *group.consequences):
+            places = (one.finding.subject, *one.elsewhere)
+            shown += [(one.finding.code, place) for place in places]
+    assert sorted(shown) == sorted((one.code, one.subject) for one in results)

@@ -125,10 +125,12 @@ def test_a_healthy_report_says_what_was_not_checked_and_what_does_not_apply():
     ]
 
 
-def test_long_names_of_folders_do_not_run_into_what_they_are():
-    lines = write_console(healthy(".", "checkpoint-12345")).splitlines()
-    assert "  checkpoint-12345  adapter, 2 tensors, 1 bytes" in lines
-    assert "  .                 adapter, 2 tensors, 1 bytes" in lines
+def test_folders_that_are_alike_are_told_together():
+    names = [".", *(f"checkpoint-{n}" for n in range(9))]
+    lines = write_console(healthy(*names)).splitlines()
+    first = "., checkpoint-0, checkpoint-1, checkpoint-2 and 6 more: adapter, 2 tensors, 1 bytes"
+    assert lines[1] == f"  {first}"
+    assert lines[2] == ""
 
 
 def test_colour_changes_nothing_but_colour():
