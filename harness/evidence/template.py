@@ -15,11 +15,14 @@ from harness.evidence.files import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files
 from harness.facts.files import Template
+from harness.facts.gguf import Gguf
 from harness.registry import Missing, NotApplicable
 
 LIMIT_BYTES = 400_000
 """Longest template that is parsed; the longest of the public ones have some 30,000."""
 FILE = "chat_template.jinja"
+GGUF_KEY = "tokenizer.chat_template"
+"""Setting of a GGUF file that holds a template; `.tool_use` and the like may follow."""
 SETTINGS = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
 """JSON files that may hold a template, under `chat_template`."""
 
@@ -57,6 +60,10 @@ def make_world() -> ImmutableSandboxedEnvironment:
 def list_templates(evidence: CheckpointEvidence) -> Iterator[tuple[str, str, str]]:
     """Yield file, name and text of every template."""
     files: Files = evidence.get("files")
+    gguf: Gguf | None = evidence.find("gguf") if files.is_gguf else None
+    for key, text in ({} if gguf is None else gguf.settings).items():
+        if key.startswith(GGUF_KEY) and isinstance(text, str):
+            yield files.names[0], key.removeprefix(GGUF_KEY).strip("."), text
     if FILE in files.names:
         yield FILE, "", _read(evidence)
     for file in SETTINGS:

@@ -51,6 +51,8 @@ def _no_index(evidence: list[Evidence]) -> Finding:
 
 def _compare(files: Files) -> list[Evidence]:
     index = files.index
+    if files.alone:
+        raise NotApplicable("one file was given, and an index lies beside it if there is one")
     if "model.safetensors" in files.names:
         raise NotApplicable("the model is one file, an index is not used")
     numbered = [file for file in files.weights if "-of-" in file.name]

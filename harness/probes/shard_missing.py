@@ -20,6 +20,7 @@ from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 
+_PART = re.compile(r"^(.+)-(\d{5})-of-(\d{5})\.gguf$")
 _NUMBERED = re.compile(r"^model-(\d{5})-of-(\d{5})\.safetensors$")
 
 
@@ -51,9 +52,23 @@ def _promised(files: Files) -> tuple[list[str], str]:
     if index is not None and index.weight_map and "model.safetensors" not in files.names:
         inside = set(index.weight_map.values()) - set(index.escaping)
         return sorted(inside), f"named in {index.name}"
+    if files.is_gguf:
+        return _promised_parts(files)
+    if files.alone:
+        raise NotApplicable("one file was given, not its folder")
     totals = [found.group(2) for name in files.names if (found := _NUMBERED.match(name))]
     if not totals or "model.safetensors" in files.names:
         raise NotApplicable("the model is not sharded")
     count = int(totals[0])
     names = [f"model-{i:05d}-of-{totals[0]}.safetensors" for i in range(1, min(count, 9999) + 1)]
     return names, f"'of {totals[0]}' in the names of the others"
+
+
+def _promised_parts(files: Files) -> tuple[list[str], str]:
+    """Return the names of all parts of a split GGUF model."""
+    part = _PART.match(files.names[0])
+    if part is None:
+        raise NotApplicable("the model is one GGUF file")
+    count = min(int(part[3]), 999)
+    names = [f"{part[1]}-{n:05d}-of-{part[3]}.gguf" for n in range(1, count + 1)]
+    return names, f"'of {part[3]}' in the names of the others"
