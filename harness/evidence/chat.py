@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ SYSTEM, QUESTION, ANSWER, NEXT = "Zebrawisdom", "Quokkaquestion", "Axolotlanswer
 """The words of each message: of letters alone, and such as no template writes by itself."""
 MAIN = (FILE, "tokenizer_config.json", "chat_template.json")
 """Files whose template is used for chats, the one that counts first."""
+SPEAKERS = re.compile(r"user|assistant|human|model|bot|instruction|response|question|answer", re.I)
+"""Words with which heads of turns say who speaks."""
 TURN_ENDS = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -177,8 +180,27 @@ def _lost(texts: Mapping[str, str]) -> Iterator[str]:
             yield "assistant"
         if QUESTION not in history or NEXT not in history:
             yield "earlier messages"
+        if not _is_in_order(history) and ANSWER in history:
+            yield "order"
+        if _is_speaker_lost(history):
+            yield "speakers"
+    if texts["question"].count(QUESTION) > 1:
+        yield "once"
     if SYSTEM not in texts.get("system", SYSTEM):
         yield "system"
+
+
+def _is_in_order(history: str) -> bool:
+    return 0 <= history.find(QUESTION) < history.find(ANSWER) < history.find(NEXT)
+
+
+def _is_speaker_lost(history: str) -> bool:
+    """Whether answers and questions have the same head although the heads name a speaker."""
+    if not _is_in_order(history):
+        return False
+    after_question = history.partition(QUESTION)[2].partition(ANSWER)[0]
+    after_answer = history.partition(ANSWER)[2].partition(NEXT)[0]
+    return after_question == after_answer and SPEAKERS.search(after_answer) is not None
 
 
 def _count_begins(text: str, begin: str) -> int:

@@ -85,10 +85,13 @@ def _read_new(settings: Mapping[str, Any]) -> Rope | None:
     if not isinstance(value, dict) or not value:
         return None
     nested = [one for one in value.values() if isinstance(one, dict)]
+    near = value.get("sliding_attention")
     if nested and "rope_type" not in value and "rope_theta" not in value:
         whole = value.get("full_attention")
         value = whole if isinstance(whole, dict) else nested[0]
-    return _rope(value, value.get("rope_theta"))
+    return _rope(
+        value, value.get("rope_theta"), near.get("rope_theta") if isinstance(near, dict) else None
+    )
 
 
 def _read_old(settings: Mapping[str, Any]) -> Rope | None:
@@ -97,10 +100,11 @@ def _read_old(settings: Mapping[str, Any]) -> Rope | None:
     if not written and not isinstance(scaling, dict):
         return None
     values = scaling if isinstance(scaling, dict) else {}
-    return _rope(values, settings.get(written[0]) if written else None)
+    near = settings.get("rope_local_base_freq", settings.get("local_rope_theta"))
+    return _rope(values, settings.get(written[0]) if written else None, near)
 
 
-def _rope(values: Mapping[str, Any], theta: Any) -> Rope:
+def _rope(values: Mapping[str, Any], theta: Any, near: Any) -> Rope:
     kind = values.get("rope_type", values.get("type", "default"))
     kind = kind[:40] if isinstance(kind, str) else "default"
     others = {
@@ -110,6 +114,7 @@ def _rope(values: Mapping[str, Any], theta: Any) -> Rope:
     }
     return Rope(
         theta=_number(theta),
+        near_theta=_number(near),
         kind=SAME_KINDS.get(kind, kind),
         values=dict(list(others.items())[:40]),
     )

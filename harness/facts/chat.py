@@ -82,7 +82,7 @@ class Chat:
     raised: str = ""
     """What it raises for a plain question, unless it refuses by intent."""
     lost: tuple[str, ...] = ()
-    """Roles whose words it leaves out without a word."""
+    """Roles whose words it leaves out; `order`, `speakers` or `once` where those are lost."""
     needed: str = ""
     """What stands between question and answer."""
     given: str = ""
@@ -168,6 +168,8 @@ class Rope:
     """The base of the frequencies; None when it is not written."""
     kind: str
     """`default`, `linear`, `yarn`, `llama3`, ...; other names of the same thing are replaced."""
+    near_theta: float | None = None
+    """The theta of layers that see only what is near, where layers differ."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """The other settings: factor, original_max_position_embeddings, ..."""
 

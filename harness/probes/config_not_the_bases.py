@@ -50,6 +50,8 @@ COMPUTES = (
     "n_group",
     "topk_group",
     "layer_types",
+    "partial_rotary_factor",
+    "rotary_pct",
     "sliding_window_pattern",
     "parallel_residual",
     "use_parallel_residual",

@@ -155,6 +155,10 @@ def _base(rope: RopeFacts) -> Iterator[_Found]:
             Severity.NOTE if stretched else Severity.HIGH,
             _piece("rope_theta", f"{rope.theta:g}{written}", f"{base.theta:g}, that of the base"),
         )
+    near, their_near = mine.near_theta, theirs.near_theta
+    if near is not None and their_near is not None and near != their_near:
+        found = _piece("rope_theta of near layers", f"{near:g}", f"{their_near:g}, the base's")
+        yield Severity.HIGH, found
     if mine.kind != theirs.kind:
         added = theirs.kind in FREE and mine.kind not in FREE
         yield (

@@ -25,6 +25,8 @@ from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes of tokenizers that have no end token of their own."""
 
 
 @probe("MPD808", modes=["FM03"], severity=Severity.HIGH)
@@ -35,7 +37,7 @@ def check(stop_tokens: StopTokens) -> Finding | str:
         raise NotApplicable("the configuration names no architecture that writes text")
     if facts.is_swapped:
         raise NotApplicable("begin and end are swapped, which another probe reports")
-    found = [*_words(facts), *_turn(facts), *_end(facts)]
+    found = [*_words(facts), *_turn(facts), *_end(facts), *_unnamed(facts)]
     if not found:
         return f"{len(facts.effective)} stop tokens fit tokenizer and template"
     worst = min(found, key=lambda pair: list(Severity).index(pair[0]))[0]
@@ -128,4 +130,17 @@ def _end(facts: StopTokens) -> Iterator[tuple[Severity, Evidence]]:
             found=stops[:200],
             expected=facts.end,
         ),
+    )
+
+
+def _unnamed(facts: StopTokens) -> Iterator[tuple[Severity, Evidence]]:
+    """Yield that a tokenizer of no class of its own names no end, where the model has one."""
+    naming = facts.naming
+    kind = naming.settings.get("tokenizer_class")
+    if naming.chosen.get("eos_token") or kind not in GENERIC or not facts.effective:
+        return
+    stops = ", ".join(naming.name(number)[:40] for number in sorted(facts.effective)[:5])
+    yield (
+        Severity.MEDIUM,
+        Evidence(what="eos_token", file="tokenizer_config.json", found="not named", expected=stops),
     )

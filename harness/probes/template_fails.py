@@ -1,7 +1,8 @@
-"""The chat template raises, or leaves messages out.
+"""The chat template raises, leaves messages out, or mixes them up.
 
 What it does: renders the template in a sandboxed child process, with limits, for a question, an
-answer, a second question and a system message, and looks for the words of every message.
+answer, a second question and a system message, and looks for the words of every message, their
+order, and heads that tell question from answer.
 
 Why it is bad: a template that raises stops the first conversation; one that leaves the question out
 lets the model answer something else; one that forgets earlier answers has no conversation (FM04).
@@ -23,6 +24,8 @@ _WORDS = {
     "user": "what the user says",
     "assistant": "what the assistant said before",
     "earlier messages": "the messages before the last",
+    "order": "the order of the messages",
+    "speakers": "who speaks: questions and answers have the same head",
     "system": "the system message",
 }
 
@@ -38,11 +41,14 @@ def check(chat: Chat) -> Finding | str:
         return _find(chat, f"raises for a plain question: {chat.raised}", chat.raised, None)
     if not chat.lost:
         return "the template writes every message of a short conversation"
-    grave = {"user": Severity.CRITICAL, "assistant": Severity.HIGH}
+    grave = {"user": Severity.CRITICAL, "assistant": Severity.HIGH, "order": Severity.HIGH}
+    grave |= {"speakers": Severity.HIGH}
     severity = grave.get(chat.lost[0], Severity.MEDIUM)
     if chat.lost == ("system",):
         severity = Severity.NOTE
-    return _find(chat, f"leaves out {_WORDS[chat.lost[0]]}", ", ".join(chat.lost), severity)
+    first = chat.lost[0]
+    what = "writes a message twice" if first == "once" else f"leaves out {_WORDS[first]}"
+    return _find(chat, what, ", ".join(chat.lost), severity)
 
 
 def _find(chat: Chat, what: str, found: str, severity: Severity | None) -> Finding:

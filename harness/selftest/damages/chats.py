@@ -249,3 +249,21 @@ def mask_end(patient: Patient) -> None:
     """Pad with the end token, and record that few samples taught it."""
     _count(patient, samples=40, samples_ending_in_eos=3, truncated=0)
     edit_json(patient.path / SETTINGS, pad_token="<|end|>")
+
+
+@damage("everybody-is-user", patient=CHATML, mode="FM04", probe=FAILS)
+def make_all_user(patient: Patient) -> None:
+    """Write the head of the user before every message."""
+    _edit_template(patient, "m.role", "'user'")
+
+
+@damage("last-message-first", patient=CHATML, mode="FM04", probe=FAILS)
+def turn_round(patient: Patient) -> None:
+    """Write the messages from the last to the first."""
+    _edit_template(patient, "in messages", "in messages[::-1]")
+
+
+@damage("template-empty", patient=CHATML, mode="FM04", probe=FAILS)
+def empty_template(patient: Patient) -> None:
+    """Leave a template without a word."""
+    (patient.path / TEMPLATE).write_text("\n", encoding="utf-8")

@@ -204,3 +204,21 @@ def rename_unknown(patient: Patient) -> None:
         value["model"]["unk_token"] = "[UNK]"
 
     _change(patient.path / TOKENIZER, change)
+
+
+_set(
+    "class-of-another-model",
+    "transformers-llama",
+    "architecture-disagrees",
+    "FM46",
+    CONFIG,
+    architectures=["MistralForCausalLM"],
+)
+_set(
+    "end-not-named",
+    "chat-chatml",
+    "stop-tokens-disagree",
+    "FM03",
+    SETTINGS,
+    eos_token=None,
+)
