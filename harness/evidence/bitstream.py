@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 Levels = NDArray[np.uint8]
 """Levels from 0 on."""
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Which of eight neighbouring outputs the nibbles of a word of AWQ hold, the lowest first."""
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+"""In which nibble of a word of AWQ each of eight neighbouring outputs lies, 0 for the lowest."""
 
 
 def unpack_words(words: NDArray[np.uint32], bits: int) -> Levels:
@@ -38,8 +38,7 @@ def unpack_awq(words: NDArray[np.uint32]) -> Levels:
     """Return the 4-bit levels of AWQ's words that run along a row: (rows, columns * 8)."""
     levels = unpack_words(np.ascontiguousarray(words.T), 4).T
     grouped = levels.reshape(levels.shape[0], -1, 8)
-    # Nibble k holds output AWQ_ORDER[k], so output j lies in the nibble that argsort names.
-    return np.ascontiguousarray(grouped[:, :, np.argsort(AWQ_ORDER)].reshape(levels.shape))
+    return np.ascontiguousarray(grouped[:, :, AWQ_PLACES].reshape(levels.shape))
 
 
 def unpack_nibbles(raw: NDArray[np.uint8], *, high_first: bool) -> Levels:

@@ -8,13 +8,18 @@ infinity in the scales is one in the values, and there is no other.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.evidence.gguf_file import TYPES
+from harness.evidence.source import CheckpointEvidence, Depth, provides
+from harness.facts.checkpoint import Tensor
+from harness.registry import Missing
 
 BLOCKS = {name: (block, size) for name, block, size in TYPES.values() if block > 1}
 """Elements and bytes of a block, by type."""
@@ -31,6 +36,7 @@ SCALES: dict[str, tuple[tuple[int, ...], str]] = {
     "MXFP4": ((0,), "e8m0"),
 }
 """Where in a block its scales lie, and of which type they are. IQ1_M spreads its over the block."""
+CHUNK_BYTES = 1 << 20
 _NAN_EXPONENT = 255
 """The one byte of e8m0 that is no number."""
 
@@ -58,6 +64,32 @@ def _load_decoder() -> Any | None:
         return importlib.import_module("gguf.quants")
     except ImportError:
         return None
+
+
+@provides("bad_blocks", Depth.WEIGHTS)
+def count_all(evidence: CheckpointEvidence) -> dict[str, int]:
+    """Return how many blocks have a bad scale, by tensor, where levels cannot be decoded."""
+    undecodable: tuple[Tensor, ...] = evidence.get("undecodable")
+    return {
+        tensor.name: sum(_count_in(evidence.folder / tensor.file, tensor))
+        for tensor in undecodable
+        if tensor.dtype in SCALES
+    }
+
+
+def _count_in(path: Path, tensor: Tensor) -> Iterator[int]:
+    """Yield the bad blocks of a tensor, part by part."""
+    size = BLOCKS[tensor.dtype][1]
+    step = CHUNK_BYTES // size * size
+    try:
+        with path.open("rb") as handle:
+            handle.seek(tensor.start)
+            for start in range(tensor.start, tensor.end, step):
+                raw = handle.read(min(step, tensor.end - start))
+                whole = len(raw) // size * size
+                yield count_bad_blocks(np.frombuffer(raw[:whole], np.uint8), tensor.dtype)
+    except OSError as problem:
+        raise Missing(f"{tensor.file} cannot be read: {problem.strerror}") from problem
 
 
 @cache

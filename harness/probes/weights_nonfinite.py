@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 from harness.facts.checkpoint import Numbers, Tensor
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, agree
 from harness.registry import Missing, probe
 
 
@@ -30,12 +30,17 @@ def check(
     undecodable: Sequence[Tensor],
     sample: str,
     judged_scales: Set[str],
+    bad_blocks: Mapping[str, int],
 ) -> Finding | str:
     """Count the values that are not finite; scales are judged with the levels they belong to."""
     bad = sorted(
         (one for name, one in numbers.items() if one.nonfinite and name not in judged_scales),
         key=lambda one: (-one.nonfinite / one.tensor.elements, one.tensor.name),
     )
+    broken = {name: number for name, number in bad_blocks.items() if number}
+    if not bad and broken:
+        return _broken(broken)
+    undecodable = [tensor for tensor in undecodable if tensor.name not in bad_blocks]
     if not bad and undecodable:
         raise Missing(
             f"values of type {undecodable[0].dtype} are not decoded here ({len(undecodable)} "
@@ -62,4 +67,19 @@ def check(
         cause="training diverged (look for a loss of NaN), or a cast to fp16 overflowed",
         remedy="resume from an earlier checkpoint with bf16 or fp32, a lower learning rate and "
         "gradient clipping; do not replace the values by zeros",
+    )
+
+
+def _broken(broken: Mapping[str, int]) -> Finding:
+    """Report blocks of levels whose scale is not finite, where the levels are not decoded."""
+    first = next(iter(broken))
+    return Finding(
+        message=f"NaN or infinite scales in {agree(len(broken), 'tensor', 'tensors')}: in "
+        f"{first} those of {agree(broken[first], 'block', 'blocks')} of levels",
+        evidence=tuple(
+            Evidence(what="blocks with a scale that is not finite", tensor=n, found=c, expected=0)
+            for n, c in broken.items()
+        ),
+        cause="the model was not finite when it was quantised, or the file was damaged",
+        remedy="run mudpuppy-doctor on the model that was converted, or fetch the file again",
     )

@@ -1,0 +1,54 @@
+"""Layers of few bits: what is unpacked here is what others packed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.evidence.bitstream import unpack_awq, unpack_nibbles, unpack_words
+from harness.selftest.packing import pack_awq, pack_nf4, pack_words
+from mudpuppy.quant.gptq_pack import pack_rows
+
+
+@given(bits=st.sampled_from([2, 3, 4, 8]), seed=st.integers(0, 99))
+def test_words_come_back_as_they_were_packed(bits, seed):
+    levels = np.random.default_rng(seed).integers(0, 2**bits, (96, 5))
+    words = pack_words(levels, bits)
+    assert words.shape == (96 * bits // 32, 5)
+    assert (unpack_words(words.view(np.uint32), bits) == levels).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_words_are_those_of_the_engines_own_packer(bits):
+    levels = torch.randint(0, 2**bits, (64, 7))
+    theirs = pack_rows(levels, bits).numpy()
+    assert (pack_words(levels.numpy(), bits) == theirs).all()
+    assert (unpack_words(theirs.view(np.uint32), bits) == levels.numpy()).all()
+
+
+def test_awq_interleaves_eight_outputs_of_a_word():
+    parts = pack_awq(np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32))
+    levels = unpack_awq(parts["qweight"].view(np.uint32))
+    assert levels.shape == (32, 16)
+    word = int(parts["qweight"].view(np.uint32)[0, 0])
+    nibbles = [(word >> (4 * place)) & 15 for place in range(8)]
+    assert [levels[0, output] for output in (0, 2, 4, 6, 1, 3, 5, 7)] == nibbles
+
+
+def test_nf4_is_what_bitsandbytes_packs():
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(64, 128)
+    levels, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    mine = pack_nf4(weight.numpy())
+    assert (mine["weight"] == levels.numpy()).all()
+    assert np.allclose(mine["weight.absmax"], state.absmax.numpy())
+    assert np.allclose(mine["weight.quant_map"], state.code.numpy(), atol=1e-6)
+
+
+def test_bitsandbytes_keeps_the_earlier_level_high():
+    raw = np.array([0x1F, 0x20], np.uint8)
+    assert unpack_nibbles(raw, high_first=True).tolist() == [1, 15, 2, 0]
+    assert unpack_nibbles(raw, high_first=False).tolist() == [15, 1, 0, 2]
