@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from harness.doctor import choose_probes
 from harness.explain import find_probes
-from harness.registry import Probe, load_probes
+from harness.registry import Probe, load_probes, select_probes
+from harness.selftest.modes import Mode, load_modes
 from mudpuppy.parser import FriendlyParser
 from reports.diagnosis_json import write_schema
 from reports.diagnosis_summary import AREAS, area_of
@@ -21,16 +22,38 @@ def run_explain(words: Sequence[str]) -> int:
     parser = FriendlyParser(prog="mudpuppy-doctor explain", allow_abbrev=False)
     asked = "a code such as MPD203, the name of a fault, an FM number, or the text of a warning"
     parser.add_argument("words", nargs="+", help=asked)
-    text = " ".join(parser.parse_args(words).words)
+    text = " ".join(parser.parse_args(words).words).strip()
+    if mode := _find_mode(text):
+        _print_mode(mode)
+        return 0
     first, *others = find_probes(text)
     if not others:
         _print_whole(first)
         return 0
     print(f"'{clean(text)[:100]}' may be about:\n")
-    for one in (first, *others[: SHOWN_MATCHES - 1]):
-        print(f"  {one.code}  {one.name:<32} {one.caption}")
+    _print_lines((first, *others[: SHOWN_MATCHES - 1]))
     print(f"\nmudpuppy-doctor explain {first.code} says more")
     return 0
+
+
+def _find_mode(text: str) -> Mode | None:
+    return next((mode for mode in load_modes() if mode.number == text.upper()), None)
+
+
+def _print_mode(mode: Mode) -> None:
+    """Print what the catalogue calls a failure mode, and which probes look for it."""
+    print(f"{mode.number} {mode.name} ({mode.severity}; shows in: {mode.depth})\n")
+    if mode.reason:
+        print(f"No checkpoint shows it: {mode.reason}\n")
+    probes = select_probes(load_probes(), [mode.number])
+    _print_lines(probes)
+    if probes:
+        print(f"\nmudpuppy-doctor explain {probes[0].code} says more")
+
+
+def _print_lines(probes: Sequence[Probe]) -> None:
+    for one in probes:
+        print(f"  {one.code}  {one.severity:<8}  {one.name:<32} {one.caption}")
 
 
 def run_list(words: Sequence[str]) -> int:
@@ -43,8 +66,7 @@ def run_list(words: Sequence[str]) -> int:
         inside = [one for one in chosen if area_of(one.code) == area]
         if inside:
             print(f"{area}")
-        for one in inside:
-            print(f"  {one.code}  {one.severity:<8}  {one.name:<32} {one.caption}")
+        _print_lines(inside)
     return 0
 
 

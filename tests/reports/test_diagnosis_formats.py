@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 import xmlschema
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -288,6 +288,8 @@ def test_markdown_fits_a_comment_and_says_what_is_left_out():
 
 
 @few
+@example("##[set-env name=x]y")
+@example("a\n::error::x")
 @given(NASTY)
 def test_github_gets_its_commands_and_no_others(text):
     lines = write_github(everything(text)).splitlines()

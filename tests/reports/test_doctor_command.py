@@ -186,6 +186,15 @@ def test_github_gets_annotations_and_a_summary(sick, tmp_path, monkeypatch, caps
     assert "## critical: MPD301" in text
 
 
+def test_a_failure_mode_is_explained_by_its_probes(capsys):
+    out = told(capsys, "explain", "fm17")
+    assert out.startswith("FM17 adapter stacking (critical; shows in: files)")
+    assert "MPD201" in out
+    assert "No checkpoint shows it" in told(capsys, "explain", "FM55")
+    for number in range(1, 67):
+        assert main(["explain", f"FM{number:02}"]) == 0
+
+
 def test_the_schema_is_printed(capsys):
     schema = json.loads(told(capsys, "schema"))
     assert schema["properties"]["schema_version"] == {"const": 3}
