@@ -15,6 +15,7 @@ from harness.doctor_paths import (
     require_file,
     require_model,
     require_questions,
+    require_stage,
     require_subject,
     resolve_tiny,
 )
@@ -45,6 +46,7 @@ def diagnose(
     *,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
+    against: str | Path | None = None,
     generate: bool = False,
     quiz: str | Path | None = None,
     voice: str | Path | None = None,
@@ -70,6 +72,8 @@ def diagnose(
         base: the model it was made from; otherwise taken from the checkpoint where it names a
             local folder.
         adapter: the adapter that a merged model was made with; otherwise found beside it.
+        against: an earlier stage, a model or an adapter folder, whose answers are the control in
+            place of the base's.
         generate: load the models and ask them (slow; the only part that starts torch).
         quiz: questions with answers (JSONL) for the accuracy probe.
         voice: voice profile (YAML) for the voice probe.
@@ -110,6 +114,7 @@ def diagnose(
             depth=deep,
             base=require_model(at_base),
             adapter=require_adapter(at_adapter),
+            against=require_stage(against),
             generate=generate or deep is Depth.BEHAVIOUR,
             quiz=require_file(quiz, "a quiz"),
             voice=require_file(voice, "a voice profile"),

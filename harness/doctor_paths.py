@@ -127,6 +127,25 @@ def require_adapter(path: str | Path | None) -> Path | None:
     return folder
 
 
+def require_stage(path: str | Path | None) -> Path | None:
+    """Return the folder of an earlier stage, a model or an adapter.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    if path is None:
+        return None
+    folder = resolve_tiny(path)
+    _require_folder(folder, "the folder of an earlier stage")
+    names = list_files(folder)
+    if not any(name.endswith(".safetensors") for name in names):
+        raise ModelError(
+            f"{folder} is no earlier stage: it holds no safetensors file",
+            hint="--against wants the checkpoint before the last stage of training",
+        )
+    return folder
+
+
 def require_file(path: str | Path | None, what: str) -> Path | None:
     """Return a file; None where none is given.
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.evidence.base import read_origin
-from harness.evidence.behaviour_child import Asked, Job, ask_in_child, base_job
+from harness.evidence.behaviour_child import Asked, Job, ask_in_child, control_job
 from harness.evidence.jsonfile import UnreadableJson, read_object
 from harness.evidence.reference_texts import NEUTRAL_TEXTS, PROMPTS, REFERENCES
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options, provides
@@ -67,6 +67,7 @@ def ask_models(evidence: CheckpointEvidence) -> Asked:
         folder,
         read_quiz(quiz),
         asks_all=quiz is not None or voice is not None,
+        against=options.against,
         adapter=None if merged is None or folder is None else Path(merged.root),
         compares=True,
         time_limit_s=options.time_limit_s,
@@ -209,6 +210,7 @@ def make_job(
     questions: Sequence[Question],
     *,
     asks_all: bool,
+    against: Path | None = None,
     adapter: Path | None = None,
     compares: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -219,6 +221,7 @@ def make_job(
     return Job(
         path=path,
         base=base,
+        against=against,
         adapter=adapter,
         prompts=tuple(prompt for prompt, _ in asked),
         golds=tuple(gold for _, gold in asked),
@@ -279,9 +282,8 @@ def _ask_once(
     progress: Callable[[str], None] = lambda text: None,
 ) -> Asked:
     """Ask checkpoint and base; a base is asked once for many checkpoints."""
-    control, kept, key = None, None, None
-    if job.base is not None:
-        key = base_job(job)
+    control, kept, key = None, None, control_job(job)
+    if key is not None:
         control = _known.get(key)
         kept = Path(_rooms.setdefault(key, TemporaryDirectory(prefix="mudpuppy-base-")).name)
     if in_process:

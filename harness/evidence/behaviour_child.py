@@ -26,6 +26,8 @@ from harness.registry import ControlFailed
 JOB, ANSWERS, LOG, PROGRESS = "job.json", "answers.json", "output.log", "progress.txt"
 CONTROL = "control.safetensors"
 """What the base's forward pass left for the comparison, in the folder that is kept for it."""
+PATHS = ("path", "base", "against", "adapter")
+"""Folders that a job names."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Environment of the child: whatever a checkpoint names, nothing is downloaded."""
 LOOK_S = 0.1
@@ -40,6 +42,8 @@ class Job:
     """A model folder, or an adapter folder."""
     base: Path | None
     """The control, and the base of an adapter."""
+    against: Path | None = None
+    """An earlier stage that is the control in place of the base."""
     adapter: Path | None = None
     """The adapter that a merged model was made with."""
     prompts: tuple[str, ...]
@@ -56,6 +60,11 @@ class Job:
     """Whether the checkpoint is compared with itself and its relatives."""
     time_limit_s: float = 900.0
     """Time for all of it; what takes long and is not needed for the rest stops at half of it."""
+
+    @property
+    def control(self) -> Path | None:
+        """What the checkpoint is held against: an earlier stage, or the base."""
+        return self.against or self.base
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +116,7 @@ def ask_in_child(
 
 def write_job(folder: Path, job: Job, control: Asked | None, kept: Path | None) -> None:
     """Write a job into a folder for the child to read."""
-    places = {"path": job.path, "base": job.base, "adapter": job.adapter, "kept": kept}
+    places: dict[str, Path | None] = {key: getattr(job, key) for key in PATHS} | {"kept": kept}
     wanted = asdict(job) | {key: one and str(one.resolve()) for key, one in places.items()}
     wanted["control"] = None if control is None else asdict(control)
     (folder / JOB).write_text(json.dumps(wanted), encoding="utf-8")
@@ -117,7 +126,7 @@ def read_job(folder: Path) -> tuple[Job, Asked | None, Path | None]:
     """Return what `write_job` wrote."""
     value = json.loads((folder / JOB).read_text(encoding="utf-8"))
     control, kept = value.pop("control"), value.pop("kept")
-    for key in ("path", "base", "adapter"):
+    for key in PATHS:
         value[key] = value[key] and Path(value[key])
     for key in ("prompts", "golds", "texts"):
         value[key] = tuple(value[key])
@@ -135,10 +144,13 @@ def thaw_asked(value: dict[str, Any]) -> Asked:
     return TypeAdapter(Asked).validate_python(value)
 
 
-def base_job(job: Job) -> Job:
-    """Return the job that asks only the base of a job, as a key for what is known of it."""
-    assert job.base is not None
-    return replace(job, path=job.base, base=None, adapter=None, compares=False, time_limit_s=0)
+def control_job(job: Job) -> Job | None:
+    """Return the job that asks only a job's control, as a key for what is known of it."""
+    if job.control is None:
+        return None
+    return replace(
+        job, path=job.control, against=None, adapter=None, compares=False, time_limit_s=0
+    )
 
 
 def _run(folder: Path, job: Job, progress: Callable[[str], None]) -> int:

@@ -46,7 +46,7 @@ class Comparer:
         self.say(f"comparing: {name}")
         try:
             found = make()
-        except (*LOADING_PROBLEMS, AttributeError, IndexError) as problem:
+        except LOADING_PROBLEMS as problem:
             self.not_compared[name] = f"{type(problem).__name__}: {problem}"[:300]
             return
         if found is None:

@@ -188,6 +188,8 @@ def run(
     import torch
 
     order = sorted((n for n, row in enumerate(rows) if 0 < len(row) <= MAX_TOKENS), key=_by(rows))
+    if not order:
+        return
     limits = {"logits_to_keep": keep} if _can_limit(model) else {}
     size = batch_size(model, keep)
     for start in range(0, len(order), size):

@@ -56,6 +56,7 @@ def answer(
     wanted: Sequence[int] | None = None,
     empty: Sequence[int] = (),
     nonfinite: int | None = None,
+    be_patient: bool = True,
 ) -> Answers:
     """Answer prompts greedily; prompts of one length share a batch, unpadded.
 
@@ -67,6 +68,7 @@ def answer(
         wanted: places of the prompts to answer; all by default.
         empty: places of those whose answer is known to be empty.
         nonfinite: prompts whose logits are known not to be finite.
+        be_patient: whether some unfinished answers are given more time, and loops are sampled.
     """
     places = range(len(prompts)) if wanted is None else wanted
     encoded = {place: encode(tokenizer, prompts[place]) for place in places}
@@ -81,6 +83,8 @@ def answer(
         new = _cut(row, ends)
         texts[place] = tokenizer.decode(new, skip_special_tokens=True)
         counts[place], ended[place] = len(new), any(i in ends for i in row)
+    if not be_patient:
+        return Answers(texts=tuple(texts), new_tokens=tuple(counts), ended=tuple(ended))
     cut = [place for place in rows if ended[place] is False and not loops(texts[place])]
     patient = _be_patient(model, {place: encoded[place] for place in cut}, ends, len(rows))
     looping = [place for place in rows if loops(texts[place])]

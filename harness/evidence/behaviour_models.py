@@ -28,7 +28,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Files without one of which there is no tokenizer."""
 SILENT = ("Model", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
 """Endings of the classes that are no language models."""
-LOADING_PROBLEMS = (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, Missing)
+LOADING_PROBLEMS = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    Missing,
+)
 """What loaders raise for checkpoints that they cannot use."""
 
 

@@ -92,14 +92,15 @@ class _Session:
         loaded: models.Loaded | None = None,
         tokenizer: Any = None,
     ) -> Asked:
-        """Ask the base where it is not known, then the checkpoint, then compare."""
+        """Ask the control where it is not known, then the checkpoint, then compare."""
         job = self.job
         base: models.Loaded | None = None
-        if job.base is not None and (control is None or (self.is_adapter and loaded is None)):
-            base = self._load(job.base)
-            if control is None:
-                control = self._look(job.base, base, None)
-                _keep(control, kept)
+        if loaded is not None:
+            self.is_adapter = False  # whatever it is, its adapter cannot be switched off here
+        if job.control is not None and control is None:
+            base = self._load_control()
+            control = self._look(job.control, base, None, is_control=True)
+            _keep(control, kept)
         if loaded is None:
             loaded = self._attach(base) if self.is_adapter else self._swap(base)
         base = None
@@ -130,15 +131,27 @@ class _Session:
         with blaming(path):
             return models.load_model(path)
 
+    def _load_control(self) -> models.Loaded:
+        """Load the base, or the earlier stage that stands in its place."""
+        stage, base = self.job.against, self.job.base
+        if stage is None or base is None or not models.is_adapter(stage):
+            path = stage or base
+            assert path is not None
+            return self._load(path)
+        loaded = self._load(base)
+        with blaming(stage):
+            return replace(loaded, model=models.attach(loaded.model, stage))
+
     def _swap(self, base: models.Loaded | None) -> models.Loaded:
-        """Load the checkpoint, once the base is out of memory."""
-        if base is not None:
-            base.model = None
-            gc.collect()
+        """Load the checkpoint, once the control is out of memory."""
+        _let_go(base)
         return self._load(self.job.path)
 
     def _attach(self, base: models.Loaded | None) -> models.Loaded:
-        assert base is not None
+        assert self.job.base is not None
+        if base is None or self.job.against is not None:
+            _let_go(base)
+            base = self._load(self.job.base)
         self.say(f"attaching {self.job.path.name}")
         with blaming(self.job.path):
             return replace(base, model=models.attach(base.model, self.job.path))
@@ -152,7 +165,13 @@ class _Session:
         return None if folder is None else self.tokenizers[folder]
 
     def _look(
-        self, path: Path, loaded: models.Loaded, control: Seen | None, tokenizer: Any = None
+        self,
+        path: Path,
+        loaded: models.Loaded,
+        control: Seen | None,
+        tokenizer: Any = None,
+        *,
+        is_control: bool = False,
     ) -> Seen:
         """Read with a model and let it answer what that leaves open."""
         job = self.job
@@ -165,7 +184,6 @@ class _Session:
             self.say(f"reading with {path.name}")
             reading = prepare(loaded.model, tokenizer, job.prompts, job.golds, job.texts)
             forward, kept = measure(loaded.model, tokenizer, reading)
-            is_control = path == job.base
             wanted = self._choose(forward, control, is_control=is_control)
             self.say(f"{path.name} answers {len(wanted)} of {len(job.prompts)} prompts")
             empty = [p for p, top in zip(forward.places, forward.top, strict=True) if top == END]
@@ -198,7 +216,8 @@ class _Session:
 
     def _ask_the_rest(self, loaded: models.Loaded, control: Seen, mine: Seen) -> None:
         """Let the base answer what the checkpoint had to answer and it had not."""
-        if mine.answers is None or control.answers is None or self.job.base is None:
+        path = self.job.control
+        if mine.answers is None or control.answers is None or path is None:
             return
         pairs = zip(mine.answers.new_tokens, control.answers.new_tokens, strict=True)
         wanted = [
@@ -206,15 +225,22 @@ class _Session:
         ]
         if not wanted:
             return
-        if not self.is_adapter:  # both in memory: only where the checkpoint is in doubt
-            loaded = self._load(self.job.base)
-        tokenizer = self._tokenizer(self.job.base)
-        self.say(f"{self.job.base.name} answers {len(wanted)} more")
-        with blaming(self.job.base), bare(loaded.model, self.is_adapter):
+        is_bare = self.is_adapter and self.job.against is None
+        if not is_bare:  # both in memory: only where the checkpoint is in doubt
+            loaded = self._load_control()
+        tokenizer = self._tokenizer(path)
+        self.say(f"{path.name} answers {len(wanted)} more")
+        with blaming(path), bare(loaded.model, is_bare):
             more = answer(
                 loaded.model, tokenizer, self.job.prompts, self.job.max_new_tokens, wanted=wanted
             )
         control.answers = _merge(control.answers, more)
+
+
+def _let_go(loaded: models.Loaded | None) -> None:
+    if loaded is not None:
+        loaded.model = None
+        gc.collect()
 
 
 def _merge(old: Answers, new: Answers) -> Answers:

@@ -10,12 +10,19 @@ from pathlib import Path
 from harness.evidence.behaviour import MAX_NEW_TOKENS, judge_answers, read_quiz, read_voice
 from harness.evidence.endpoint_client import Endpoint
 from harness.evidence.reference_texts import PROMPTS
+from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.behaviour import Answers, BehaviourFacts
 from harness.facts.served import Reply, Served
-from harness.registry import ControlFailed
+from harness.registry import ControlFailed, NotApplicable
 
 PATIENT_PROMPTS, PATIENT_TOKENS = 4, 256
 """Of how many unfinished answers it is seen whether they end at all, and within how many tokens."""
+
+
+@provides("served")
+def give_served(evidence: CheckpointEvidence) -> Served:
+    """Say that a folder is not served; `harness.served` gives this evidence itself."""
+    raise NotApplicable("no server was named; pass --endpoint URL")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,8 @@ class Options:
 
     base: Path | None = None
     """The base model, when named."""
+    against: Path | None = None
+    """An earlier stage that answers are held against in place of the base's, when named."""
     adapter: Path | None = None
     """The adapter that a merged model was made with, when named."""
     depth: Depth = Depth.LINEAGE

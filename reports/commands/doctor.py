@@ -109,6 +109,8 @@ def _parser() -> FriendlyParser:
 def _add_sources(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--base", metavar="PATH", help="the model it was made from, or tiny")
     group.add_argument("--adapter", metavar="PATH", help="the adapter a merged model came from")
+    earlier = "an earlier stage to hold the answers against, in place of the base"
+    group.add_argument("--against", metavar="PATH", help=earlier)
     group.add_argument("--generate", action="store_true", help="load the models and ask them")
     group.add_argument("--quiz", metavar="FILE", help="questions with answers (JSONL)")
     group.add_argument("--voice", metavar="FILE", help="voice profile (YAML)")
@@ -239,6 +241,7 @@ def _examine_files(
         path,
         base=arguments.base or settings.base,
         adapter=arguments.adapter or settings.adapter,
+        against=arguments.against,
         generate=arguments.generate,
         quiz=arguments.quiz or settings.quiz,
         voice=arguments.voice or settings.voice,
