@@ -13,10 +13,14 @@ from harness.registry import Missing, NotApplicable
 
 LEAST_POINTS = 8
 """Logged points below which nothing is said of a course."""
-ABOVE_START = (1.2, 0.3)
-"""Factor and nats by which the end of a loss exceeds its beginning when it diverged."""
-ABOVE_LOWEST = (1.5, 0.5)
+ABOVE_START = (0.2, 0.3)
+"""Share and nats by which the end of a loss exceeds its beginning when it diverged."""
+FAR_ABOVE_START = (1.5, 1.0)
+"""The same where fewer than `LEAST_POINTS` are logged."""
+ABOVE_LOWEST = (0.5, 0.5)
 """The same for the lowest stretch of a run that ends below its beginning."""
+FEW_POINTS = 4
+"""Logged points below which not even a large change says anything."""
 HALF = 0.5
 """Share of what was gained that is lost again."""
 LARGEST_CHANCE = 13.5
@@ -73,11 +77,12 @@ def lowest_of(values: Sequence[float]) -> float:
 def noise_of(values: Sequence[float]) -> float:
     """Return the standard deviation of one point about its course, unmoved by outliers.
 
-    Differences of neighbours hold no slow course; 1.4826 makes their median a deviation, and
-    sqrt(2) takes one point of the two.
+    Second differences hold no slope; 1.4826 makes their median a deviation, and sqrt(6) that of one
+    point (1, -2 and 1 are added up).
     """
-    changes = [abs(right - left) for left, right in pairwise(values)]
-    return 1.4826 * median(changes) / math.sqrt(2) if changes else 0.0
+    changes = [right - left for left, right in pairwise(values)]
+    bends = [abs(right - left) for left, right in pairwise(changes)]
+    return 1.4826 * median(bends) / math.sqrt(6) if bends else 0.0
 
 
 def error_of(values: Sequence[float]) -> float:
@@ -112,13 +117,13 @@ def write_number(value: float) -> float | str:
 def ends_higher(losses: Sequence[float]) -> bool:
     """Whether a loss ends well above its beginning, or lost half of what it had gained."""
     begin, end, lowest = start_of(losses), end_of(losses), lowest_of(losses)
-    spare = 6 * error_of(losses)
-    factor, nats = ABOVE_START
-    if end > begin * factor + nats and end - begin > spare:
+    spare = 8 * error_of(losses)
+    share, nats = ABOVE_START if len(losses) >= LEAST_POINTS else FAR_ABOVE_START
+    if end - begin > max(share * abs(begin) + nats, spare):
         return True
-    factor, nats = ABOVE_LOWEST
-    lost = end - lowest > max(HALF * (begin - lowest), spare)
-    return end > lowest * factor + nats and lost
+    share, nats = ABOVE_LOWEST
+    lost = end - lowest > max(HALF * (begin - lowest), spare, share * abs(lowest) + nats)
+    return lost and len(losses) >= LEAST_POINTS
 
 
 def has_diverged(log: TrainingLog) -> bool:
@@ -128,7 +133,7 @@ def has_diverged(log: TrainingLog) -> bool:
     loss; it counts where the end is worse than guessing.
     """
     losses = log.finite("loss")
-    if log.is_generating or len(losses) < LEAST_POINTS:
+    if log.is_generating or len(losses) < FEW_POINTS:
         return False
     bound = bound_of_chance(log)
     return ends_higher(losses) or losses[0] <= bound < end_of(losses)
@@ -136,6 +141,7 @@ def has_diverged(log: TrainingLog) -> bool:
 
 def bound_of_chance(log: TrainingLog) -> float:
     """Return the loss above which a model is worse than one that guesses; infinite if unknown."""
-    if not log.is_language:
+    if not log.predicts_tokens:
         return math.inf
-    return (LARGEST_CHANCE if log.chance is None else log.chance) + WITHIN
+    chance = LARGEST_CHANCE if log.chance is None else log.chance
+    return chance + WITHIN * (1 if len(log.finite("loss")) >= LEAST_POINTS else 2)

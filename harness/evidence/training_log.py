@@ -200,6 +200,7 @@ def _describe(
     best = head.get("best_model_checkpoint")
     inside = path.parent == evidence.folder
     epochs = read_number(head.get("epoch"))
+    is_text, vocabulary = _find_vocabulary(evidence)
     return TrainingLog(
         file=path.name if inside else f"{path.parent.name}/{path.name}",
         series=series,
@@ -207,13 +208,15 @@ def _describe(
         place=int(place[1]) if place else None,
         finished_steps=_count(head.get("global_step")),
         planned_steps=_count(head.get("max_steps")) or None,
+        planned_epochs=read_number(head.get("num_train_epochs")),
         epochs=epochs,
         best_place=re.split(r"[/\\]", best)[-1][:100] if isinstance(best, str) else "",
         can_stop_early=_can_stop_early(head.get("stateful_callbacks")),
         samples=_find_samples(evidence, series, epochs),
         asked=asked,
         asked_in=asked_in,
-        vocabulary=_find_vocabulary(evidence),
+        is_text=is_text,
+        vocabulary=vocabulary if is_text else None,
     )
 
 
@@ -250,22 +253,22 @@ def _find_samples(
     return found if math.isfinite(found) and found > 0 else None
 
 
-def _find_vocabulary(evidence: CheckpointEvidence) -> int | None:
-    """Return the size of the vocabulary where the run predicts tokens."""
+def _find_vocabulary(evidence: CheckpointEvidence) -> tuple[bool, int | None]:
+    """Return whether the model predicts tokens, and the size of its vocabulary."""
     adapter: Adapter | None = evidence.find("adapter")
     task = adapter.settings.get("task_type") if adapter else None
     if task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        return None
+        return False, None
     config: Mapping[str, Any] = evidence.find("config") or {}
     if not config:
         base: Base | None = evidence.find("base")
         config = base.config if base else {}
     kinds = config.get("architectures")
     first = str(kinds[0]) if isinstance(kinds, list) and kinds else ""
-    if adapter is None and not first.endswith(("LMHeadModel", "LM", "ConditionalGeneration")):
-        return None
+    if task is None and not first.endswith(("LMHeadModel", "LM", "ForConditionalGeneration")):
+        return False, None
     size = read_number(text_settings(config).get("vocab_size"))
-    return int(size) if size is not None and 1 < size < 1e9 else None
+    return True, int(size) if size is not None and 1 < size < 1e9 else None
 
 
 def _read_asked(evidence: CheckpointEvidence) -> tuple[dict[str, Any], str]:

@@ -56,8 +56,8 @@ def find_defects(
         for entry in read_table()
         if entry["package"] == package
         and place in entry["at"]
-        and is_within(version, entry["affected"])
         and all(_holds(known.get(name), want) for name, want in entry.get("with", {}).items())
+        and is_within(version, entry["affected"])
     ]
     return tuple(sorted(found, key=lambda one: ORDER.index(one.severity)))
 

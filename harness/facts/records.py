@@ -42,6 +42,8 @@ class TrainingLog:
     """Optimizer steps that the trainer says it has finished."""
     planned_steps: int | None = None
     """Steps that were planned; None where nobody says."""
+    planned_epochs: float | None = None
+    """Epochs that were planned; None where nobody says."""
     epochs: float | None = None
     """Epochs of the training set that were finished."""
     best_place: str = ""
@@ -54,8 +56,10 @@ class TrainingLog:
     """Settings that the run was started with, by transformers' names, where they were written."""
     asked_in: str = ""
     """File that says so."""
+    is_text: bool = False
+    """Whether the model is known to predict tokens, and not scores, classes or vectors."""
     vocabulary: int | None = None
-    """Rows of the vocabulary that answers are chosen from; None for other tasks or unknown."""
+    """Rows of its vocabulary; None for other tasks or unknown."""
 
     def points(self, name: str) -> tuple[Point, ...]:
         """Return the points of a series by step; of two at one step, the later one."""
@@ -85,6 +89,11 @@ class TrainingLog:
         """Whether the loss is that of the next token."""
         is_scoring = any(name in self.series for name in SCORING)
         return not (self.is_preference or self.is_generating or is_scoring)
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the loss is known to be that of the next token, in nats."""
+        return self.is_text and self.is_language
 
     @property
     def chance(self) -> float | None:

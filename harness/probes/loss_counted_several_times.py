@@ -37,8 +37,8 @@ WHOLE = 0.12
 def check(training_log: TrainingLog) -> Finding | str:
     """Report a steady whole multiple."""
     log = training_log
-    if not log.is_language:
-        raise NotApplicable("the run has no loss per token")
+    if not log.predicts_tokens:
+        raise NotApplicable("the run is not known to have a loss per token")
     evaluated = require_points(log, "eval_loss", LEAST)
     losses = require_points(log, "loss", LEAST)
     if start_of(losses) > bound_of_chance(log):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
 from harness.record_series import (
+    FEW_POINTS,
     end_of,
     has_diverged,
     lowest_of,
@@ -35,7 +36,7 @@ def check(training_log: TrainingLog) -> Finding | str:
     log = training_log
     if log.is_generating:
         raise NotApplicable("the loss of generated answers says nothing of their worth")
-    losses = require_points(log, "loss")
+    losses = require_points(log, "loss", FEW_POINTS)
     begin, end, lowest = start_of(losses), end_of(losses), lowest_of(losses)
     if not has_diverged(log):
         return f"the loss went from {begin:.4g} to {end:.4g}, its lowest stretch at {lowest:.4g}"

@@ -1,6 +1,6 @@
 """The recorded loss is the same number in every step.
 
-What it does: compares the logged losses with each other. Eight or more that are all equal, to the
+What it does: compares the logged losses with each other. Five or more that are all equal, to the
 last digit that was written, are no course of a training.
 
 Why it is bad: batches differ, and so do weights after a step; a loss that does not tell them apart
@@ -20,6 +20,8 @@ from harness.findings import Finding, Severity
 from harness.record_series import require_points, show
 from harness.registry import NotApplicable, probe
 
+LEAST = 5
+"""Logged losses that are not equal by chance."""
 SAME = 1e-6
 """Relative difference below which two losses are one."""
 
@@ -30,7 +32,7 @@ def check(training_log: TrainingLog) -> Finding | str:
     log = training_log
     if not log.is_language:
         raise NotApplicable("the loss of preferences and generated answers may stay where it is")
-    losses = require_points(log, "loss")
+    losses = require_points(log, "loss", LEAST)
     low, high = min(losses), max(losses)
     if high - low > SAME * abs(high) or high == 0.0:
         return f"the loss in {log.file} moved between {low:.4g} and {high:.4g}"

@@ -53,4 +53,4 @@ def check(training_log: TrainingLog) -> Finding | str:
 def _is_spike(points: list[Point], n: int, bound: float) -> bool:
     around = [p.value for p in points[max(0, n - AROUND) : n] + points[n + 1 : n + 1 + AROUND]]
     middle = median(around)
-    return points[n].value > TIMES * middle and points[n].value - middle > bound
+    return 0 < TIMES * middle < points[n].value and points[n].value - middle > bound

@@ -20,6 +20,7 @@ from harness.findings import Evidence, Finding, Severity
 from harness.record_series import end_of, error_of, require_points, show, start_of
 from harness.registry import NotApplicable, probe
 
+LEAST = 6
 LOST = 0.5
 """Share of the reward's beginning, or of the range it reached, that must be lost."""
 FLAT = (0.05, 0.05)
@@ -34,7 +35,7 @@ def check(training_log: TrainingLog) -> Finding | str:
     log = training_log
     if not log.is_generating:
         raise NotApplicable("the run does not train on generated answers")
-    rewards = require_points(log, "reward")
+    rewards = require_points(log, "reward", LEAST)
     found = [piece for piece in (_reward(log, rewards), _entropy(log), _kl(log)) if piece]
     if not found:
         return f"the reward went from {start_of(rewards):.3g} to {end_of(rewards):.3g}"
@@ -58,7 +59,7 @@ def _reward(log: TrainingLog, rewards: tuple[float, ...]) -> tuple[str, Evidence
 
 def _entropy(log: TrainingLog) -> tuple[str, Evidence] | None:
     values = log.finite("entropy")
-    if len(values) < 8:
+    if len(values) < LEAST:
         return None
     begin, end = start_of(values), end_of(values)
     rewards = log.finite("reward")
@@ -70,7 +71,7 @@ def _entropy(log: TrainingLog) -> tuple[str, Evidence] | None:
 
 def _kl(log: TrainingLog) -> tuple[str, Evidence] | None:
     values = log.finite("kl")
-    if len(values) < 8:
+    if len(values) < LEAST:
         return None
     begin, end = start_of(values), end_of(values)
     if end < FAR or end < TIMES * abs(begin):

@@ -20,11 +20,14 @@ from collections.abc import Sequence
 
 from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import end_of, error_of, require_points, show, start_of
+from harness.record_series import LEAST_POINTS, end_of, error_of, require_points, show, start_of
 from harness.registry import NotApplicable, probe
 
 SHARE, LARGE_SHARE = 0.33, 1.0
 """Fall of logps/chosen, relative to its beginning: a finding, and a severe one."""
+LEAST = 5
+LEAST_BETA = 0.008
+"""The lowest beta in use is 0.01."""
 REWARD = -5.0
 """`rewards/chosen` that is a finding where no logps are logged."""
 
@@ -35,7 +38,7 @@ def check(training_log: TrainingLog) -> Finding | str:
     log = training_log
     if not log.is_preference:
         raise NotApplicable("the run does not train preferences")
-    margins = require_points(log, "rewards/margins")
+    margins = require_points(log, "rewards/margins", LEAST)
     rewards = log.finite("rewards/chosen")
     grows = end_of(margins) > max(0.0, start_of(margins))
     likelihoods = log.finite("logps/chosen")
@@ -43,9 +46,8 @@ def check(training_log: TrainingLog) -> Finding | str:
         share = _share_lost(likelihoods)
     else:
         share = SHARE if len(rewards) > 3 and end_of(rewards) < REWARD else 0.0
-    # The likelihood of a batch depends on its rows; the reward is held against the reference.
-    is_below = len(rewards) < 4 or end_of(rewards) < 0
-    if not (grows and is_below and share >= SHARE):
+    is_believable = _agrees(likelihoods, rewards) if likelihoods else True
+    if not (grows and share >= SHARE and is_believable):
         return f"chosen answers lost {max(share, 0):.0%} of their log-likelihood"
     shown = [
         name
@@ -70,3 +72,14 @@ def _share_lost(values: Sequence[float]) -> float:
     if lost <= 5 * error_of(values) or start_of(values) >= 0:
         return 0.0
     return lost / abs(start_of(values))
+
+
+def _agrees(likelihoods: Sequence[float], rewards: Sequence[float]) -> bool:
+    """Whether the reward fell with the likelihood, which also depends on the rows of a batch.
+
+    The reward is beta times the difference to the reference, so that their quotient is beta.
+    """
+    if len(rewards) <= 3:
+        return len(likelihoods) >= LEAST_POINTS
+    lost = start_of(likelihoods) - end_of(likelihoods)
+    return -end_of(rewards) >= LEAST_BETA * lost

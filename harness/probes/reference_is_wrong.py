@@ -40,10 +40,18 @@ def check(training_log: TrainingLog) -> Finding | str:
     """Report a first margin that is far from 0, and margins that are 0 throughout."""
     log = training_log
     margins, losses = log.finite("rewards/margins"), log.finite("loss")
-    if not log.is_preference or not margins:
+    if not log.is_preference:
         raise NotApplicable("the run does not train preferences")
     if any(name in log.series for name in REFERENCE_FREE):
         raise NotApplicable("the objective has no reference")
+    if losses and all(abs(loss) < 1e-6 for loss in losses):
+        return _report(
+            log,
+            "the preference loss is 0 from the first step on",
+            "the reference is another model, or chosen and rejected answers carry no label",
+        )
+    if not margins:
+        raise Missing(f"{log.file} logs no rewards/margins")
     first = log.points("rewards/margins")[0]
     if len(margins) >= LEAST and all(margin == 0.0 for margin in margins):
         if losses and not all(math.isclose(one, math.log(2), abs_tol=1e-3) for one in losses):
@@ -64,12 +72,6 @@ def check(training_log: TrainingLog) -> Finding | str:
             "reference is another model than the one that training began with",
             "the reference has, or lacks, a stage that the policy does not: an SFT "
             "adapter that was merged into only one of them",
-        )
-    if losses and all(abs(loss) < 1e-6 for loss in losses):
-        return _report(
-            log,
-            "the preference loss is 0 from the first step on",
-            "the reference is another model, or chosen and rejected answers carry no label",
         )
     return f"the margin began at {margins[0]:.3g}, as against the model itself"
 

@@ -22,11 +22,20 @@ from statistics import median
 
 from harness.facts.records import Point, TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import LEAST_POINTS, noise_of, show, write_number
+from harness.record_series import noise_of, show, write_number
 from harness.registry import Missing, NotApplicable, probe
 
+LEAST = 5
 CLIMB = 0.1
 """Climb of the learning rate, as a share of its peak, that no rounding explains."""
+RETURN = 0.8
+"""Share of the peak that a restart comes back to."""
+LOW, LOW_OF_FEW, FEW = 0.15, 0.3, 12
+"""Share of the peak that a cosine has sunk to before it restarts; where few points are logged."""
+FINE, FINE_FOR_ONE = 6, 4
+"""Points of the shortest stretch that shows the shape of several restarts, and of one."""
+UNSURE = 2.5
+"""Logging intervals by which equal stretches may differ: each end falls between two points."""
 NEAR = 5
 """Losses on each side of a seam that are compared."""
 
@@ -39,7 +48,7 @@ def check(training_log: TrainingLog) -> Finding | str:
         raise NotApplicable(f"{log.file} logs neither loss nor learning rate")
     found = [piece for piece in (_back(log), _epochs(log), _rate(log), _loss(log)) if piece]
     if not found:
-        if len(log.points("learning_rate")) < LEAST_POINTS:
+        if len(log.points("learning_rate")) < LEAST:
             raise Missing(f"{log.file} holds too few steps to show where a run was resumed")
         return f"steps, epochs and learning rate in {log.file} go on without a jump"
     return Finding(
@@ -79,10 +88,10 @@ def _epochs(log: TrainingLog) -> tuple[str, Evidence] | None:
 
 def _rate(log: TrainingLog) -> tuple[str, Evidence] | None:
     points = log.points("learning_rate")
-    if len(points) < LEAST_POINTS or log.asked.get("lr_scheduler_type") == "cosine_with_restarts":
+    if len(points) < LEAST or log.asked.get("lr_scheduler_type") == "cosine_with_restarts":
         return None
     climbs = find_climbs(points)
-    if not climbs or are_regular([points[n].step for n in climbs], points, log.planned_steps):
+    if not climbs or are_regular(climbs, points, log.planned_steps):
         return None
     left, right = points[climbs[0]], points[climbs[0] + 1]
     text = (
@@ -107,17 +116,34 @@ def find_climbs(points: Sequence[Point]) -> list[int]:
     return found
 
 
-def are_regular(steps: Sequence[int], points: Sequence[Point], planned: int | None) -> bool:
-    """Whether climbs stand as regular restarts have them: stretches of one length."""
-    gaps = [right.step - left.step for left, right in pairwise(points)]
-    spare = 1.6 * median(gaps)
-    warm = max(points[: max(1, len(points) // 2)], key=lambda point: point.value).step
+def are_regular(climbs: Sequence[int], points: Sequence[Point], planned: int | None) -> bool:
+    """Whether climbs are restarts of a cosine: from near 0, after stretches of one length.
+
+    Args:
+        climbs: places in `points` after which the rate climbs.
+        points: learning rates by step.
+        planned: steps that were planned.
+    """
+    shortest = min(right - left for left, right in pairwise([-1, *climbs]))
+    if shortest < (FINE if len(climbs) > 1 else FINE_FOR_ONE):
+        return True  # logged too coarsely to tell a restart by its shape
+    peak = max(point.value for point in points)
+    few = len(points) < FEW
+    low = LOW_OF_FEW if few else LOW
+    if any(points[n].value > low * peak for n in climbs):
+        return False
+    steps = [points[n].step for n in climbs]
+    warm = max(points[: climbs[0] + 1], key=lambda point: point.value).step
     ends = [*steps, planned or points[-1].step]
-    begins = [warm if warm < steps[0] / 3 else points[0].step, *steps]
-    lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
+    lengths = [end - begin for begin, end in zip([warm, *steps], ends, strict=True)]
     if len(steps) > 1 and lengths[-1] < lengths[-2]:
         lengths.pop()  # the run may end within its last stretch
-    return max(lengths) - min(lengths) <= 2 * spare
+    if len(steps) == 1 and not few:
+        top = max(point.value for point in points if point.step > steps[0])
+        if top < RETURN * peak:
+            return False
+    interval = median(right.step - left.step for left, right in pairwise(points))
+    return max(lengths) - min(lengths) <= UNSURE * interval
 
 
 def _loss(log: TrainingLog) -> tuple[str, Evidence] | None:

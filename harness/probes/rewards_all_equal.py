@@ -20,6 +20,7 @@ from harness.findings import Finding, Severity
 from harness.record_series import require_points, show
 from harness.registry import NotApplicable, probe
 
+LEAST = 5
 NEARLY_ALL = 0.9
 
 
@@ -30,7 +31,7 @@ def check(training_log: TrainingLog) -> Finding | str:
     if not log.is_generating:
         raise NotApplicable("the run does not train on generated answers")
     name = "reward_std" if "reward_std" in log.series else "frac_reward_zero_std"
-    spreads = require_points(log, name)
+    spreads = require_points(log, name, LEAST)
     silent = [value == 0.0 if name == "reward_std" else value == 1.0 for value in spreads]
     late = silent[len(silent) // 2 :]
     if sum(late) < NEARLY_ALL * len(late):

@@ -81,7 +81,7 @@ def _judge_peak(log: TrainingLog, rates: Sequence[float], asked: float | None) -
     still_warming = peak == rates[-1] and rates[-1] > rates[0]
     if peak > HIGHER * asked:
         return f"the learning rate reached {peak:.3g}, and {asked:.3g} was asked for"
-    if peak < LOWER * asked and len(rates) >= 8 and not still_warming and _share(log) > COVERED:
+    if peak < LOWER * asked and len(rates) >= 12 and not still_warming and _share(log) > COVERED:
         return f"the learning rate never passed {peak:.3g}, and {asked:.3g} was asked for"
     return ""
 

@@ -30,19 +30,22 @@ def check(training_log: TrainingLog) -> Finding | str:
     if done is None:
         raise Missing(f"{log.file} has no global_step")
     steps = [point.step for points in log.series.values() for point in points]
-    found = []
+    found: list[tuple[str, float, str]] = []
     if log.planned_steps is not None and done > log.planned_steps:
         found.append(("max_steps", log.planned_steps, f"at most max_steps, {log.planned_steps}"))
     if log.place is not None and log.place != done:
         found.append(("the name of its folder", log.place, f"{log.place}, as its folder says"))
     if steps and max(steps) > done:
         found.append(("the last logged step", max(steps), f"{max(steps)}, which was logged"))
+    if log.epochs is not None and log.planned_epochs and log.epochs > log.planned_epochs + 0.5:
+        text = f"in at most {log.planned_epochs:g} epochs, and {log.epochs:.4g} are done"
+        found.append(("num_train_epochs", log.planned_epochs, text))
     if not found:
         plan = f" of {log.planned_steps}" if log.planned_steps else ""
         return f"the state stands at step {done}{plan}"
     return Finding(
         message=f"{log.file} stands at step {done}, against "
-        + ", ".join(f"{name} ({value})" for name, value, _ in found),
+        + ", ".join(f"{name} ({value:g})" for name, value, _ in found),
         evidence=tuple(
             Evidence(what="global_step", file=log.file, found=done, expected=expected)
             for _, _, expected in found
