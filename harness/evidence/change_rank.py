@@ -98,7 +98,8 @@ def rank_changes(evidence: CheckpointEvidence) -> ChangeRanks:
             full.append(name)
         else:
             low[name] = rank
-    return ChangeRanks(base=base.root, low=low, full=tuple(full))
+    others = len(moved) - len(names)
+    return ChangeRanks(base=base.root, low=low, full=tuple(full), others_moved=others)
 
 
 def _is_matrix(tensor: Tensor) -> bool:

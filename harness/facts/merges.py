@@ -55,3 +55,5 @@ class ChangeRanks:
     """Matrices whose difference is of low rank, and that rank."""
     full: tuple[str, ...]
     """Matrices whose difference has the rank of a matrix of its size."""
+    others_moved: int = 0
+    """Vectors, embeddings and heads that differ too: training of all weights moves them."""

@@ -23,6 +23,9 @@ from harness.registry import probe
 
 LEAST = 4
 """Matrices of low rank from which a merge is taken for sure."""
+MOST_RANKS = 2
+"""Different ranks that an adapter's merge shows; a short training of all weights, whose changes can
+be of low rank too, shows more."""
 
 
 @probe("MPD411", modes=["FM52"], severity=Severity.MEDIUM)
@@ -33,6 +36,8 @@ def check(change_ranks: ChangeRanks) -> Finding | str:
         return f"the difference to {change_ranks.base} has full rank: trained as a whole"
     ranks = sorted(low.values())
     shown = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}"
+    if change_ranks.others_moved or len(set(ranks)) > MOST_RANKS:
+        return f"{len(low)} of {len(low) + len(full)} matrices differ by {shown}, and others too"
     if not full or len(low) < max(LEAST, 2 * len(full)):
         return f"{len(low)} of {len(low) + len(full)} matrices differ by {shown}: an adapter merged"
     return Finding(

@@ -182,6 +182,7 @@ def _save_step(folder: Path, base: Path, step: int) -> None:
     save_tuned(folder, base, settings, scale=0.01 * step)
     torch.save({"state": {0: {"exp_avg": torch.zeros(3)}}}, folder / "optimizer.pt")
     torch.save([1, 2], folder / "rng_state.pth")
+    torch.save({"last_epoch": step}, folder / "scheduler.pt")
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
 
 

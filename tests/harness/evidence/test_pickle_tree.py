@@ -1,0 +1,95 @@
+"""Plain values come out of a pickle as they went in; nothing is called, and nothing hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import time
+from collections import OrderedDict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.evidence.pickle_tree import (
+    Call,
+    Named,
+    UnreadablePickle,
+    read_torch_tree,
+    read_tree,
+)
+
+KEYS = st.one_of(st.text(max_size=8), st.integers(), st.booleans(), st.none())
+VALUES = st.recursive(
+    st.one_of(KEYS, st.floats(allow_nan=False), st.binary(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.tuples(inner, inner),
+        st.dictionaries(KEYS, inner, max_size=4),
+    ),
+    max_leaves=20,
+)
+
+
+class Runs:
+    """A pickle that would make a folder if it were loaded."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@given(VALUES, st.integers(2, 5))
+@settings(max_examples=150, deadline=None)
+def test_plain_values_come_out_as_they_went_in(value, protocol):
+    assert read_tree(io.BytesIO(pickle.dumps(value, protocol))) == value
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+def test_nothing_is_called(tmp_path, protocol):
+    raw = pickle.dumps([Runs(tmp_path / "made")], protocol)
+    (call,) = read_tree(io.BytesIO(raw))
+    assert isinstance(call, Call)
+    assert isinstance(call.target, Named)
+    assert call.target.name.endswith(".mkdir")
+    assert not (tmp_path / "made").exists()
+
+
+def test_an_ordered_dictionary_is_a_dictionary():
+    assert read_tree(io.BytesIO(pickle.dumps(OrderedDict(a=1)))) == {"a": 1}
+
+
+def test_the_state_of_an_optimizer_is_listed(tmp_path):
+    layer = torch.nn.Linear(3, 5)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    tree = read_torch_tree(tmp_path / "optimizer.pt")
+    assert tree["param_groups"][0]["params"] == [0, 1]
+    assert tree["state"][0]["exp_avg"].arguments[2] == (5, 3)
+
+
+@given(st.binary(max_size=200), st.integers(0, 10_000))
+@settings(max_examples=300, deadline=None)
+def test_damaged_pickles_are_refused_in_one_way(noise, place):
+    raw = bytearray(pickle.dumps({"state": {n: [n, "x" * n, (n, 1.5)] for n in range(30)}}))
+    start = place % len(raw)
+    raw[start : start + len(noise)] = noise
+    started = time.monotonic()
+    with contextlib.suppress(UnreadablePickle):
+        read_tree(io.BytesIO(bytes(raw)))
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("raw", [b"(" * 900_000 + b".", b"]" * 900_000 + b".", b"(1" * 400_000])
+def test_a_long_pickle_ends_soon(raw):
+    started = time.monotonic()
+    with contextlib.suppress(UnreadablePickle):
+        read_tree(io.BytesIO(raw))
+    assert time.monotonic() - started < 5
