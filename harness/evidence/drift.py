@@ -165,7 +165,8 @@ class _Meter:
             size = _dot(after)
             if not math.isfinite(size):  # what is not finite is weights-nonfinite's finding
                 finite = np.isfinite(after)
-                size = _dot(np.where(finite, after, 0))
+                wide = after[finite].astype(np.float64)
+                size = float(np.dot(wide, wide))
                 after = np.where(finite, after, expected)
             gap += _dot(after - expected)
             old_squares += _dot(before)

@@ -87,6 +87,17 @@ def measure(folder: Path, tensor: Tensor) -> Numbers:
     return _conclude(folder, found)
 
 
+def scan_rows(folder: Path, tensor: Tensor) -> RowFacts | None:
+    """Sum the rows of one tensor; None where its type or shape has none.
+
+    Raises:
+        Missing: its file cannot be read or is too short.
+    """
+    for found in scan(folder, [tensor], rows=True):
+        return describe_rows(folder, found)
+    return None
+
+
 def _conclude(folder: Path, found: Found) -> Numbers:
     """Turn the keys of extremes into values, and count the zeros at the end."""
     tensor, extremes = found.tensor, found.extremes

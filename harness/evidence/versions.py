@@ -27,7 +27,8 @@ def read_table() -> tuple[dict[str, Any], ...]:
     """Return the entries of the table as they are written."""
     import yaml  # here, since most checkpoints ask for nothing that it reads
 
-    return tuple(yaml.safe_load(TABLE.read_text(encoding="utf-8")))
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where it was built: ten times
+    return tuple(yaml.load(TABLE.read_text(encoding="utf-8"), Loader=fast))
 
 
 def find_defects(
@@ -139,6 +140,10 @@ def _accumulates(evidence: CheckpointEvidence) -> bool:
     return number is not None and number > 1
 
 
+@provides("trap")
+@provides("installed")
+@provides("requirements")
+@provides("wheels")
 def _refuse(evidence: CheckpointEvidence) -> NoReturn:
     """Say that a checkpoint is no machine.
 
@@ -147,7 +152,3 @@ def _refuse(evidence: CheckpointEvidence) -> NoReturn:
     """
     del evidence
     raise NotApplicable("only --env looks at the machine")
-
-
-for _name in ("trap", "installed", "requirements", "wheels"):
-    provides(_name)(_refuse)
