@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from harness.findings import DIAGNOSIS_SCHEMA_VERSION, Diagnosis
+from harness.findings import DIAGNOSIS_SCHEMA_VERSION, Diagnosis, Evidence, Fixed, ProbeResult
 
 
 def write_json(diagnosis: Diagnosis) -> str:
@@ -18,6 +18,9 @@ def write_schema() -> str:
     """Return the JSON Schema of `write_json`, made from the fields of the diagnosis."""
     from pydantic import TypeAdapter
 
+    for part in (Diagnosis, ProbeResult, Evidence, Fixed):
+        # Their docstrings become descriptions; pydantic looks for this name, and only it does.
+        setattr(part, "__pydantic_config__", {"use_attribute_docstrings": True})  # noqa: B010
     schema = TypeAdapter(Diagnosis).json_schema(mode="serialization")
     del schema["properties"]["seconds"]  # measured anew each time, and left out
     _close(schema)
