@@ -4,6 +4,7 @@
 #   make mutants             plant every bug into the engine: which cell and probe notices?
 #   make doctor CKPT=path    diagnose a checkpoint
 #   make selftest            is the doctor any good? recall and false alarms of every probe
+#   make fuzz                200,000 hostile checkpoints: the doctor survives and touches nothing
 #   make bench               measure training against bare TRL, and merging against PEFT
 #   make setup               the installation alone
 # PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.
@@ -14,10 +15,10 @@ JOBS ?= 2
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure mutants test lint doctor selftest bench bench-throughput bench-merge bench-timings bench-cells clean
+.PHONY: always help setup pressure mutants test lint doctor selftest fuzz bench bench-throughput bench-merge bench-timings bench-cells clean
 
 help:
-	@sed -n '1,9p' Makefile
+	@sed -n '1,10p' Makefile
 
 setup: $(STAMP)
 
@@ -48,6 +49,9 @@ doctor: $(STAMP)
 
 selftest: $(STAMP)
 	@$(BIN)/mudpuppy-doctor selftest -j $(JOBS)
+
+fuzz: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.drive -j $(JOBS) --keep runs/fuzz
 
 bench: bench-throughput bench-merge
 

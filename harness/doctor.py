@@ -259,7 +259,7 @@ def _cap(result: ProbeResult) -> ProbeResult:
 def _why_unread(evidence: CheckpointEvidence) -> str:
     """Return why no weight could be read; by the headers, unless a probe asked for the values."""
     if is_header_only(evidence.folder):
-        files = evidence.find("files")
+        files = evidence.glance("files")
         held = files is not None and (files.weights or files.adapter)
         return "" if held else "of its files none is one whose header can be fetched"
     if not evidence.options.depth.reaches(Depth.WEIGHTS):
@@ -268,6 +268,8 @@ def _why_unread(evidence: CheckpointEvidence) -> str:
         evidence.get("decodable")
     except Missing as missing:
         return str(missing)
+    except Exception as failure:  # noqa: BLE001 - told by the probes that need it
+        return f"{type(failure).__name__}: {failure}"
     return evidence.was_missing("numbers")
 
 
@@ -279,14 +281,14 @@ def _why_unasked(evidence: CheckpointEvidence) -> str:
 
 def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
     """Return what was examined, as plain JSON types."""
-    files = evidence.find("files")
+    files = evidence.glance("files")
     if files is None:
         return {"subject": subject.name, "kind": "nothing"}
     described = [*files.weights, *files.adapter]
     tensors = [tensor for file in described for tensor in file.tensors]
-    base = evidence.find("base")
-    config = evidence.find("config") or {}
-    settings = evidence.find("adapter")
+    base = evidence.glance("base")
+    config = evidence.glance("config") or {}
+    settings = evidence.glance("adapter")
     return {
         "subject": subject.name,
         "kind": "adapter" if files.adapter else "model" if files.weights else "no weights",

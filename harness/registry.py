@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from harness.findings import Finding, ProbeResult, Rule, Severity, Status, fingerprint
@@ -76,6 +77,7 @@ def probe(
     return mark
 
 
+@cache
 def load_probes() -> tuple[Probe, ...]:
     """Import every file of `harness/probes/` and return its probe, in code order.
 

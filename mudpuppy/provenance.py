@@ -84,7 +84,7 @@ def hash_names(names: list[str]) -> str:
 
 def hash_text(text: str) -> str:
     """Return a short hash of a text, such as a chat template."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:

@@ -166,7 +166,10 @@ def leaves_folder(root: Path, name: str) -> bool:
     path = root / name
     if not path.is_symlink():
         return False
-    target, home = path.resolve(), root.resolve()
+    try:
+        target, home = path.resolve(), root.resolve()
+    except (OSError, RuntimeError):  # links in a ring
+        return True
     blobs = home.parent.parent / "blobs"
     is_cache = home.parent.name == "snapshots" and target.is_relative_to(blobs)
     return not (target.is_relative_to(home) or is_cache)

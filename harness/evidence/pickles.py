@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -62,6 +63,11 @@ HARMLESS = re.compile(
 
 `torch.storage._load_from_bytes` is left out on purpose: it unpickles what it is given."""
 
+_BROKEN = (
+    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What a damaged archive can make zipfile raise; a name that is no text is a ValueError."""
 _MARK, _UNKNOWN = object(), object()
 
 
@@ -204,7 +210,7 @@ def list_names(path: Path) -> tuple[tuple[str, ...], str]:
             _read_archive(path, reader)
         elif head == ZIP_MARK:
             reader.note("a zip archive that cannot be opened")
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as problem:
+    except _BROKEN as problem:
         reader.note(f"cannot be read: {str(problem)[:120]}")
     return tuple(reader.names), reader.problem
 
