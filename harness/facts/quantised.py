@@ -75,3 +75,19 @@ class Quantised:
     def flaws(self) -> tuple[Flaw, ...]:
         """The flaws of all layers."""
         return tuple(flaw for layer in self.layers for flaw in layer.flaws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """How far a quantised layer is from the base's weight."""
+
+    name: str
+    """Module path."""
+    bits: int
+    """Bits of a level."""
+    relative: float
+    """|dequantised - base| / |base| over the outputs that were compared."""
+    dead: int
+    """Inputs that have no weight left, where the base has some."""
+    inputs: int
+    """Inputs of the layer."""

@@ -252,3 +252,41 @@ def unpack_all(patient: Patient) -> Patient:
     base = load_file(patient.options["base"] / "model.safetensors")
     edit_tensors(patient.path, lambda _: base)
     return Patient(path=patient.path)
+
+
+FAR = "quantised-far-from-base"
+
+
+@damage("gptq-groups-shuffled", patient="gptq-v2-asymmetric", mode="FM48", probe=FAR)
+def shuffle_groups(patient: Patient) -> None:
+    """Turn the order of the groups of one layer around; every count and range stays right."""
+    _edit_part(patient, "g_idx", lambda value: value.max() - value)
+
+
+@damage("gptq-levels-of-another-layer", patient="gptq-v1", mode="FM48", probe=FAR)
+def swap_levels(patient: Patient) -> None:
+    """Give one layer the levels of another."""
+
+    def apply(tensors: Tensors) -> None:
+        name = f"model.{LAYER}.qweight"
+        tensors[name] = tensors[name.replace("layers.1", "layers.2")]
+
+    edit_tensors(patient.path, apply)
+
+
+@damage("gptq-inputs-dead", patient="gptq-v1", mode="FM48", probe=FAR)
+def kill_inputs(patient: Patient) -> None:
+    """Take the weight from eight inputs of one layer: all levels at the zero."""
+    _edit_part(patient, "qweight", lambda value: _fill_first(value, -0x77777778))
+
+
+@damage("nf4-rows-moved", patient="bnb-nf4", mode="FM48", probe=FAR)
+def move_rows(patient: Patient) -> None:
+    """Shift the levels of one layer by some blocks, as a wrong offset would."""
+    _edit_part(patient, f"{LAYER}.weight", lambda value: value.roll(4096, 0))
+
+
+@damage("int8-scales-of-another-layer", patient="bnb-int8", mode="FM48", probe=FAR)
+def scale_otherwise(patient: Patient) -> None:
+    """Make every scale of one layer twice as large."""
+    _edit_part(patient, "SCB", lambda value: value * 2)
