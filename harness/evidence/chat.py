@@ -59,11 +59,19 @@ def find_places(evidence: CheckpointEvidence) -> TemplatePlaces:
     end = naming.chosen.get("eos_token", "") if naming is not None else ""
     return TemplatePlaces(
         files=tuple(file for file, _, _ in found),
-        hashes=tuple(hash_text(text) for _, _, text in found),
+        hashes=tuple(_hash(text) for _, _, text in found),
         recorded=recorded if isinstance(recorded, str) else "",
         base=theirs[0][0] if theirs else "",
         turn_end=end if end in TURN_ENDS else "",
     )
+
+
+def _hash(text: str) -> str:
+    """Return the hash that the engine records; empty for a text that no encoding has."""
+    try:
+        return hash_text(text)
+    except UnicodeEncodeError:
+        return ""  # half of a surrogate pair
 
 
 @provides("base_begins")

@@ -6,9 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from harness.evidence.files import read_settings
+from harness.evidence.pieces import read_pieces
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files, Tokenizer
 from harness.registry import Missing
+
+PIECES = "tokenizer.model"
+"""The sentencepiece model of Llama, Mistral, Gemma and their kin, whose ids are its order."""
+UNREAD = ("tekken.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "qwen.tiktoken")
+"""Vocabularies whose ids are not told by the file alone, or not in JSON."""
 
 
 @provides("tokenizer")
@@ -29,9 +35,13 @@ def list_ids(evidence: CheckpointEvidence) -> dict[str, int]:
     """
     files: Files = evidence.get("files")
     source = _source(files)
-    settings = read_settings(evidence, source)
-    ids = dict(_vocabulary(settings) if source == "tokenizer.json" else _pairs(settings.items()))
-    if source == "vocab.json" and "added_tokens.json" in files.names:
+    if source == PIECES:
+        ids = dict(read_pieces(evidence.folder / source))
+    else:
+        settings = read_settings(evidence, source)
+        whole = source == "tokenizer.json"
+        ids = dict(_vocabulary(settings) if whole else _pairs(settings.items()))
+    if source != "tokenizer.json" and "added_tokens.json" in files.names:
         ids.update(_pairs(read_settings(evidence, "added_tokens.json").items()))
     if not ids:
         raise Missing(f"{source} holds no vocabulary that can be read here")
@@ -39,7 +49,15 @@ def list_ids(evidence: CheckpointEvidence) -> dict[str, int]:
 
 
 def _source(files: Files) -> str:
-    return "tokenizer.json" if "tokenizer.json" in files.names else "vocab.json"
+    """Return the file that holds the vocabulary, the one that loaders prefer.
+
+    Raises:
+        Missing: there is one of a form that is not read here.
+    """
+    found = next((n for n in ("tokenizer.json", "vocab.json", PIECES) if n in files.names), "")
+    if not found and (other := next((n for n in UNREAD if n in files.names), "")):
+        raise Missing(f"the vocabulary in {other} is of a form that is not read here")
+    return found or "tokenizer.json"
 
 
 def _vocabulary(settings: dict[str, Any]) -> Iterator[tuple[str, int]]:
