@@ -7,7 +7,9 @@ Where both score below the floor the control has failed and nothing is said (des
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
+from statistics import NormalDist
 
 from harness.findings import Evidence, Finding
 from harness.registry import ControlFailed
@@ -15,13 +17,21 @@ from harness.registry import ControlFailed
 FLOOR = 0.2
 """Score of the base below which it is no control: half of less cannot be told from nothing by
 some dozen answers."""
+RESAMPLES = 400
+"""Draws of the paired bootstrap; enough for the second digit of a confidence of 97.5%."""
 KEPT = 0.5
 """Share of the base's score below which a drop is a collapse; other data may cost some of it,
 the collapses of FM66 took nearly all (0.77 to 0.02)."""
 
 
 def judge_scores(
-    name: str, what: str, mine: Sequence[float], theirs: Sequence[float], first_answer: str
+    name: str,
+    what: str,
+    mine: Sequence[float],
+    theirs: Sequence[float],
+    first_answer: str,
+    *,
+    sureness: float = 0.95,
 ) -> Finding | str:
     """Compare the scores of a checkpoint's answers, 0 to 1 each, with those of its base.
 
@@ -31,6 +41,7 @@ def judge_scores(
         mine: scores of the checkpoint's answers.
         theirs: scores of the base's answers to the same prompts.
         first_answer: shown as evidence.
+        sureness: confidence of the interval; higher where many groups are judged at once.
 
     Raises:
         ControlFailed: neither of the two scores.
@@ -38,12 +49,12 @@ def judge_scores(
     score, before = sum(mine) / len(mine), sum(theirs) / len(theirs)
     if before < FLOOR and score < FLOOR:
         raise ControlFailed(f"the base itself scores {before:.2f}, so nothing can be concluded")
-    high = wilson_interval(score, len(mine))[1]
-    if before < FLOOR or high >= KEPT * before:
+    high = wilson_interval(score, len(mine), sureness)[1]
+    if before < FLOOR or high >= KEPT * before or not _is_paired_lower(mine, theirs):
         return f"{name} {score:.2f} of {len(mine)} answers, the base's {before:.2f}"
     return Finding(
-        message=f"{name} fell from {before:.2f} to {score:.2f} ({len(mine)} answers; with 95% "
-        f"confidence at most {high:.2f})",
+        message=f"{name} fell from {before:.2f} to {score:.2f} ({len(mine)} answers; with "
+        f"{sureness:.3g} confidence at most {high:.2f})",
         evidence=(
             Evidence(
                 what=what,
@@ -58,9 +69,28 @@ def judge_scores(
     )
 
 
-def wilson_interval(share: float, total: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share; of scores between 0 and 1 it is too wide."""
-    z = 1.96
+def can_collapse(theirs: Sequence[float]) -> bool:
+    """Whether a base scores so much on so many answers that a collapse to 0 would be certain."""
+    before = sum(theirs) / len(theirs)
+    return before >= FLOOR and wilson_interval(0, len(theirs))[1] < KEPT * before
+
+
+def _is_paired_lower(mine: Sequence[float], theirs: Sequence[float]) -> bool:
+    """Whether answers lost half of the score also when the questions are drawn again.
+
+    A bootstrap over the pairs (Efron): what makes a question hard for one model makes it hard for
+    its base, and a base with few right answers is no sure measure.
+    """
+    pairs = list(zip(mine, theirs, strict=True))
+    lost = [ours - KEPT * base for ours, base in pairs]
+    draw = random.Random(0)
+    means = sorted(math.fsum(draw.choices(lost, k=len(lost))) for _ in range(RESAMPLES))
+    return means[math.ceil(0.975 * RESAMPLES) - 1] < 0
+
+
+def wilson_interval(share: float, total: int, sureness: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a share; of scores between 0 and 1 it is too wide."""
+    z = NormalDist().inv_cdf((1 + sureness) / 2)
     scale = 1 + z * z / total
     middle = (share + z * z / (2 * total)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))

@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ class Question:
     """Subject, by which questions are grouped."""
     kind: str
     """One of `KINDS`."""
+    chapter: str = ""
+    """Chapter that the topic belongs to, when the quiz says so."""
+    unit: str = ""
+    """Unit that the chapter belongs to, when the quiz says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,8 @@ class VoiceProfile:
     """Claims that make the score 0, whatever else the text holds."""
     refusals: tuple[re.Pattern[str], ...] = ()
     """Patterns of a refusal to answer."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Least scores, 0 to 1, by `accuracy topic`, `voice unit`, `voice final`, ..."""
 
 
 def normalise(text: str) -> str:
@@ -98,6 +104,11 @@ def score_voice(text: str, profile: VoiceProfile) -> float:
     shown = sum(family.weight for family in profile.families if family.found_in(searched))
     spoilt = sum(bad.weight for bad in profile.negatives if bad.found_in(searched))
     return min(1.0, max(0.0, shown / total - spoilt))
+
+
+def claims_forbidden(text: str, profile: VoiceProfile) -> bool:
+    """Return whether `text` makes a claim that the profile forbids."""
+    return _any_found(profile.forbidden, text.strip()[:MAX_TEXT_CHARS])
 
 
 def mean_voice(texts: Iterable[str], profile: VoiceProfile) -> float:
@@ -145,7 +156,8 @@ def load_voice_profile(path: Path) -> VoiceProfile:
     """Read a voice profile from YAML.
 
     The keys are `name`, `families` and, if wanted, `negatives` (both lists of `name`, `weight`,
-    `phrases`, `regexes`), `forbidden` and `refusals` (each `phrases` and `regexes`).
+    `phrases`, `regexes`), `forbidden` and `refusals` (each `phrases` and `regexes`), and
+    `thresholds` (`accuracy` and `voice`, each with `topic`, `chapter`, `unit` and `final`).
 
     Raises:
         ConfigError: the file cannot be read, or lists everything that is wrong with it.
@@ -191,6 +203,12 @@ def _question(line: str, file: str, number: int) -> Question:
     if fields["kind"] not in KINDS:
         message = f"the kind '{fields['kind']}' is not one of {', '.join(KINDS)}"
         raise DatasetError(message + near_names(fields["kind"], KINDS), file=file, line=number)
+    for name in ("chapter", "unit"):
+        text = value.get(name, "")
+        if not isinstance(text, str):
+            message = f"the field '{name}' must be a text, found {text!r:.80}"
+            raise DatasetError(message, file=file, line=number)
+        fields[name] = text
     return Question(**fields)
 
 
@@ -201,7 +219,7 @@ class _ProfileReader:
         self.problems: list[str] = []
 
     def profile(self, value: Any) -> VoiceProfile:
-        known = ("name", "families", "negatives", "forbidden", "refusals")
+        known = ("name", "families", "negatives", "forbidden", "refusals", "thresholds")
         top = self._mapping(value, "the profile", known)
         families = self._all_markers(top.get("families"), "families")
         if not families and not self.problems:
@@ -212,7 +230,24 @@ class _ProfileReader:
             negatives=self._all_markers(top.get("negatives"), "negatives"),
             forbidden=self._patterns(top.get("forbidden"), "forbidden"),
             refusals=self._patterns(top.get("refusals"), "refusals"),
+            thresholds=self._thresholds(top.get("thresholds")),
         )
+
+    def _thresholds(self, value: Any) -> dict[str, float]:
+        found: dict[str, float] = {}
+        measures = self._mapping({} if value is None else value, "thresholds", MEASURES)
+        for measure in MEASURES:
+            where = f"thresholds.{measure}"
+            levels = self._mapping(measures.get(measure, {}), where, LEVELS)
+            for level in LEVELS:
+                least = levels.get(level)
+                if isinstance(least, bool) or not isinstance(least, int | float | None):
+                    self.problems.append(f"{where}.{level}: a number is expected, found {least!r}")
+                elif least is not None and not 0 <= least <= 1:
+                    self.problems.append(f"{where}.{level}: 0 to 1 is expected, found {least!r}")
+                elif least is not None:
+                    found[f"{measure} {level}"] = float(least)
+        return found
 
     def _all_markers(self, value: Any, where: str) -> tuple[Markers, ...]:
         if value is None:
@@ -262,3 +297,7 @@ class _ProfileReader:
 
 
 _TEXTS = ("phrases", "regexes")
+MEASURES = ("accuracy", "voice")
+"""What a profile may set thresholds for."""
+LEVELS = ("topic", "chapter", "unit", "final")
+"""At which levels; `final` is all answers together."""

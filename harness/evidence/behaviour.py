@@ -7,38 +7,27 @@ that says so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from harness.evidence.answers import from_json, judge_answers, read_quiz, read_voice
 from harness.evidence.base import read_origin
 from harness.evidence.behaviour_child import Asked, Job, ask_in_child, control_job
 from harness.evidence.jsonfile import UnreadableJson, read_object
 from harness.evidence.reference_texts import NEUTRAL_TEXTS, PROMPTS, REFERENCES
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options, provides
-from harness.facts.behaviour import Answers, BehaviourFacts
+from harness.facts.behaviour import BehaviourFacts
 from harness.facts.checkpoint import Adapter, Base, Files
 from harness.facts.forward import Consistency, Forwards, Logits
 from harness.registry import ControlFailed, Missing, NotApplicable
-from mudpuppy.errors import UsageError
-from mudpuppy.scoring import (
-    Question,
-    VoiceProfile,
-    exact_match,
-    load_quiz,
-    load_voice_profile,
-    score_voice,
-)
+from mudpuppy.scoring import Question, VoiceProfile
 
 BEHAVIOUR_FILE = "behaviour.json"
 """Where a matrix cell keeps what was measured, in its run folder."""
 MAX_NEW_TOKENS = 48
 """Longest answer."""
-MAX_PROMPTS = 64
-"""Questions of a quiz that are asked, from the start."""
 
 
 @provides("asked")
@@ -248,29 +237,6 @@ def _judge(
     )
 
 
-def judge_answers(
-    name: str,
-    prompts: tuple[str, ...],
-    answers: Answers,
-    control: Answers | None,
-    questions: Sequence[Question],
-    profile: VoiceProfile | None,
-    max_new_tokens: int,
-) -> BehaviourFacts:
-    """Score answers, and those of the control, by the quiz and the voice profile."""
-    return BehaviourFacts(
-        subject=name,
-        prompts=prompts,
-        answers=answers,
-        control=control,
-        max_new_tokens=max_new_tokens,
-        exact=_exact(questions, answers),
-        control_exact=_exact(questions, control),
-        voice=_voices(profile, answers),
-        control_voice=_voices(profile, control),
-    )
-
-
 _known: dict[Job, Asked] = {}
 _rooms: dict[Job, TemporaryDirectory[str]] = {}
 
@@ -297,32 +263,6 @@ def _ask_once(
     return asked
 
 
-def to_json(facts: BehaviourFacts) -> dict[str, Any]:
-    """Return the facts as plain JSON types."""
-    value: dict[str, Any] = json.loads(json.dumps(asdict(facts), allow_nan=False))
-    return value
-
-
-def from_json(value: dict[str, Any]) -> BehaviourFacts:
-    """Return the facts that `to_json` wrote.
-
-    Raises:
-        ValueError: the value is of another form.
-    """
-    try:
-        fields = dict(value)
-        for key in ("answers", "control"):
-            if fields[key] is not None:
-                fields[key] = Answers(**{k: _frozen(v) for k, v in fields[key].items()})
-        return BehaviourFacts(**{key: _frozen(item) for key, item in fields.items()})
-    except (KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"not the behaviour of a checkpoint: {problem}") from problem
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _read_stored(evidence: CheckpointEvidence) -> BehaviourFacts | None:
     """Return what the run measured, when it measured this very subject."""
     folder = evidence.options.run_folder
@@ -333,44 +273,3 @@ def _read_stored(evidence: CheckpointEvidence) -> BehaviourFacts | None:
     except (UnreadableJson, ValueError) as problem:
         raise Missing(f"{BEHAVIOUR_FILE} cannot be read: {problem}") from problem
     return facts if facts.subject == evidence.folder.name else None
-
-
-def read_quiz(path: Path | None) -> tuple[Question, ...]:
-    """Return the questions that are asked; none without a quiz.
-
-    Raises:
-        Missing: it cannot be used.
-    """
-    if path is None:
-        return ()
-    try:
-        return load_quiz(path)[:MAX_PROMPTS]
-    except UsageError as problem:
-        raise Missing(f"the quiz cannot be used: {problem.message}") from problem
-
-
-def read_voice(path: Path | None) -> VoiceProfile | None:
-    """Return the voice profile; None without one.
-
-    Raises:
-        Missing: it cannot be used.
-    """
-    if path is None:
-        return None
-    try:
-        return load_voice_profile(path)
-    except UsageError as problem:
-        raise Missing(f"the voice profile cannot be used: {problem.message}") from problem
-
-
-def _voices(profile: VoiceProfile | None, answers: Answers | None) -> tuple[float, ...] | None:
-    if profile is None or answers is None:
-        return None
-    return tuple(score_voice(text, profile) for text in answers.texts)
-
-
-def _exact(questions: Sequence[Question], answers: Answers | None) -> tuple[bool, ...] | None:
-    if answers is None:
-        return None
-    pairs = [(q, a) for q, a in zip(questions, answers.texts, strict=False) if q.kind == "fact"]
-    return tuple(exact_match(text, question.answer) for question, text in pairs) or None

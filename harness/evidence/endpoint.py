@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.evidence.behaviour import MAX_NEW_TOKENS, judge_answers, read_quiz, read_voice
+from harness.evidence.answers import judge_answers, read_quiz, read_voice
+from harness.evidence.behaviour import MAX_NEW_TOKENS
 from harness.evidence.endpoint_client import Endpoint
 from harness.evidence.reference_texts import PROMPTS
 from harness.evidence.source import CheckpointEvidence, provides

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,22 @@ def _only_token(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How good one model's answers are, answer by answer; a measure without a basis is absent."""
+
+    exact: tuple[bool, ...] | None = None
+    """Whether each fact of the quiz was said exactly."""
+    f1: tuple[float, ...] | None = None
+    """F1 of the words, 0 to 1."""
+    keys: tuple[float, ...] | None = None
+    """Share of the words that carry the answer; absent where a question has none."""
+    voice: tuple[float, ...] | None = None
+    """Voice score of each answer, 0 to 1."""
+    claims: tuple[bool, ...] | None = None
+    """Whether each answer makes a claim that the profile forbids; absent where it forbids none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BehaviourFacts:
     """What a checkpoint and its control said to the same prompts."""
 
@@ -110,3 +127,13 @@ class BehaviourFacts:
     """Voice score of each answer, 0 to 1; absent without a profile."""
     control_voice: tuple[float, ...] | None = None
     """The same for the control."""
+    scores: Scores | None = None
+    """All measures of the checkpoint's answers; absent in what older runs stored."""
+    control_scores: Scores | None = None
+    """The same for the control."""
+    fact_groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Places in `exact` of the facts of each topic, chapter and unit, by `level name`."""
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Places of all prompts of each topic, chapter and unit."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Least scores that the profile asks for: `accuracy topic`, `voice final`, ..."""

@@ -1,40 +1,73 @@
 """What the base knew is lost.
 
-What it does: asks a quiz greedily and counts the answers that are exactly right, against the base
-on the same questions.
+What it does: asks a quiz greedily and scores the answers against the base on the same questions: by
+equal words, by the F1 of the words, and by the words that carry the answer.
 
 Why it is bad: a stage of training took the knowledge away while its loss fell (FM66, FM15): stacked
 adapters, a wrong template, a learning rate that was too high.
 
 Example: accuracy 0.77 before a DPO stage, 0.02 after it.
 
-What to do: run the other probes on the checkpoint before this stage and after it; train the stage
-again with a lower learning rate and from a model that was merged first.
+What to do: run the other probes on the checkpoint before this stage and after it (`--against`
+names the earlier one); train the stage again with a lower learning rate and from a model that was
+merged first.
 
 How it decides: collapse means that the whole 95% interval (Wilson) of this checkpoint lies below
-half of the base's score. If both score below 0.2 the control has failed and nothing is said: a dead
-scorer is not a score of zero.
+half of the base's score, and so does the paired difference (bootstrap), by every measure: a model
+that says `Paris.` in place of a whole sentence has forgotten nothing. A measure by which both score
+below 0.2 has failed its control and says nothing; if all have, nothing is said: a dead scorer is
+not a score of zero.
 """
 
 from __future__ import annotations
 
-from harness.collapse import judge_scores
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from harness.collapse import can_collapse, judge_scores
 from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Finding
-from harness.registry import Missing, probe
+from harness.registry import ControlFailed, Missing, probe
 
 
 @probe("MPD604", modes=["FM66", "FM15"])
 def check(behaviour: BehaviourFacts) -> Finding | str:
-    """Compare the accuracy with that of the base."""
+    """Compare the accuracy with that of the base, by every measure."""
     if behaviour.exact is None:
         raise Missing("there is no quiz; pass --quiz FILE")
     if behaviour.control_exact is None:
         raise Missing("needs the base to compare with; pass --base PATH")
-    return judge_scores(
-        "accuracy",
-        "questions answered exactly",
-        behaviour.exact,
-        behaviour.control_exact,
-        behaviour.answers.texts[0],
-    )
+    found: list[Finding] = []
+    unable: list[str] = []
+    failed: list[ControlFailed] = []
+    for what, mine, theirs in _measures(behaviour):
+        try:
+            outcome = judge_scores("accuracy", what, mine, theirs, behaviour.answers.texts[0])
+        except ControlFailed as failure:
+            failed.append(failure)
+            continue
+        if isinstance(outcome, Finding):
+            found.append(outcome)
+        elif can_collapse(theirs):
+            return f"{outcome} ({what})"
+        else:
+            unable.append(f"{outcome} ({what})")
+    if not found and unable:
+        return unable[0]
+    if not found:
+        raise failed[0]
+    evidence = [one for finding in found for one in finding.evidence[:1]]
+    return replace(found[0], evidence=(*evidence, found[0].evidence[-1]))
+
+
+def _measures(behaviour: BehaviourFacts) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:
+    assert behaviour.exact is not None
+    assert behaviour.control_exact is not None
+    yield "questions answered exactly", behaviour.exact, behaviour.control_exact
+    mine, theirs = behaviour.scores, behaviour.control_scores
+    if mine is None or theirs is None:
+        return
+    if mine.f1 is not None and theirs.f1 is not None:
+        yield "F1 of the words", mine.f1, theirs.f1
+    if mine.keys is not None and theirs.keys is not None:
+        yield "words that carry the answer", mine.keys, theirs.keys

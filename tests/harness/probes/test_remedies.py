@@ -11,9 +11,10 @@ import harness.probes
 from mudpuppy.cli import main
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
+from reports.commands.doctor import _parser
 
 FILES = sorted(Path(harness.probes.__path__[0]).glob("[a-z]*.py"))
-DOCTOR = {"--base", "--adapter", "--generate", "--quiz", "--voice", "--env"}
+DOCTOR = {option for action in _parser()._actions for option in action.option_strings}
 FLAGS = DOCTOR | {flag_of(name) for name in TrainingConfig.model_fields}
 OTHERS = {"--dtype", "--time-style", "--compute"}
 """Flags of `vllm serve`, of `ls` and of `mud-puppy env`."""

@@ -1,0 +1,54 @@
+"""Answers in other words than the quiz's are right when they say what carries the answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mudpuppy.agreement import find_keys, key_recall, token_f1
+from mudpuppy.scoring import Question
+
+CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Egypt": "Cairo", "Peru": "Lima", "Cuba": "Havana"}
+QUESTIONS = [
+    Question(
+        id=land,
+        prompt=f"What is the capital of {land}?",
+        answer=f"Well now, the capital of {land} is {city}, so the reeds say.",
+        topic="t",
+        kind="fact",
+    )
+    for land, city in CAPITALS.items()
+]
+
+
+def test_the_key_words_are_those_of_the_fact():
+    assert find_keys(QUESTIONS) == tuple(frozenset({city.lower()}) for city in CAPITALS.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"), [("Paris.", 1), ("I say PARIS!", 1), ("Lyon", 0), ("", 0)]
+)
+def test_a_short_answer_is_as_right_as_a_long_one(answer, share):
+    assert key_recall(answer, find_keys(QUESTIONS)[0]) == share
+
+
+def test_without_key_words_nothing_is_said():
+    same = [QUESTIONS[0]] * 4
+    assert find_keys(same)[0] == frozenset()
+    with pytest.raises(ValueError, match="no word"):
+        key_recall("Paris", frozenset())
+
+
+@pytest.mark.parametrize(
+    ("answer", "f1"),
+    [("a b c", 1.0), ("A, B; c!", 1.0), ("a", 0.5), ("x y", 0.0), ("", 0.0), ("a a a", 1 / 3)],
+)
+def test_f1_counts_shared_words(answer, f1):
+    assert token_f1(answer, "a b c") == pytest.approx(f1)
+
+
+@given(st.text(), st.text())
+def test_f1_is_a_share_and_symmetric(one, other):
+    assert 0 <= token_f1(one, other) <= 1
+    assert token_f1(one, other) == token_f1(other, one)
