@@ -14,7 +14,7 @@ from harness.acceptance import Acceptance
 from harness.baseline import Baseline
 from harness.doctor import choose_probes, conclude
 from harness.evidence.source import CheckpointEvidence
-from harness.evidence.versions import find_defects, is_within
+from harness.evidence.versions import find_defects
 from harness.facts.machine import JudgedTrap, Requirements, Version, Wheels
 from harness.findings import Diagnosis, ProbeResult, Severity
 from harness.registry import Probe, run_probe
@@ -133,7 +133,7 @@ def find_unmet(asked: Sequence[str]) -> Iterator[str]:
         except metadata.PackageNotFoundError:
             yield f"{wanted}, not installed"
             continue
-        if not is_within(version, str(wanted.specifier)):
+        if not wanted.specifier.contains(version, prereleases=True):
             yield f"{wanted.name}{wanted.specifier}, installed {version}"
 
 

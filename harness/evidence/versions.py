@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,19 +18,25 @@ from harness.facts.machine import KnownDefect, Version
 from harness.facts.records import TrainingLog
 from harness.registry import NotApplicable
 
-TABLE = Path(__file__).parents[1] / "known_defects.yaml"
+TABLE = Path(__file__).parents[1] / "known_defects.toml"
 ORDER = ("critical", "high", "medium", "note")
 _FRAMEWORK = re.compile(r"^- (?P<name>PEFT|TRL|Transformers|Pytorch) (?P<version>\S{1,40})$", re.M)
 NAMES = {"Pytorch": "torch"}
+_CLAUSE = re.compile(r"(<=|>=|<|>|==)(\d{1,6}(?:\.\d{1,6})*)")
+_NUMBERS = re.compile(r"\d{1,6}(\.\d{1,6})*")
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">=": operator.ge,
+    ">": operator.gt,
+    "==": operator.eq,
+}
 
 
 @cache
 def read_table() -> tuple[dict[str, Any], ...]:
     """Return the entries of the table as they are written."""
-    import yaml  # here, since most checkpoints ask for nothing that it reads
-
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where it was built: ten times
-    return tuple(yaml.load(TABLE.read_text(encoding="utf-8"), Loader=fast))
+    return tuple(tomllib.loads(TABLE.read_text(encoding="utf-8"))["defect"])
 
 
 def find_defects(
@@ -70,16 +78,32 @@ def _holds(known: Any, wanted: Any) -> bool:
 
 
 def is_within(version: str, affected: str) -> bool:
-    """Whether a version lies in a range; pre-releases count, and what is no version does not."""
-    from packaging.specifiers import SpecifierSet
-    from packaging.version import InvalidVersion
-    from packaging.version import Version as Number
+    """Return whether a version lies in a range such as `>=4.46,<4.48.1`; no for what is none.
 
-    try:
-        number = Number(version.partition("+")[0])
-    except InvalidVersion:
+    What stands behind the numbers (`.dev0`, `+cu128`) does not count.
+
+    Raises:
+        ValueError: the range is of another form.
+    """
+    number = _numbers(version)
+    if not number:
         return False
-    return SpecifierSet(affected).contains(number, prereleases=True)
+    for clause in affected.split(","):
+        found = _CLAUSE.fullmatch(clause.strip())
+        if found is None:
+            raise ValueError(f"{affected!r} is no range of versions")
+        if not _COMPARE[found[1]](number, _numbers(found[2])):
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers at the start of a version; zeros at their end are left out."""
+    found = _NUMBERS.match(version)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
+    while len(numbers) > 1 and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 @provides("made_with")

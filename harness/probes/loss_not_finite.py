@@ -60,8 +60,10 @@ def _is_sick(values: tuple[float, ...], name: str) -> bool:
     wrong = [not math.isfinite(value) for value in values]
     if name in ("loss", "train_loss"):
         return wrong[-1] or sum(wrong) > MANY * len(wrong)
-    # A scaler overflows in its first steps, and once in a while: one such step proves nothing.
-    lasting = all(wrong[-3:]) and len(wrong) >= 3
+    if not all(wrong):
+        # A loss scaler overflows until it has come down, and once in a while after that.
+        wrong = wrong[wrong.index(False) :]
+    lasting = len(wrong) >= 3 and all(wrong[-3:])
     return lasting or (sum(wrong) > MANY * len(wrong) and len(wrong) >= 2)
 
 

@@ -1,7 +1,7 @@
 """The checkpoint was made with a version that has a known defect.
 
 What it does: holds the versions that a checkpoint records (mudpuppy.json, `peft_version`,
-`transformers_version`, the model card) against the table in harness/known_defects.yaml, as far as
+`transformers_version`, the model card) against the table in harness/known_defects.toml, as far as
 an entry leaves traces in checkpoints.
 
 Why it is bad: it need not be; it explains. A loss that was summed over accumulated batches (FM39)

@@ -1,6 +1,6 @@
 """An installed package has a known defect in this version.
 
-What it does: holds the installed versions against the table in harness/known_defects.yaml. Every
+What it does: holds the installed versions against the table in harness/known_defects.toml. Every
 entry names the versions, what goes wrong, and where that is known from. Nothing is imported.
 
 Why it is bad: pip resolves such versions without a word. Some ruin a run silently (losses summed

@@ -105,3 +105,26 @@ def test_a_run_that_logged_only_its_summary_is_judged_by_it(tmp_path, summary, n
     found = {one.name for one in diagnose(tmp_path, select=["MPD9"]).findings}
 
     assert found == ({name} if name else set())
+
+
+@pytest.mark.parametrize(
+    ("norms", "is_sick"),
+    [
+        ([math.nan] * 5 + [1.2], False),
+        ([math.nan, math.nan, 1.0, 1.1, math.nan, 0.9], False),
+        ([1.0, 1.1, math.nan, math.nan, math.nan], True),
+        ([math.nan] * 6, True),
+        ([1.0, math.nan, 1.0, math.nan, math.nan, 2.0, math.nan, math.nan], True),
+    ],
+)
+def test_a_loss_scaler_may_overflow_and_a_run_may_not(tmp_path, norms, is_sick):
+    rows = [
+        {"step": step, "loss": 2.0 - 0.1 * step, "grad_norm": norm, "learning_rate": 1e-4}
+        for step, norm in enumerate(norms, start=1)
+    ]
+    state = {"log_history": rows}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    found = {one.name for one in diagnose(tmp_path, select=["MPD9"]).findings}
+
+    assert found == ({"loss-not-finite"} if is_sick else set())
