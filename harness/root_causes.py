@@ -104,6 +104,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
         "vocabulary-mismatch",
         "adapter-config-disagrees",
         "adapter-never-trained",
+        "base-mismatch",
         *_HOLES,
     ),
     "adapter-stacked": (

@@ -15,6 +15,7 @@ from reports.diagnosis_summary import (
     group_findings,
     group_reasons,
     group_subjects,
+    name_repair,
 )
 from reports.text import SHOWN_EVIDENCE, clean, describe_evidence
 
@@ -64,7 +65,7 @@ def write_console(
     page.wrapped("", said, paint=(word, _COLOURS[diagnosis.verdict], "bold"))
     _write_subjects(page, diagnosis)
     for group in group_findings(diagnosis):
-        _write_group(page, group)
+        _write_group(page, group, name_repair(diagnosis, group.finding.code))
     _write_settled(page, diagnosis)
     _write_unknown(page, diagnosis)
     page.heading("checked")
@@ -127,7 +128,7 @@ def _write_subjects(page: _Page, diagnosis: Diagnosis) -> None:
         page.line(f"  and {len(grouped) - _SHOWN_SUBJECTS} more")
 
 
-def _write_group(page: _Page, group: Group) -> None:
+def _write_group(page: _Page, group: Group, command: str) -> None:
     result = group.finding
     severity = result.severity or Severity.CRITICAL
     mark = page.marks.severities[list(Severity).index(severity)]
@@ -143,6 +144,8 @@ def _write_group(page: _Page, group: Group) -> None:
         page.wrapped("    also in  ", _places(group.elsewhere))
     page.wrapped("    because  ", clean(result.cause))
     page.wrapped("    fix      ", clean(result.remedy), paint=("fix", "bold"))
+    if command:
+        page.wrapped("    mend     ", command, paint=("mend", "bold"))
     for other in group.consequences:
         also = f" (also in {_places(other.elsewhere)})" if other.elsewhere else ""
         said = clean(other.finding.message)

@@ -17,6 +17,7 @@ from reports.diagnosis_summary import (
     group_findings,
     group_reasons,
     group_subjects,
+    name_repair,
 )
 from reports.text import clean, format_value
 
@@ -85,6 +86,7 @@ def _lists(diagnosis: Diagnosis) -> dict[str, Any]:
         "crashed": [one for one in probes if one.status is Status.CRASHED],
         "unchecked": group_reasons(one for one in probes if one.is_unchecked),
         "rows": [_row(one) for one in probes],
+        "mend": lambda one: name_repair(diagnosis, one.code),
         "severity_of": lambda one: one.severity or Severity.CRITICAL,
         "found": _found,
         "expected": lambda piece: "" if piece.expected is None else format_value(piece.expected),

@@ -12,6 +12,7 @@ from reports.diagnosis_summary import (
     group_findings,
     group_reasons,
     group_subjects,
+    name_repair,
 )
 from reports.text import SHOWN_EVIDENCE, code_markdown, describe_evidence, escape_markdown
 
@@ -49,7 +50,7 @@ def write_markdown(diagnosis: Diagnosis) -> str:
 def _middle(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield the parts of the report, the most important first."""
     for group in group_findings(diagnosis):
-        yield "\n".join(_group(group))
+        yield "\n".join(_group(group, name_repair(diagnosis, group.finding.code)))
     yield from _settled(diagnosis)
     crashed = [result for result in diagnosis.probes if result.status is Status.CRASHED]
     yield from _reasons("Could not finish", crashed, is_open=True)
@@ -83,7 +84,7 @@ def _places(names: Sequence[str]) -> str:
     return ", ".join(f"`{code_markdown(name)}`" for name in names[:_SHOWN_PLACES]) + more
 
 
-def _group(group: Group) -> Iterator[str]:
+def _group(group: Group, command: str) -> Iterator[str]:
     result = group.finding
     yield f"## {result.severity or Severity.CRITICAL}: {_title(result)}"
     yield ""
@@ -97,6 +98,8 @@ def _group(group: Group) -> Iterator[str]:
         yield f"- also in: {_places(group.elsewhere)}"
     yield f"- because: {escape_markdown(result.cause)}"
     yield f"- **fix**: {escape_markdown(result.remedy)}"
+    if command:
+        yield f"- mend: `{code_markdown(command)}`"
     for other in group.consequences:
         also = f" (also in {_places(other.elsewhere)})" if other.elsewhere else ""
         said = escape_markdown(other.finding.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,6 +114,17 @@ def _find_root(result: ProbeResult, by_place: Mapping[tuple[str, str], ProbeResu
             break
         result = cause
     return result
+
+
+def name_repair(diagnosis: Diagnosis, code: str) -> str:
+    """Return the command that writes a repaired copy; empty where there is none for a finding."""
+    if code not in diagnosis.facts.get("repairable", ()):
+        return ""
+    words = [diagnosis.path]
+    for facts in diagnosis.facts.get("subjects", [])[:1]:
+        if facts.get("base_named_by") == "--base":
+            words += ["--base", str(facts["base"])]
+    return f"mudpuppy-doctor {' '.join(shlex.quote(clean(w)) for w in words)} --fix --only {code}"
 
 
 def count_endings(diagnosis: Diagnosis) -> tuple[tuple[int, str], ...]:

@@ -155,7 +155,8 @@ _KINDS: tuple[tuple[str, Callable[[RowFacts], int], Callable[[RowFacts], int]], 
 
 def _is_judged(one: RowFacts, numbers: Mapping[str, Numbers]) -> bool:
     mine = numbers[one.tensor.name]
-    is_told = mine.is_zero or mine.constant is not None
+    # Zeros, constants and rows of NaN have probes of their own.
+    is_told = mine.is_zero or mine.constant is not None or mine.nonfinite > one.width
     tail = mine.trailing_zeros >= max(2 * one.width, TAIL_SHARE * one.tensor.elements)
     return _is_matrix(one) and one.complete and not is_told and not tail and one.rows > 3
 

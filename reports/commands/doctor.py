@@ -18,7 +18,7 @@ from harness.evidence.source import TIME_LIMIT_S, Depth
 from harness.findings import Diagnosis, Severity
 from mudpuppy.errors import MudpuppyError, UsageError
 from mudpuppy.parser import FriendlyParser
-from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, repair
+from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, note_repairs, repair
 from reports.commands.doctor_output import FORMATS, deliver, plan_outputs
 from reports.commands.doctor_progress import ScanProgress
 from reports.text import clean_lines
@@ -175,6 +175,8 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         diagnosis = repair(
             arguments, diagnosis, lambda path: _timed(arguments, settings, path), aloud=aloud
         )
+    else:
+        diagnosis = note_repairs(diagnosis, arguments.path)
     deliver(diagnosis, outputs)
     return diagnosis.exit_code
 

@@ -60,6 +60,21 @@ def check_repair_flags(arguments: argparse.Namespace) -> bool:
     return False
 
 
+def note_repairs(diagnosis: Diagnosis, path: str | None) -> Diagnosis:
+    """Return the diagnosis with the codes of the findings for which there is a repair.
+
+    Whether a repair is certain here, only `--fix` finds out; it says so where it is not.
+    """
+    found = [result for result in diagnosis.findings if result.is_open]
+    if not found or path is None or not Path(path).is_dir():
+        return diagnosis
+    from harness.repairs.registry import load_repairs
+
+    mended = {name for one in load_repairs() for name in one.mends}
+    codes = sorted({result.code for result in found if result.name in mended})
+    return replace(diagnosis, facts={**diagnosis.facts, "repairable": codes})
+
+
 def repair(
     arguments: argparse.Namespace, found: Diagnosis, examine: Examine, *, aloud: bool
 ) -> Diagnosis:

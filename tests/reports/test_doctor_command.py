@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,18 @@ def test_github_gets_annotations_and_a_summary(sick, tmp_path, monkeypatch, caps
     text = summary.read_text()
     assert text.startswith("before\n")
     assert "## critical: MPD301" in text
+
+
+def test_a_finding_with_a_repair_names_its_command(base, sick, tmp_path, capsys):
+    folder = copy(base, tmp_path / "two words")
+    edit_tensors(folder, lambda t: {f"_orig_mod.{name}": one for name, one in t.items()})
+    out = " ".join(told(capsys, folder, "--base", base).split())
+    command = f"mudpuppy-doctor '{folder}' --base {base} --fix --only MPD303"
+    assert f"mend {command}" in out
+    assert f"- mend: `{command}`" in told(capsys, folder, "--base", base, "--format", "markdown")
+    assert main([*shlex.split(command)[1:], "--dry-run"]) == 1
+    assert "taken out of 30 tensor names" in capsys.readouterr().out
+    assert "--fix --only" not in told(capsys, sick)  # nobody can guess what the values were
 
 
 def test_a_failure_mode_is_explained_by_its_probes(capsys):
