@@ -97,13 +97,16 @@ def decode(raw: NDArray[np.uint8], dtype: str) -> Floats:
         return raw.view(kind).astype(np.float32)
 
 
-def iterate_rows(folder: Path, tensor: Tensor, rows: int | None = None) -> Iterator[Floats]:
+def iterate_rows(
+    folder: Path, tensor: Tensor, rows: int | None = None, *, every: int = 1
+) -> Iterator[Floats]:
     """Yield the values as blocks of whole rows, shape (rows, columns); a vector is one column wide.
 
     Args:
         folder: where the file is.
         tensor: what to read.
         rows: rows per block; by default as many as fit `CHUNK_ELEMENTS`.
+        every: read the first of so many blocks, and pass over the others.
     """
     height = tensor.shape[0] if tensor.shape else 1
     width = tensor.elements // height if height else 0
@@ -111,7 +114,7 @@ def iterate_rows(folder: Path, tensor: Tensor, rows: int | None = None) -> Itera
         return
     row_bytes = (tensor.end - tensor.start) // height
     step = rows or max(1, CHUNK_ELEMENTS // width)
-    for first in range(0, height, step):
+    for first in range(0, height, step * every):
         last = min(height, first + step)
         raw = read_bytes(folder, tensor, first * row_bytes, last * row_bytes)
         yield decode(raw, tensor.dtype).reshape(last - first, width)

@@ -22,6 +22,8 @@ from harness.registry import Missing
 
 ROUNDINGS = ("F32", "BF16", "F16")
 """Types that the base may have passed through before training."""
+MERGED_EVERY = 8
+"""Of so many blocks of a tensor that a merge changed, one is compared."""
 INT4_TOLERANCE = 0.02
 """Distance after int4 on another device: a level that falls the other way moves a value by a whole
 step, 1/7 of its block's largest; two percent of the norm leave room for a few of them."""
@@ -48,9 +50,9 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
             reshaped[name] = f"{list(new.shape)} instead of {list(old.shape)}"
         elif is_float(new) and is_float(old):
             meter = _Meter(evidence.folder, Path(base.root), new, old, block_size)
-            jobs.append((meter, targets is None or name in targets))
+            jobs.append((meter, name))
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda job: job[0].measure(job[1]), jobs))
+        found = list(pool.map(lambda job: job[0].measure(job[1], targets), jobs))
     same_names = weights.tensors.keys() == base.tensors.keys()
     identical = same_names and not reshaped and len(found) == len(shared)
     return Drifts(
@@ -118,13 +120,25 @@ class _Meter:
         self.base = base
         self.new = new
         self.old = old
+        self.every = 1
         self.block_size = block_size if len(new.shape) == 2 and ".layers." in new.name else None
 
-    def measure(self, is_target: bool) -> Drift:
-        """Return the distance, after the most favourable rounding of the base."""
+    def measure(self, name: str, targets: set[str] | None) -> Drift:
+        """Return the distance, after the most favourable rounding of the base.
+
+        Of what a merge was meant to change, a part of the blocks says how far: the lineage of the
+        merge reads all of it.
+        """
+        is_target = targets is None or name in targets
+        self.every = MERGED_EVERY if targets is not None and is_target else 1
         # Twice: the base and the checkpoint may each have been rounded once.
         tolerance = 2 * EPSILON[coarser(self.new.dtype, self.old.dtype)]
-        relative, ratio = (0.0, 1.0) if self._is_same() else self._compare("F32", None)
+        relative, ratio = 0.0, 1.0
+        if not self._is_same():
+            relative, ratio = self._compare("F32", None)
+            if not relative and self.every > 1:
+                self.every = 1  # what differs lies outside of these blocks
+                relative, ratio = self._compare("F32", None)
         if not is_target:
             for dtype in ROUNDINGS:
                 for block_size in dict.fromkeys((None, self.block_size)):
@@ -156,7 +170,9 @@ class _Meter:
         """Return |new - old| / |old| and |new| / |old|; infinite where the base is zero."""
         gap = old_squares = new_squares = 0.0
         pairs: Any = zip(
-            iterate_rows(self.folder, self.new), iterate_rows(self.base, self.old), strict=True
+            iterate_rows(self.folder, self.new, every=self.every),
+            iterate_rows(self.base, self.old, every=self.every),
+            strict=True,
         )
         for after, before in pairs:
             expected = round_to(before, dtype, self.old.dtype)

@@ -34,6 +34,8 @@ from mudpuppy.adapters.tensor_names import RENAMES, rename
 
 BLOCK_ELEMENTS = 1 << 17
 """Numbers of a weight that are compared at once; the arrays of one block stay in the cache."""
+SAMPLED = 8
+"""Of so many blocks, one tells what rounding does to the change and how large the base is."""
 PLAIN_FITS = 0.25
 """Share of the quantised base's misfit below which the plain base explains the merge instead: the
 right one of the two leaves rounding only, the other the whole error of int4."""
@@ -69,19 +71,24 @@ class _Sums:
     seen_seen: float = 0.0
     miss: float = 0.0
     base_base: float = 0.0
+    sampled: int = 0
     count: int = 0
 
-    def add(self, base: Floats, change: Floats, seen: Floats, exact: Floats) -> None:
-        """Add one block: the base, the expected, the seen and the unrounded change."""
+    def add(self, change: Floats, seen: Floats) -> None:
+        """Add one block: the expected change and the seen one, which becomes what is left of it."""
         self.change_change += _dot(change, change)
-        self.exact_exact += _dot(exact, exact)
-        self.change_exact += _dot(change, exact)
         self.seen_change += _dot(seen, change)
         self.seen_seen += _dot(seen, seen)
-        gap = seen - change
-        self.miss += _dot(gap, gap)
+        np.subtract(seen, change, out=seen)
+        self.miss += _dot(seen, seen)
+        self.count += change.size
+
+    def add_sample(self, base: Floats, change: Floats, exact: Floats) -> None:
+        """Add a block to what a part of the blocks tells as well as all: what rounding does."""
+        self.exact_exact += _dot(exact, exact)
+        self.change_exact += _dot(change, exact)
         self.base_base += _dot(base, base)
-        self.count += base.size
+        self.sampled += base.size
 
 
 @provides("lineage", Depth.LINEAGE)
@@ -185,7 +192,7 @@ class _Trace:
         first = 0
         old_blocks = iterate_rows(Path(self.base.root), old, rows)
         new_blocks = iterate_rows(self.folder, new, rows)
-        for before, after in zip(old_blocks, new_blocks, strict=True):
+        for number, (before, after) in enumerate(zip(old_blocks, new_blocks, strict=True)):
             product = change.multiply(first, len(before))
             for story, sum_ in zip(stories, sums, strict=True):
                 base = round_to(before, story.dtype, old.dtype) if story.base_first else before
@@ -194,7 +201,11 @@ class _Trace:
                 is_round = story.base_first and story.block_size is None
                 zero = base if is_round else round_to(base, story.dtype)
                 exact = change.of(first, base, product)
-                sum_.add(zero, round_to(base + exact, story.dtype) - zero, after - zero, exact)
+                expected = round_to(base + exact, story.dtype)
+                np.subtract(expected, zero, out=expected)
+                if number % SAMPLED == 0:
+                    sum_.add_sample(zero, expected, exact)
+                sum_.add(expected, after - zero)
             first += len(before)
         return sums
 
@@ -264,7 +275,7 @@ def _conclude(module: str, sums: _Sums, epsilon: float) -> ModuleLineage:
     residual = math.sqrt(max(0.0, sums.seen_seen - k * k * sums.change_change)) / change
     if abs(k - 1) < EXACT_K:
         residual = min(residual, math.sqrt(sums.miss) / change)
-    noise = epsilon * math.sqrt(sums.base_base) / change
+    noise = epsilon * math.sqrt(sums.base_base * sums.count / sums.sampled) / change
     k_error = max(noise, residual) / math.sqrt(sums.count)
     gain = sums.change_exact / sums.exact_exact if sums.exact_exact else 0.0
     return ModuleLineage(

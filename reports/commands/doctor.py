@@ -58,6 +58,8 @@ is imported only then."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    # Tensors are compared in threads of our own; numpy's would only stand in their way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         # What this terminal cannot print is escaped, and does not end the report.
