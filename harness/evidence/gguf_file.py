@@ -181,6 +181,13 @@ def _read(handle: IO[bytes], size: int, name: str) -> GgufHeader:
 def _conclude(
     version: int, settings: dict[str, Any], tensors: tuple[Tensor, ...], end: int, size: int
 ) -> GgufHeader:
+    if not tensors:
+        return GgufHeader(
+            version=version,
+            settings=settings,
+            problem="unsupported",
+            detail="it holds no tensor: a vocabulary, or settings alone",
+        )
     short = end > size
     return GgufHeader(
         version=version,

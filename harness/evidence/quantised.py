@@ -8,8 +8,10 @@ the levels a sample.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from harness.evidence.decodable import is_float
 from harness.evidence.quantised_blocks import (
     examine_bnb,
     examine_bnb8,
@@ -19,10 +21,14 @@ from harness.evidence.quantised_blocks import (
 )
 from harness.evidence.quantised_names import Parts, find_declaration, group_parts
 from harness.evidence.quantised_words import examine_awq, examine_gptq
+from harness.evidence.scales import mean_scale
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Weights
 from harness.facts.quantised import Quantised, QuantisedLayer
 from harness.registry import NotApplicable
+
+SCALES = ("scales", "weight.absmax", "SCB", "weight_scale", "weight_scale_inv")
+"""Parts that are multiplied with the levels."""
 
 
 @provides("quantised", Depth.WEIGHTS)
@@ -42,7 +48,7 @@ def examine_quantised(evidence: CheckpointEvidence) -> Quantised:
     for name in sorted(groups):
         made = _examine(evidence, name, groups[name], declared)
         if made is not None:
-            layers.append(made)
+            layers.append(replace(made, scale=_scale(evidence, groups[name])))
     if not layers:
         raise NotApplicable("no layer is stored in few bits, in a form that is known here")
     return Quantised(layers=tuple(layers), declared=declared, source=source)
@@ -54,6 +60,14 @@ def name_scales(evidence: CheckpointEvidence) -> frozenset[str]:
     found: Quantised | None = evidence.find("quantised")
     parts = [] if found is None else [part for layer in found.layers for part in layer.parts]
     return frozenset(part for part in parts if not part.endswith(".weight"))
+
+
+def _scale(evidence: CheckpointEvidence, parts: Parts) -> float | None:
+    """Return the mean scale of a layer."""
+    tensor = next((parts[part] for part in SCALES if part in parts), None)
+    if tensor is None or not is_float(tensor):
+        return None
+    return mean_scale(evidence.folder, tensor)
 
 
 def _examine(

@@ -33,7 +33,7 @@ FP4 = """0 .0052083 .6666667 1 .3333333 .5 .1666667 .25
 TABLES = {kind: tuple(map(float, text.split())) for kind, text in (("nf4", NF4), ("fp4", FP4))}
 """Values of the 16 levels (QLoRA, appendix E; bitsandbytes' functional.py)."""
 TABLE_TOLERANCE = 2e-3
-SAMPLE_BYTES = 1 << 19
+SAMPLE_BYTES = 1 << 17
 """Bytes of levels that are looked at."""
 WITH_OUTERMOST = 0.97
 """Share of blocks that must hold an outermost level; all do, when the block size is right. With
@@ -304,13 +304,9 @@ def examine_mxfp4(folder: Path, name: str, parts: Mapping[str, Tensor]) -> Quant
     return _layer("mxfp4", name, 4, parts, flaws)
 
 
-def examine_int4(folder: Path, name: str, parts: Mapping[str, Tensor]) -> QuantisedLayer:
-    """Examine a layer of this project's int4: two levels a byte, a scale a block of columns."""
+def examine_int4(folder: Path, name: str, parts: Mapping[str, Tensor]) -> QuantisedLayer | None:
+    """Examine a layer of two levels a byte; whose format it is, is not known: scales alone."""
     if "scales" not in parts:
-        return _layer("int4", name, 4, parts, (missing_part(name, "scales"),))
-    weight, scales = parts["qweight"], parts["scales"]
-    flaws: tuple[Flaw, ...] = ()
-    if weight.shape[:1] != scales.shape[:1]:
-        flaws += (shape_flaw(scales, (*weight.shape[:1], 0), "as many rows as qweight"),)
-    flaws += (*judge_scales(folder, scales),)
+        return None
+    flaws = (*judge_scales(folder, parts["scales"]),)
     return _layer("int4", name, 4, parts, flaws)

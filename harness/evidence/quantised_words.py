@@ -31,7 +31,7 @@ from harness.registry import Missing
 BITS = (2, 3, 4, 8)
 VERSIONS = ("gptq", "gptq_v2")
 """Formats whose zeros are known."""
-SAMPLE = 1 << 20
+SAMPLE = 1 << 17
 """Levels of a layer that are looked at."""
 CONSTANT_SHARE = 0.98
 """Share of the zeros that must be alike for a layer to count as symmetric."""
@@ -209,9 +209,9 @@ def _read_levels(
     declared: Mapping[str, Any],
 ) -> tuple[int | None, float | None]:
     """Return the stored zero that nearly all groups have, and the mean of level less zero."""
-    values, counts = np.unique(stored, return_counts=True)
+    counts = np.bincount(stored.ravel(), minlength=1)
     top = int(counts.argmax())
-    zero = int(values[top]) if counts[top] >= CONSTANT_SHARE * stored.size else None
+    zero = top if counts[top] >= CONSTANT_SHARE * stored.size else None
     offset = _offset(declared)
     if offset is None:
         return zero, None

@@ -41,6 +41,16 @@ def count_scales(folder: Path, tensor: Tensor) -> ScaleCount:
     return ScaleCount(nonfinite=nonfinite, negative=negative, zero=zero)
 
 
+def mean_scale(folder: Path, tensor: Tensor) -> float | None:
+    """Return the mean magnitude of the finite scales; None without any."""
+    total, count = 0.0, 0
+    for block in iterate_rows(folder, tensor):
+        finite = block[np.isfinite(block)]
+        total += float(np.abs(finite).sum(dtype=np.float64))
+        count += finite.size
+    return total / count if count else None
+
+
 def judge_scales(
     folder: Path, tensor: Tensor, *, what: str = "scales", may_be_negative: bool = False
 ) -> Iterator[Flaw]:

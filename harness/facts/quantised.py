@@ -39,6 +39,8 @@ class QuantisedLayer:
     """What its format does not allow."""
     zero: int | None = None
     """The zero level that is stored, when nearly all of its groups have the same."""
+    scale: float | None = None
+    """Mean of its finite scales; None where they are not numbers by themselves."""
     bias: float | None = None
     """Mean distance of its levels from the zero, as the declared format reads it, in levels."""
 

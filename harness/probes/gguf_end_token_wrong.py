@@ -25,15 +25,14 @@ from harness.registry import Missing, NotApplicable, probe
 EOS = "tokenizer.ggml.eos_token_id"
 DEFAULTS = {"llama": 2, "gpt2": 11, "t5": 1, "plamo2": 2}
 """The end of text that llama.cpp takes where none is stored, by tokenizer."""
-BEGINS = re.compile(
-    r"(?i)(start|begin|bos\b|<s>$|<unk>|\bunk\b|\bpad\b|<pad|system|user|mask|sep\])"
-)
+BEGINS = re.compile(r"(?i)(start|begin|bos\b|<s>$|\bunk\b|\bpad\b|mask)")
 """Texts of tokens that cannot end an answer."""
 ENDS = re.compile(r"(?i)(end|eos|eot|eom|</s>|stop|turn|return|call|finish|done)")
 """Texts of tokens that can."""
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>", "<turn|>")
 """Ends of turns that llama.cpp finds by name, whatever is stored."""
-NORMAL = 1
+NORMAL, CONTROL = 1, 3
+"""Kinds of tokens; a vocabulary that marks none as special says nothing by them."""
 
 
 @probe("MPD842", modes=["FM03"], severity=Severity.HIGH)
@@ -51,7 +50,8 @@ def check(gguf: Gguf) -> Finding | str:
         raise NotApplicable("no end of text is named, or gguf-vocabulary-disagrees reports it")
     text = str(tokens.values[number])
     kind = kinds.values[number] if kinds and number < len(kinds.values) else None
-    said = _object(text, kind, stored is None)
+    marked = kinds is not None and CONTROL in kinds.values
+    said = _object(text, kind if marked else None, stored is None)
     if not said:
         return f"answers end with {text[:40]!r} ({number})"
     wanted = _wanted(gguf, tokens.values)

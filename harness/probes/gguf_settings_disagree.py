@@ -53,10 +53,13 @@ def check(gguf: Gguf, any_base: Base | None) -> Finding | str:
 
 
 def _lost(gguf: Gguf) -> Iterator[Evidence]:
-    for key in ("context_length", "embedding_length", "block_count"):
+    keys = ("context_length", "embedding_length", "block_count", "attention.head_count")
+    known = sum(gguf.number(f"%.{key}") is not None for key in keys)
+    for key in keys[:3]:
         name = f"{gguf.architecture}.{key}"
         value = gguf.number(name)
-        if gguf.architecture in ALIKE and (value is None or value <= 0):
+        is_lost = value is None and known == len(keys) - 1
+        if gguf.architecture in ALIKE and (is_lost or (value is not None and value <= 0)):
             said = "absent" if value is None else value
             yield Evidence(what=name, found=said, expected="a positive number")
 

@@ -36,7 +36,7 @@ UNSET = 0xFFFFFFFF
 def check(gguf: Gguf) -> Finding | str:
     """Compare every size and id of the vocabulary."""
     tokens = gguf.array(TOKENS)
-    if not gguf.is_model or gguf.text("tokenizer.ggml.model") in ("no_vocab", "none"):
+    if not gguf.is_model or gguf.text("tokenizer.ggml.model") in ("no_vocab", "none", ""):
         raise NotApplicable("the file is no model with a vocabulary")
     if tokens is None or not tokens.length:
         evidence = [Evidence(what=TOKENS, found="absent", expected="the vocabulary")]

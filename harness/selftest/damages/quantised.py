@@ -290,3 +290,17 @@ def move_rows(patient: Patient) -> None:
 def scale_otherwise(patient: Patient) -> None:
     """Make every scale of one layer twice as large."""
     _edit_part(patient, "SCB", lambda value: value * 2)
+
+
+@damage("gptq-scales-far-too-large", patient="gptq-v1", mode="FM48", probe=PARTS)
+def enlarge_scales(patient: Patient) -> Patient:
+    """Make the scales of one layer fifty times as large; no base is known."""
+    _edit_part(patient, "scales", lambda value: value * 50)
+    return Patient(path=patient.path)
+
+
+@damage("nf4-absmax-far-too-large", patient="bnb-nf4", mode="FM48", probe=PARTS)
+def enlarge_absmax(patient: Patient) -> Patient:
+    """Make the absmax of one layer fifty times as large; no base is known."""
+    _edit_part(patient, "weight.absmax", lambda value: value * 50)
+    return Patient(path=patient.path)
