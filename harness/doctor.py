@@ -21,6 +21,7 @@ from harness.doctor_paths import (
 )
 from harness.evidence.header_only import is_header_only
 from harness.evidence.live import describe_live
+from harness.evidence.live_state import describe_state
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
 from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
 from harness.hub.names import is_hub_name
@@ -35,7 +36,7 @@ WORST = 5
 """Pieces of evidence that a finding keeps."""
 MACHINE = ("trap", "installed", "requirements", "wheels")
 """Evidence that only a machine holds."""
-WATCHED = ("observations", "expectation", "live_model", "served", *MACHINE)
+WATCHED = ("observations", "expectation", "live_model", "live_state", "served", *MACHINE)
 """Evidence that no checkpoint folder holds; its probes are left out unless they are selected."""
 RUN_PROBES = "MPD7"
 """Beginning of the codes of the probes that judge what was observed of a run."""
@@ -181,10 +182,11 @@ def conclude(
 
 
 def diagnose_model(model: Any) -> Diagnosis:
-    """Examine a model object in memory: leftovers of PEFT and adapters stacked on adapters."""
-    probes = [one for one in load_probes() if "live_model" in one.needs]
+    """Examine a model object in memory: its adapters, hooks, devices, gradients and ties."""
     live = describe_live(model)
-    evidence = CheckpointEvidence(Path(), given={"live_model": live})
+    given = {"live_model": live, "live_state": describe_state(model)}
+    probes = [one for one in load_probes() if set(one.needs) & given.keys()]
+    evidence = CheckpointEvidence(Path(), given=given)
     facts = {"subjects": [{"subject": ".", "kind": "live model", "type": live.type_name}]}
     return conclude(live.type_name, run_probes(probes, evidence), facts)
 

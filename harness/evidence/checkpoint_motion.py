@@ -10,7 +10,7 @@ import numpy as np
 from harness.evidence.arrays import iterate_rows, read_bytes
 from harness.evidence.decodable import is_float
 from harness.evidence.outputs import find_earlier
-from harness.evidence.source import CheckpointEvidence, provides
+from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Files, Pair, Tensor
 from harness.facts.outputs import Motion
 from harness.registry import Missing
@@ -23,7 +23,7 @@ EXPLODED_RATIO = 20.0
 """Growth from one checkpoint to the next beyond which, with that size, training has diverged."""
 
 
-@provides("checkpoint_motion")
+@provides("checkpoint_motion", Depth.WEIGHTS)
 def compare_values(evidence: CheckpointEvidence) -> Motion:
     """Compare the values of a checkpoint with those of the one before it."""
     before = find_earlier(evidence.folder)

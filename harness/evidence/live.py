@@ -24,7 +24,7 @@ def describe_live(model: Any) -> LiveModel:
     layers = _adapter_layers(model)
     is_peft = _is_peft(model)
     leftovers = () if is_peft or layers else tuple(n for n in LEFTOVERS if _holds(model, n))
-    config = _attributes(model).get("peft_config")
+    config = attributes_of(model).get("peft_config")
     return LiveModel(
         type_name=type(model).__name__,
         is_peft=is_peft,
@@ -38,7 +38,7 @@ def describe_live(model: Any) -> LiveModel:
 
 def _holds(model: Any, name: str) -> bool:
     """Whether the object itself carries a truthy attribute; classes define harmless defaults."""
-    return bool(_attributes(model).get(name))
+    return bool(attributes_of(model).get(name))
 
 
 def _is_peft(model: Any) -> bool:
@@ -46,7 +46,7 @@ def _is_peft(model: Any) -> bool:
     return not {"PeftModel", "BaseTuner"}.isdisjoint(kind.__name__ for kind in type(model).__mro__)
 
 
-def _attributes(model: Any) -> dict[str, Any]:
+def attributes_of(model: Any) -> dict[str, Any]:
     """Return what the object itself carries, without what its class defines."""
     return vars(model) if hasattr(model, "__dict__") else {}
 
@@ -57,16 +57,17 @@ def _count_wrappers(model: Any) -> int:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         count += any(kind.__name__ == "PeftModel" for kind in type(current).__mro__)
-        inner = _child(current, "base_model")
-        current = inner if inner is not None else _child(current, "model")
+        inner = child_of(current, "base_model")
+        current = inner if inner is not None else child_of(current, "model")
     return count
 
 
-def _child(module: Any, name: str) -> Any:
-    children = _attributes(module).get("_modules")
+def child_of(module: Any, name: str) -> Any:
+    """Return a module inside another, or any attribute of its own; None when there is none."""
+    children = attributes_of(module).get("_modules")
     if isinstance(children, dict):
         return children.get(name)
-    return _attributes(module).get(name)
+    return attributes_of(module).get(name)
 
 
 def _adapter_layers(model: Any) -> list[tuple[str, bool]]:
@@ -76,11 +77,16 @@ def _adapter_layers(model: Any) -> list[tuple[str, bool]]:
     found = []
     for name, module in model.named_modules():
         if _is_adapter_layer(module):
-            found.append((str(name), _is_adapter_layer(_child(module, "base_layer"))))
+            inner = child_of(module, "base_layer")
+            # PEFT puts one wrapper around another for each parameter of fused experts.
+            fused = type(module).__name__ == type(inner).__name__ == "ParamWrapper"
+            found.append((str(name), _is_adapter_layer(inner) and not fused))
     return found
 
 
 def _is_adapter_layer(module: Any) -> bool:
-    if module is None or _child(module, "base_layer") is None:
+    if module is None or child_of(module, "base_layer") is None:
         return False
-    return _child(module, "lora_A") is not None or _child(module, "lora_embedding_A") is not None
+    return (
+        child_of(module, "lora_A") is not None or child_of(module, "lora_embedding_A") is not None
+    )

@@ -16,8 +16,9 @@ from typing import IO, Any, cast
 
 PICKLE_LIMIT_BYTES = 32_000_000
 """Longest pickle that is read; that of an optimizer of a thousand tensors has 200 KB."""
-OPCODE_LIMIT = 1_000_000
-"""Operations after which a pickle is given up, two seconds."""
+OPCODE_LIMIT = 400_000
+"""Operations after which a pickle is given up, a second or two; an optimizer of
+a thousand tensors has some 60,000."""
 _MARK = object()
 
 

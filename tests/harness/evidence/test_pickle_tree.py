@@ -44,7 +44,7 @@ class Runs:
         return os.mkdir, (self.path,)
 
 
-@given(VALUES, st.integers(2, 5))
+@given(VALUES, st.integers(3, 5))
 @settings(max_examples=150, deadline=None)
 def test_plain_values_come_out_as_they_went_in(value, protocol):
     assert read_tree(io.BytesIO(pickle.dumps(value, protocol))) == value
