@@ -232,9 +232,16 @@ def _judge(
     """Score the answers."""
     assert asked.answers is not None
     prompts = tuple(question.prompt for question in questions) or PROMPTS
-    return judge_answers(
-        name, prompts, asked.answers, asked.control, questions, profile, max_new_tokens
-    )
+    mine, control = asked.answers, asked.control
+    if questions or profile is not None:  # all were asked: what is missing was not in time
+        kept = [n for n in range(len(prompts)) if mine.ended[n] is not None]
+        kept = [n for n in kept if control is None or control.ended[n] is not None]
+        if not kept:
+            raise Missing("no answer was finished in time; raise --time-limit")
+        mine, control = mine.choose(kept), None if control is None else control.choose(kept)
+        prompts = tuple(prompts[n] for n in kept)
+        questions = [questions[n] for n in kept] if questions else ()
+    return judge_answers(name, prompts, mine, control, questions, profile, max_new_tokens)
 
 
 _known: dict[Job, Asked] = {}

@@ -59,7 +59,7 @@ class Job:
     compares: bool = False
     """Whether the checkpoint is compared with itself and its relatives."""
     time_limit_s: float = 900.0
-    """Time for all of it; what takes long and is not needed for the rest stops at half of it."""
+    """Time for all of it; answers and comparisons stop before, so that what was seen counts."""
 
     @property
     def control(self) -> Path | None:

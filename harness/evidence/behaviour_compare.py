@@ -41,7 +41,7 @@ class Comparer:
     def compare(self, name: str, make: Callable[[], Gap | None]) -> None:
         """Make one comparison unless the time is over; what cannot be compared says why."""
         if time.monotonic() > self.ends_at:
-            self.not_compared[name] = "half of the time limit was over; raise --time-limit"
+            self.not_compared[name] = "most of the time limit was over; raise --time-limit"
             return
         self.say(f"comparing: {name}")
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +59,7 @@ def answer(
     empty: Sequence[int] = (),
     nonfinite: int | None = None,
     be_patient: bool = True,
+    deadline: float = math.inf,
 ) -> Answers:
     """Answer prompts greedily; prompts of one length share a batch, unpadded.
 
@@ -69,11 +72,12 @@ def answer(
         empty: places of those whose answer is known to be empty.
         nonfinite: prompts whose logits are known not to be finite.
         be_patient: whether some unfinished answers are given more time, and loops are sampled.
+        deadline: when to stop, on the monotonic clock; what is not finished then was not asked.
     """
     places = range(len(prompts)) if wanted is None else wanted
     encoded = {place: encode(tokenizer, prompts[place]) for place in places}
     ends = end_ids(model, tokenizer)
-    rows = _answer_all(model, encoded, ends, max_new_tokens)
+    rows = _answer_all(model, encoded, ends, max_new_tokens, deadline)
     texts = [""] * len(prompts)
     counts: list[int | None] = [None] * len(prompts)
     ended: list[bool | None] = [None] * len(prompts)
@@ -83,10 +87,11 @@ def answer(
         new = _cut(row, ends)
         texts[place] = tokenizer.decode(new, skip_special_tokens=True)
         counts[place], ended[place] = len(new), any(i in ends for i in row)
-    if not be_patient:
+    if not be_patient or time.monotonic() > deadline:
         return Answers(texts=tuple(texts), new_tokens=tuple(counts), ended=tuple(ended))
     cut = [place for place in rows if ended[place] is False and not loops(texts[place])]
-    patient = _be_patient(model, {place: encoded[place] for place in cut}, ends, len(rows))
+    late = {place: encoded[place] for place in cut}
+    patient = _be_patient(model, late, ends, len(rows), deadline)
     looping = [place for place in rows if loops(texts[place])]
     sampled = _sample(model, tokenizer, [encoded[place] for place in looping], ends, max_new_tokens)
     return Answers(
@@ -105,20 +110,25 @@ def loops(text: str) -> bool:
 
 
 def _be_patient(
-    model: Any, unfinished: dict[int, list[int]], ends: list[int], total: int
+    model: Any, unfinished: dict[int, list[int]], ends: list[int], total: int, deadline: float
 ) -> tuple[bool, ...]:
     """Return whether the first unfinished answers end at all, where most are unfinished."""
     if len(unfinished) < max(2, SETTLED_SHARE * total):
         return ()
     few = dict(list(unfinished.items())[:PATIENT_PROMPTS])
-    rows = _answer_all(model, few, ends, PATIENT_TOKENS)
+    rows = _answer_all(model, few, ends, PATIENT_TOKENS, deadline)
     return tuple(any(i in ends for i in row) for row in rows.values())
 
 
 def _answer_all(
-    model: Any, encoded: dict[int, list[int]], ends: list[int], max_new_tokens: int, **how: Any
+    model: Any,
+    encoded: dict[int, list[int]],
+    ends: list[int],
+    max_new_tokens: int,
+    deadline: float = math.inf,
+    **how: Any,
 ) -> dict[int, list[int]]:
-    """Return the new tokens of every prompt by its place."""
+    """Return the new tokens of every prompt by its place; of those only that were in time."""
     groups: dict[int, list[int]] = {}
     for place, ids in encoded.items():
         groups.setdefault(len(ids), []).append(place)
@@ -126,8 +136,18 @@ def _answer_all(
     for places in groups.values():
         for first in range(0, len(places), BATCH):
             batch = places[first : first + BATCH]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return found
             rows = [encoded[place] for place in batch]
-            found |= zip(batch, _generate(model, rows, ends, max_new_tokens, **how), strict=True)
+            limit = {} if math.isinf(left) else {"max_time": left}
+            new = _generate(model, rows, ends, max_new_tokens, **limit, **how)
+            in_time = time.monotonic() < deadline
+            found |= {
+                place: row
+                for place, row in zip(batch, new, strict=True)
+                if in_time or any(i in ends for i in row)
+            }
     return found
 
 
@@ -149,7 +169,7 @@ def _generate(
             num_beams=1,
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
-            **(how or {"do_sample": False}),
+            **({"do_sample": False} | how),
         )
     new: list[list[int]] = output[:, ids.shape[1] :].tolist()
     return new
@@ -167,7 +187,7 @@ def _sample(
         found = _answer_all(model, dict(enumerate(rows)), ends, max_new_tokens, **how)
     except RuntimeError:  # probabilities that are no numbers cannot be sampled from
         return ()
-    cut = [_cut(found[place], ends) for place in range(len(rows))]
+    cut = [_cut(found[place], ends) for place in sorted(found)]
     return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in cut)
 
 

@@ -26,7 +26,9 @@ from harness.facts.behaviour import Answers
 from harness.facts.forward import END, Forward
 from harness.registry import ControlFailed
 
-SHARE_FOR_COMPARISONS = 0.5
+SHARE_FOR_ANSWERS = 0.75
+"""Share of the time limit after which no further answer is waited for."""
+SHARE_FOR_COMPARISONS = 0.8
 """Share of the time limit after which no further comparison is begun."""
 
 
@@ -81,6 +83,7 @@ class _Session:
     def __init__(self, job: Job, say: Callable[[str], None]) -> None:
         self.job, self.say = job, say
         limit = SHARE_FOR_COMPARISONS * job.time_limit_s
+        self.deadline = time.monotonic() + SHARE_FOR_ANSWERS * job.time_limit_s
         self.comparer = Comparer(ends_at=time.monotonic() + limit, say=say)
         self.is_adapter = job.base is not None and models.is_adapter(job.path)
         self.tokenizers: dict[Path, Any] = {}
@@ -195,6 +198,7 @@ class _Session:
                 wanted=wanted,
                 empty=empty,
                 nonfinite=forward.nonfinite,
+                deadline=self.deadline,
             )
         return Seen(
             answers=answers,
@@ -232,7 +236,12 @@ class _Session:
         self.say(f"{path.name} answers {len(wanted)} more")
         with blaming(path), bare(loaded.model, is_bare):
             more = answer(
-                loaded.model, tokenizer, self.job.prompts, self.job.max_new_tokens, wanted=wanted
+                loaded.model,
+                tokenizer,
+                self.job.prompts,
+                self.job.max_new_tokens,
+                wanted=wanted,
+                deadline=self.deadline,
             )
         control.answers = _merge(control.answers, more)
 

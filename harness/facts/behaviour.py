@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,15 @@ class Answers:
     """What was said to the prompts that were answered with a loop, sampled with a fixed seed."""
     patient: tuple[bool, ...] = ()
     """Whether the first few unfinished answers ended when they were given many more tokens."""
+
+    def choose(self, places: Sequence[int]) -> Answers:
+        """Return the answers to some of the prompts."""
+        return replace(
+            self,
+            texts=tuple(self.texts[n] for n in places),
+            new_tokens=tuple(self.new_tokens[n] for n in places),
+            ended=tuple(self.ended[n] for n in places),
+        )
 
     @property
     def empty(self) -> int:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from harness.evidence.answers import from_json, judge_answers, to_json
+from harness.evidence.behaviour import _judge
+from harness.evidence.behaviour_child import Asked
 from harness.facts.behaviour import Answers
-from harness.registry import load_probes, run_probe
+from harness.registry import Missing, load_probes, run_probe
 from mudpuppy.scoring import Question, load_voice_profile
 
 PROBES = {one.name: one for one in load_probes()}
@@ -145,3 +147,15 @@ def test_claims_are_counted_against_the_base(profile, count, status):
     assert run("forbidden-claims", mine, profile=profile()).status == status
     assert run("forbidden-claims", mine).status == "skipped"
     assert run("forbidden-claims", mine, None, profile()).status == "skipped"
+
+
+def test_answers_that_were_not_in_time_are_not_counted_as_wrong():
+    late = Answers(
+        texts=("", *RIGHT[1:]), new_tokens=(None,) + (7,) * 19, ended=(None,) + (True,) * 19
+    )
+    facts = _judge("x", Asked(answers=late, control=answers(RIGHT)), QUESTIONS, None, 48)
+    assert facts.exact == (True,) * 19
+    assert facts.prompts[0] == "Question 1?"
+    none = late.choose([0])
+    with pytest.raises(Missing, match="in time"):
+        _judge("x", Asked(answers=none, control=none), QUESTIONS[:1], None, 48)

@@ -1,0 +1,186 @@
+"""Comparisons of a model with itself see one that is broken in each of these ways, and only it."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from harness.evidence.behaviour_compare import (
+    Comparer,
+    choose_rows,
+    compare_kernels,
+    compare_with_itself,
+    gap,
+    read,
+)
+from harness.evidence.behaviour_forward import diverge, measure, prepare
+from harness.evidence.behaviour_generate import answer, find_open
+from harness.facts.forward import END, Consistency
+from harness.registry import load_probes, run_probe
+from mudpuppy.tiny import resolve_model
+
+BASE = resolve_model("tiny:llama")
+PROBES = {one.name: one for one in load_probes()}
+OF_ITSELF = (
+    "attention-kernels-disagree",
+    "padding-changes-answers",
+    "neighbours-mix",
+    "cache-disagrees",
+)
+ROWS = choose_rows((), 300)
+
+
+@pytest.fixture
+def model():
+    return AutoModelForCausalLM.from_pretrained(BASE).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BASE)
+
+
+def findings(model) -> set[str]:
+    comparer = Comparer(ends_at=math.inf, say=lambda text: None)
+    reference = read(model, ROWS)
+    compare_with_itself(model, ROWS, comparer, reference, "float32")
+    compare_kernels(model, ROWS, comparer, reference, "float32")
+    seen = Consistency(gaps=comparer.gaps, not_compared=comparer.not_compared)
+
+    class Source:
+        def get(self, name):
+            return {"consistency": seen}[name]
+
+    done = {name: run_probe(PROBES[name], Source()) for name in OF_ITSELF}
+    return {name for name, result in done.items() if result.status == "failed"}
+
+
+def test_a_healthy_model_is_one_with_itself(model):
+    assert findings(model) == set()
+
+
+def test_a_model_that_is_deaf_to_the_mask_is_found(model):
+    inner = model.forward
+
+    def forward(attention_mask=None, **given):
+        return inner(**given)
+
+    model.forward = forward
+    assert findings(model) == {"padding-changes-answers"}
+
+
+def test_a_model_that_mixes_its_rows_is_found(model):
+    inner = model.forward
+
+    def forward(**given):
+        output = inner(**given)
+        output.logits = output.logits + 0.5 * output.logits[:1, -1:].mean(0, keepdim=True)
+        return output
+
+    model.forward = forward
+    assert "neighbours-mix" in findings(model)
+
+
+def test_a_model_that_forgets_its_cache_is_found(model):
+    inner = model.forward
+
+    def forward(past_key_values=None, attention_mask=None, position_ids=None, **given):
+        if past_key_values is not None:
+            return CausalLMOutputWithPast(
+                logits=inner(**given).logits, past_key_values=past_key_values
+            )
+        return inner(attention_mask=attention_mask, position_ids=position_ids, **given)
+
+    model.forward = forward
+    assert findings(model) == {"cache-disagrees"}
+
+
+def test_a_kernel_that_is_another_function_is_found(model):
+    inner = model.forward
+
+    def forward(**given):
+        output = inner(**given)
+        if model.config._attn_implementation == "eager":
+            output.logits = output.logits.flip(-1)
+        return output
+
+    model.forward = forward
+    assert findings(model) == {"attention-kernels-disagree"}
+
+
+def test_no_comparison_is_begun_when_the_time_is_over(model):
+    comparer = Comparer(ends_at=time.monotonic() - 1, say=lambda text: None)
+    compare_with_itself(model, ROWS, comparer, read(model, ROWS), "float32")
+    assert not comparer.gaps
+    assert set(comparer.not_compared) == {"repeat", "padding", "neighbour", "cache"}
+    assert "--time-limit" in comparer.not_compared["cache"]
+
+
+def test_answers_stop_in_time_and_count_as_not_asked(model, tokenizer):
+    said = answer(model, tokenizer, ["Hello?", "Why?"], 8, deadline=time.monotonic() - 1)
+    assert said.ended == (None, None)
+    assert (said.empty, said.endless) == (0, 0)
+
+
+def test_a_gap_is_blind_to_shifts_and_to_positions_that_are_not_finite():
+    torch.manual_seed(0)
+    one = torch.randn(5, 9)
+    other = one + 3
+    other[2, 1] = torch.nan
+    found = gap([one], [other], "float32")
+    assert (found.positions, found.flips) == (4, 0)
+    assert found.rms < 1e-6
+    assert found.kl < 1e-6
+    assert gap([one], [torch.full((5, 9), torch.nan)], "float32") is None
+
+
+def test_divergence_is_that_of_the_definition():
+    torch.manual_seed(0)
+    one, other = torch.randn(4, 9).log_softmax(-1), torch.randn(4, 9).log_softmax(-1)
+    wanted = torch.nn.functional.kl_div(other, one, log_target=True, reduction="sum") / 4
+    assert diverge([one], [other]) == pytest.approx((float(wanted),), rel=1e-5)
+    assert diverge([one], [one]) == (0.0,)
+    assert diverge([one], [other[:3]]) is None
+    assert diverge([], []) is None
+
+
+@torch.no_grad()
+def test_one_pass_measures_what_single_passes_measure(model, tokenizer):
+    """The batch is padded; every row must be what it is alone."""
+    prompts, golds = (
+        ["Hello?", "What is the capital of France?"],
+        ["Good day.", "It is Paris, sir."],
+    )
+    reading = prepare(
+        model, tokenizer, prompts, golds, ["The sun is warm.", "Rain falls on us all"]
+    )
+    seen, kept = measure(model, tokenizer, reading)
+    for place, (prompt, gold) in enumerate(zip(reading.prompts, reading.golds, strict=True)):
+        ids = torch.tensor([[*prompt, *gold]])
+        logs = model(ids).logits[0].log_softmax(-1)
+        ends = logs[:, list(reading.ends)].exp().sum(-1)
+        answers = logs[len(prompt) - 1 : -1]
+        assert seen.end_first[place] == pytest.approx(float(ends[len(prompt) - 1]), rel=1e-4)
+        assert seen.end_last[place] == pytest.approx(float(ends[-1]), rel=1e-4)
+        nll = -answers[range(len(gold)), list(gold)].mean()
+        assert seen.nll[place] == pytest.approx(float(nll), rel=1e-4)
+        top = int(answers[0].argmax())
+        assert seen.top[place] == (END if top in reading.ends else top)
+    for text, nll, logs in zip(reading.texts, seen.text_nll, kept, strict=True):
+        alone = model(torch.tensor([text])).logits[0, :-1].log_softmax(-1)
+        assert nll == pytest.approx(-float(alone[range(len(text) - 1), text[1:]].mean()), rel=1e-4)
+        assert torch.allclose(logs[0], alone[0], atol=1e-4)
+
+
+def test_nan_is_counted_by_prompt_and_settles_nothing(model, tokenizer):
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    reading = prepare(model, tokenizer, ["Hello?", "Why?"], ["A.", "B."], ())
+    seen, _ = measure(model, tokenizer, reading)
+    assert (seen.nonfinite, seen.top) == (2, (-1, -1))
+    assert find_open(seen, seen, 2) == (0, 1)
