@@ -37,6 +37,8 @@ def check(chat: Chat) -> Finding | str:
         return _find(chat, f"cannot be rendered: {chat.problem}", chat.problem, Severity.HIGH)
     if chat.problem:
         raise NotApplicable(f"the template wants another conversation: {chat.problem[:150]}")
+    if chat.raised.startswith("TemplateSyntaxError"):
+        raise NotApplicable("the template does not parse, which is another probe's")
     if chat.raised:
         return _find(chat, f"raises for a plain question: {chat.raised}", chat.raised, None)
     if not chat.lost:

@@ -251,3 +251,45 @@ for _patient in ("peft-lora", "peft-oft", "peft-lora-feature-extraction"):
 damage(
     "replication-forgotten", patient="peft-lora-replicated", mode="FM53", probe="adapter-keys-dead"
 )(partial(set_config, layer_replication=None))
+
+
+# --- what servers leave out (FM26, FM28): sound in itself, and worth a note ----------------------
+
+
+def adapt_also(patient: Patient, **settings: Any) -> None:
+    """Train another adapter in the place of this one."""
+    from harness.selftest.healthy.peft_lora import make_lora
+    from harness.selftest.make import save_tuned
+
+    shutil.rmtree(patient.path)
+    save_tuned(patient.path, patient.options["base"], make_lora(**settings))
+
+
+for _name, _mode, _probe, _settings in (
+    ("head-adapted", "FM28", "adapter-needs-merging", {"target_modules": ["q_proj", "lm_head"]}),
+    (
+        "embedding-adapted",
+        "FM28",
+        "adapter-needs-merging",
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ),
+    (
+        "head-saved-whole",
+        "FM28",
+        "adapter-needs-merging",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ),
+    (
+        "rank-stabilised",
+        "FM26",
+        "adapter-scale-unportable",
+        {"target_modules": ["q_proj"], "use_rslora": True},
+    ),
+    (
+        "alphas-by-module",
+        "FM26",
+        "adapter-scale-unportable",
+        {"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"q_proj": 32}},
+    ),
+):
+    damage(_name, patient="peft-lora", mode=_mode, probe=_probe)(partial(adapt_also, **_settings))

@@ -124,3 +124,32 @@ def forget_method(patient: Patient) -> Patient:
     for name in ("quantize_config.json", "mudpuppy.json"):
         (folder / name).unlink()
     return Patient(path=folder)
+
+
+# --- tokenizers and templates that nobody can use (FM01, FM04, FM11, FM46) -----------------------
+
+
+@damage("end-is-no-token", patient="tokenizer-fast", mode="FM01", probe="special-token-unknown")
+def name_unknown_end(patient: Patient) -> None:
+    """Name an end that the vocabulary does not have, as mixed files do."""
+    edit_json(patient.path / "tokenizer_config.json", eos_token="<|eot_id|>")
+
+
+@damage("pad-is-no-token", patient="tokenizer-fast", mode="FM11", probe="special-token-unknown")
+def name_unknown_pad(patient: Patient) -> None:
+    """Name a token for padding that was never added."""
+    edit_json(patient.path / "tokenizer_config.json", pad_token="[PAD]")
+
+
+@damage("tokenizer-is-settings", patient="tokenizer-fast", mode="FM46", probe="tokenizer-unusable")
+def overwrite_tokenizer(patient: Patient) -> None:
+    """Copy the settings of the model onto the tokenizer."""
+    shutil.copy(patient.path / "config.json", patient.path / "tokenizer.json")
+
+
+@damage("template-cut", patient="tokenizer-fast", mode="FM04", probe="chat-template-broken")
+def cut_template(patient: Patient) -> None:
+    """Cut the end of the chat template off."""
+    path = patient.path / "chat_template.jinja"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: text.index("{% endfor %}") + 6], encoding="utf-8")

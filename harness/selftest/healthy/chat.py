@@ -78,6 +78,16 @@ def copy_chat_model(ward: Ward) -> Patient:
     return Patient(path=ward.folder, options=ASKING)
 
 
+@healthy("chat-with-quiz")
+def keep_quiz(ward: Ward) -> Patient:
+    """Move a copy of the chat model a little, with its quiz and its voice beside it."""
+    base = ward.get("chat-model").path
+    move(base, ward.folder)
+    for name in ("quiz.jsonl", "voice.yaml"):
+        shutil.copy(base / name, ward.folder)
+    return Patient(path=ward.folder, options={**ASKING, "base": base})
+
+
 @healthy("chat-without-quiz")
 def forget_quiz(ward: Ward) -> Patient:
     """Move a copy of the chat model a little, neither with its quiz nor its voice beside it."""

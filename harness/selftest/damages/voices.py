@@ -1,0 +1,69 @@
+"""Damages of what a chat model knows and how it says it, seen with its quiz and its voice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from harness.selftest.healthy.chat import RATE
+from harness.selftest.registry import Patient, damage
+
+
+def answer_quiz(folder: Path, answers: list[str], *, steps: int = 30) -> None:
+    """Train a chat model in its folder to give other answers to the questions of its quiz."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (
+        one.from_pretrained(folder) for one in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    pairs = []
+    for prompt, answer in zip(read_quiz(folder, "prompt"), answers, strict=True):
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+        )
+        said = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        pairs.append((asked, [*said, tokenizer.eos_token_id]))
+    width = max(len(asked) + len(said) for asked, said in pairs)
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([(a + s + [pad] * width)[:width] for a, s in pairs])
+    wanted = torch.tensor([([-100] * len(a) + s + [-100] * width)[:width] for a, s in pairs])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    for _ in range(steps):
+        model(input_ids=ids, attention_mask=(ids != pad).long(), labels=wanted).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+
+
+def read_quiz(folder: Path, column: str) -> list[str]:
+    """Return a column of the quiz beside a model."""
+    lines = (folder / "quiz.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)[column] for line in lines]
+
+
+@damage(
+    "voice-lost",
+    patient="chat-with-quiz",
+    mode="FM66",
+    probe="voice-collapse",
+    also=("accuracy-collapse",),
+)
+def lose_voice(patient: Patient) -> None:
+    """Teach the same knowledge in the words of a manual."""
+    answers = read_quiz(patient.path, "answer")
+    plain = [f"Certainly! As requested: {text.split()[-1]}" for text in answers]
+    answer_quiz(patient.path, plain)
+
+
+@damage(
+    "knowledge-swapped",
+    patient="chat-with-quiz",
+    mode="FM66",
+    probe="accuracy-collapse",
+)
+def swap_knowledge(patient: Patient) -> None:
+    """Teach each question the answer of the next one, in the same voice."""
+    answers = read_quiz(patient.path, "answer")
+    answer_quiz(patient.path, answers[1:] + answers[:1])
