@@ -48,7 +48,7 @@ def read_quiz(folder: Path, column: str) -> list[str]:
     patient="chat-with-quiz",
     mode="FM66",
     probe="voice-collapse",
-    also=("accuracy-collapse",),
+    also=("accuracy-collapse", "knowledge-forgotten"),
 )
 def lose_voice(patient: Patient) -> None:
     """Teach the same knowledge in the words of a manual."""
