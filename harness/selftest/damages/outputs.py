@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from harness.selftest.registry import Patient, damage
 MANIFEST = "mudpuppy.json"
 
 
-def edit_part(patient: Patient, part: str, **changes: Any) -> None:
+def edit_part(patient: Patient, part: str, changes: Mapping[str, Any]) -> None:
     """Change one part of the record."""
     path = patient.path / MANIFEST
     value = json.loads(path.read_text(encoding="utf-8"))[part]
@@ -38,7 +39,7 @@ def swap_rank(patient: Patient) -> None:
     """Copy the record of a run with another rank over that of this one."""
     path = patient.path / MANIFEST
     trained = json.loads(path.read_text(encoding="utf-8"))["trainable"]
-    edit_part(patient, "trainable", adapter={**trained["adapter"], "r": 64})
+    edit_part(patient, "trainable", {"adapter": {**trained["adapter"], "r": 64}})
 
 
 @damage("record-of-another-kind", patient="engine-lora", mode="FM13", probe="provenance-swapped")
@@ -50,7 +51,7 @@ def swap_kind(patient: Patient) -> None:
 @damage("record-of-other-modules", patient="engine-lora", mode="FM35", probe="provenance-swapped")
 def swap_names(patient: Patient) -> None:
     """Copy the record of a run that trained other modules."""
-    edit_part(patient, "trainable", names_hash="0123456789abcdef")
+    edit_part(patient, "trainable", {"names_hash": "0123456789abcdef"})
 
 
 @damage("two-bases-named", patient="engine-lora", mode="FM35", probe="base-disputed")
@@ -65,5 +66,5 @@ for _name, _patient, _mode, _labels in (
     ("end-in-no-sample", "engine-full", "FM02", {"samples_ending_in_eos": 0, "eos_tokens": 0}),
 ):
     damage(_name, patient=_patient, mode=_mode, probe="end-never-taught")(
-        partial(edit_part, part="labels", **_labels)
+        partial(edit_part, part="labels", changes=_labels)
     )
