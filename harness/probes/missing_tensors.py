@@ -49,6 +49,8 @@ FAMILIES = {
 _BY_LAYER = ("relative_attention_bias", "experts", "shared_transf")
 """Parts that some layers of a healthy model have and others lack."""
 _EXPERT = re.compile(r"^(.*\.experts\.)(\d{1,6})\.(.+)$")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""What families call the number of experts of a layer."""
 _QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|weight_(?:scale(?:_inv)?|packed|shape"
     r"|zero_point|g_idx)|weight\.(?:(?:nested_)?(?:absmax|quant_map)|quant_state\.\w+))$"
@@ -70,7 +72,7 @@ def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) ->
     lost = dict.fromkeys(_lost_layers(names, config), "config.json")
     lost |= dict.fromkeys(_lost_in_layers(names, config), "its other layers")
     lost |= dict.fromkeys(_lost_beside(names, lost, config), "its other layers")
-    lost |= dict.fromkeys(_lost_experts(names), "the other experts")
+    lost |= dict.fromkeys(_lost_experts(names, config), "the other experts")
     lost |= dict.fromkeys(_lost_outside(names, config), "config.json")
     if any_base is not None and not any(find_wrapper(name) for name in weights.tensors):
         lost |= dict.fromkeys(_lost_from_base(names, any_base, config), "the base")
@@ -168,14 +170,22 @@ def _lost_beside(names: set[str], known: Iterable[str], config: Mapping[str, Any
     return [name for name in found if not name.startswith(told)]
 
 
-def _lost_experts(names: set[str]) -> list[str]:
-    """Return what one expert of a layer lacks and its siblings have."""
+def _lost_experts(names: set[str], config: Mapping[str, Any]) -> list[str]:
+    """Return what one expert of a layer lacks and its siblings have, and experts that are not there.
+
+    An expert is missing where another layer has it, and the settings count as many.
+    """
     layers: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in names:
         if match := _EXPERT.match(name):
             layers[match[1]][int(match[2])].add(match[3])
+    nested = config.get("text_config")
+    settings = nested if isinstance(nested, dict) else config
+    every = set[int]().union(*layers.values())
+    is_even = any(settings.get(key) == len(every) for key in _EXPERT_COUNTS)
     lost = []
     for prefix, experts in layers.items():
+        lost += [f"{prefix}{one}" for one in sorted(every - experts.keys() if is_even else ())]
         whole = set[str]().union(*experts.values())
         lost += [
             f"{prefix}{one}.{part}"

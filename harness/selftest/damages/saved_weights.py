@@ -140,13 +140,7 @@ def stop_sharing(patient: Patient) -> None:
     edit_json(patient.path / "config.json", num_kv_shared_layers=0)
 
 
-@damage(
-    "whole-expert-gone",
-    patient="transformers-qwen3-moe",
-    mode="FM34",
-    probe="inventory-disagrees",
-    also=("missing-tensors",),
-)
+@damage("whole-expert-gone", patient="transformers-qwen3-moe", mode="FM34", probe="missing-tensors")
 def drop_expert(patient: Patient) -> None:
     """Lose an expert of one layer."""
     drop_tensors(patient.path, "layers.1.mlp.experts.2.")
