@@ -171,7 +171,7 @@ def _lost_beside(names: set[str], known: Iterable[str], config: Mapping[str, Any
 
 
 def _lost_experts(names: set[str], config: Mapping[str, Any]) -> list[str]:
-    """Return what one expert of a layer lacks and its siblings have, and experts that are not there.
+    """Return what one expert of a layer lacks and its siblings have, and experts not there.
 
     An expert is missing where another layer has it, and the settings count as many.
     """

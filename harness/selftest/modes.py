@@ -98,6 +98,12 @@ _TABLE = """
 66 C behaviour   voice or accuracy collapse
 """
 _REASONS = {
+    "FM10": "which tokens had a label leaves no trace in weights, settings or upstream's logs, and "
+    "training on all of a text is right for plain text. The matrix holds the labels against what "
+    "was asked: probes wrong-text-trained and setting-ignored.",
+    "FM42": "the run stops with this error at its first step and leaves nothing to look at. "
+    "mud-puppy keeps masters in fp32 under fp16, which the matrix checks: probe "
+    "master-weights-rounded.",
     "FM38": "the tensors of a model that was packed without a block mask are those of any other "
     "training; only the training itself shows it. The matrix watches it there: probe "
     "loss-not-the-twins compares each loss with one computed on unpacked samples.",

@@ -14,7 +14,6 @@ from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 
-from harness.doctor import WATCHED
 from harness.registry import Probe, load_probes
 from harness.selftest.examine import examine_damage, examine_healthy
 from harness.selftest.registry import Damage, Healthy, load_damages, load_healthy
@@ -25,6 +24,8 @@ from mudpuppy.tiny.cache import cache_root
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors")
 """What builds the healthy checkpoints, besides this project."""
+ELSEWHERE = ("MPD5", "MPD7")
+"""Codes of the probes that judge live models and runs of the matrix."""
 KEPT_S = 7 * 24 * 3600
 """How long the ward of other sources or versions is kept."""
 SLOW = ("trl-", "engine-", "transformers-trainer")
@@ -75,7 +76,7 @@ def run_selftest(
 
 def judges_checkpoints(one: Probe) -> bool:
     """Whether a probe judges what lies in a folder; others judge a watched run or a live model."""
-    return not any(name in WATCHED for name in one.needs)
+    return not one.code.startswith(ELSEWHERE)
 
 
 def choose(select: Sequence[str]) -> tuple[str, ...]:
