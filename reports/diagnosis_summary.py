@@ -85,10 +85,14 @@ def group_findings(diagnosis: Diagnosis) -> tuple[Group, ...]:
 
 
 def _alike(results: Sequence[ProbeResult]) -> list[list[ProbeResult]]:
-    """Return results of one code and severity together, in the order in which they begin."""
-    grouped: dict[tuple[str, Severity | None], list[ProbeResult]] = {}
+    """Return results of one code and severity together, in the order in which they begin.
+
+    Subjects of a machine are traps and packages, of which each is a fault of its own.
+    """
+    grouped: dict[tuple[str, Severity | None, str], list[ProbeResult]] = {}
     for result in results:
-        grouped.setdefault((result.code, result.severity), []).append(result)
+        own = result.subject if area_of(result.code) == AREAS["95"] else ""
+        grouped.setdefault((result.code, result.severity, own), []).append(result)
     return list(grouped.values())
 
 

@@ -134,6 +134,17 @@ def test_the_command_reports_the_machine_in_every_format(recorded, capsys):
         assert "MP-T" in capsys.readouterr().out
 
 
+def test_no_trap_hides_behind_another(capsys, monkeypatch):
+    facts = replace(machine("rx7900xtx"), packages={"bitsandbytes": "0.48", "jinja2": "3.1.2"})
+    monkeypatch.setattr("mudpuppy.env.probe.collect", lambda: facts)
+    monkeypatch.setattr("harness.machine._versions", lambda: dict(facts.packages))
+    doctor.main(["--env", "--select", "MPD951,MPD952"])
+    text = capsys.readouterr().out
+
+    assert "bitsandbytes 0.48:" in text
+    assert "jinja2 3.1.2:" in text
+
+
 def test_the_command_selects_probes_of_the_machine(recorded, capsys):
     doctor.main(["--env", "--format", "json", "--select", "MPD951"])
     told = json.loads(capsys.readouterr().out)
