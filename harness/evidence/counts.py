@@ -107,7 +107,16 @@ def _positions(tensors: list[Tensor], settings: Mapping[str, Any]) -> Iterator[C
     declared = _first(settings, ("n_positions", "max_position_embeddings"))
     for one in tensors:
         if declared and _POSITIONS.search(one.name) and len(one.shape) == 2:
-            yield _exact("positions", *declared, one.shape[0], one.name)
+            key, count = declared
+            yield Count(
+                what="positions",
+                key=key,
+                declared=count,
+                stored=one.shape[0],
+                least=count,
+                most=count + 2,  # some families begin to count behind the padding
+                tensor=one.name,
+            )
 
 
 def _widths(tensors: list[Tensor], settings: Mapping[str, Any]) -> Iterator[Count]:

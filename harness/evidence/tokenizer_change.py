@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.evidence.files import read_settings
-from harness.evidence.naming import find_begins
+from harness.evidence.naming import RESERVED, find_begins
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.chat import TokenizerChange
 from harness.facts.checkpoint import Files
 from harness.registry import Missing, NotApplicable
 
 FILE = "tokenizer.json"
-RESERVED = re.compile(r"reserved|unused|extra|placeholder|dummy|fim_|SPECIAL_\d|\[control_\d+\]")
-"""Texts of tokens that a base keeps free for whoever tunes it."""
 LISTED = 5
 """Tokens that are listed by name."""
 _MODEL_SETTINGS = {

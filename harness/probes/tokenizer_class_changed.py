@@ -6,7 +6,8 @@ other readers know.
 
 Why it is bad: readers before transformers 5, among them older vLLM, llama.cpp's converter and
 mlx-lm, stop with "Tokenizer class TokenizersBackend does not exist or is not currently imported."
-(FM31). A class of another family cuts texts in another way without a word.
+(FM31). A class of another family may cut texts in another way; whether tokenizer.json does so is
+looked at by itself.
 
 Example: the base names Qwen2Tokenizer, the fine-tuned model TokenizersBackend.
 
@@ -48,5 +49,4 @@ def check(naming: Naming, base_naming: Naming | None) -> Finding | str:
         ),
         cause="the files of two tokenizers were mixed" if other else "transformers 5 saved it",
         remedy=f'write "tokenizer_class": "{theirs[:60]}" into {FILE}',
-        severity=Severity.MEDIUM if other else Severity.NOTE,
     )

@@ -157,6 +157,12 @@ def cut_end_variable(patient: Patient) -> None:
     _edit_template(patient, "eos_token + ", "")
 
 
+@damage("end-cut-from-heads", patient="chat-piped-heads", mode="FM02", probe="turn-never-ended")
+def cut_end_from_heads(patient: Patient) -> None:
+    """Leave `eos_token` out of a template whose heads are marked."""
+    _edit_template(patient, " + eos_token", "")
+
+
 def _foreign(style: str) -> Any:
     def put(patient: Patient) -> None:
         (patient.path / TEMPLATE).write_text(STYLES[style].template, encoding="utf-8")

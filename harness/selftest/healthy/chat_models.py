@@ -130,6 +130,56 @@ STYLES = {
         "'<|end|>\\n' }}{% endif %}" + _END + _ASK + "{{ '<|assistant|>\\n' }}"
         "{% else %}{{ eos_token }}{% endif %}",
     ),
+    "piped-heads": Style(
+        specials=("<|endoftext|>", "<|padding|>"),
+        roles={"eos_token": "<|endoftext|>", "pad_token": "<|padding|>"},
+        stops=("<|endoftext|>",),
+        template=_TURNS + "{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}"
+        f"{_END}{_ASK}{{{{ '<|assistant|>\n' }}}}{{% endif %}}",
+    ),
+    "words-without-end": Style(
+        specials=("<|endoftext|>", "<|padding|>"),
+        roles={"eos_token": "<|endoftext|>", "pad_token": "<|padding|>"},
+        stops=("<|endoftext|>",),
+        template=_TURNS + "{{ ('' if loop.first else '\n') + (m.role | title) + ': ' + m.content }}"
+        f"{_END}{_ASK}{{{{ '\nAssistant:' }}}}{{% endif %}}",
+    ),
+    "without-speakers": Style(
+        specials=("<|endoftext|>",),
+        roles=dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>"),
+        stops=("<|endoftext|>",),
+        template=_TURNS + "{{ m.content + eos_token }}" + _END,
+    ),
+    "channels": Style(
+        specials=(
+            *("<|endoftext|>", "<|start|>", "<|message|>", "<|channel|>"),
+            *("<|end|>", "<|return|>", "<|call|>"),
+        ),
+        roles={"eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
+        stops=("<|return|>", "<|endoftext|>", "<|call|>"),
+        template="{{ '<|start|>system<|message|>It is ' + strftime_now('%Y-%m-%d') + '<|end|>' }}"
+        + _TURNS
+        + "{% if m.role == 'assistant' %}{{ '<|start|>assistant<|channel|>final<|message|>' + "
+        "m.content + ('<|return|>' if loop.last and not add_generation_prompt else '<|end|>') }}"
+        "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}"
+        f"{_END}{_ASK}{{{{ '<|start|>assistant' }}}}{{% endif %}}",
+    ),
+    "system-in-question": Style(
+        specials=("<unk>", "<s>", "</s>"),
+        roles={"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        stops=("</s>",),
+        template="{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
+        "{% set system = messages[0]['content'] %}{% else %}{% set rest = messages %}"
+        "{% set system = false %}{% endif %}{% for m in rest %}"
+        "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{% if loop.index0 == 0 and system != false %}"
+        "{% set text = '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + m['content'] %}"
+        "{% else %}{% set text = m['content'] %}{% endif %}{% if m['role'] == 'user' %}"
+        "{{ bos_token + '[INST] ' + text.strip() + ' [/INST]' }}"
+        "{% else %}{{ ' ' + text.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
+        begins=True,
+    ),
     "parts": Style(
         specials=("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"),
         roles={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
@@ -145,6 +195,8 @@ NOTES = {
     "headers": ("begin-twice",),
     "turns": ("begin-twice",),
     "instructions": ("begin-twice",),
+    "system-in-question": ("begin-twice",),
+    "words-without-end": ("turn-never-ended",),
     "next-role-stops": ("pad-is-eos",),
     "end-and-text": ("pad-is-eos", "template-fails"),
 }

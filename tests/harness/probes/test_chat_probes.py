@@ -187,7 +187,7 @@ def test_rendering_is_that_of_transformers(chatml):
     assert CheckpointEvidence(chatml).get("renderings")[0].texts["question"] == wanted
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", sorted(set(STYLES) - {"words-without-end"}))
 def test_the_end_of_every_style_is_found(tmp_path, name):
     folder = tmp_path / "m"
     save_style(folder, name)
