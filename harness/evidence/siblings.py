@@ -23,7 +23,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Types whose values are the weights themselves; fp8 has a scale beside it."""
 _OTHER = re.compile(
     r"scale|zero|absmax|g_idx|qweight|quant|norm|bias|position|rotary|mask|lambda|A_log|dt_|"
-    r"lora_magnitude|relative_attention|conv1d|time_|router\.|buffer"
+    r"lora_|relative_attention|conv1d|time_|router\.|buffer"
 )
 """Names of tensors that follow no pattern over the layers, or hold constants."""
 _VOCABULARY = re.compile(r"embed|wte|wpe|lm_head|score|classifier|word_|tok_|token")
@@ -34,8 +34,6 @@ FP16_MAX, FEW_MAX = 65504.0, 1e6
 FACTOR = 6.0
 """Ratio of a layer to the middle of its siblings that counts: the first and last layers of healthy
 models differ from the others by up to three."""
-ADAPTER_FACTOR = 30.0
-"""The same for factors of an adapter, of which training leaves some nearly as they were."""
 GAP = 4.0
 """Ratio to the closest layer that is not odd: a wide, gapless spread is no outlier."""
 SPREADS = 8.0
@@ -102,8 +100,7 @@ def _compare_sizes(group: list[RowFacts]) -> Iterator[OddLayer]:
     logs = [math.log(min(one.rms, 1e300)) for one in group]
     middle = median(logs)
     spread = 1.4826 * median(abs(one - middle) for one in logs)
-    factor = ADAPTER_FACTOR if "lora_" in group[0].tensor.name else FACTOR
-    least = max(math.log(factor), SPREADS * spread)
+    least = max(math.log(FACTOR), SPREADS * spread)
     odd = [abs(one - middle) > least for one in logs]
     if not any(odd) or sum(odd) > MOST_ODD * len(group):
         return
@@ -172,8 +169,6 @@ def _judge(
     name, share = one.tensor.name, count / out_of
     first = one.zero_rows[0] if what == "rows of zeros" and one.zero_rows else None
     dead = DeadRows(tensor=one.tensor, what=what, count=count, out_of=out_of, first=first)
-    if "lora_" in name:
-        return None  # rows of lora_B that no gradient reached stay zero
     old = None if base is None else base.tensors.get(name)
     if base is not None and old is not None and old.shape == one.tensor.shape:
         then = scan_rows(Path(base.root), old)

@@ -14,7 +14,7 @@ weight this large is unusual: compare the tensor with the base model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.facts.checkpoint import Numbers
@@ -34,8 +34,7 @@ def check(numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any]) ->
         return f"the values of {len(numbers)} tensors fit fp16"
     large.sort(key=lambda one: (-one.abs_max, one.tensor.name))
     config = config_or_empty
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "")
-    declared = dtype.endswith("float16") and not dtype.endswith("bfloat16")
+    declared = any(dtype.removeprefix("torch.") in ("float16", "half") for dtype in _dtypes(config))
     return Finding(
         message=f"{agree(len(large), 'tensor holds', 'tensors hold')}"
         " values beyond the range of fp16, up to "
@@ -55,3 +54,11 @@ def check(numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any]) ->
         remedy='serve in bf16 and write "dtype": "bfloat16" into config.json',
         severity=Severity.CRITICAL if declared else Severity.NOTE,
     )
+
+
+def _dtypes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the types that config.json asks for: of the model, its language part, 4-bit layers."""
+    text, bits = config.get("text_config"), config.get("quantization_config")
+    for settings in (config, text if isinstance(text, dict) else {}):
+        yield str(settings.get("dtype") or settings.get("torch_dtype") or "")
+    yield str(bits.get("bnb_4bit_compute_dtype") or "") if isinstance(bits, dict) else ""

@@ -92,6 +92,18 @@ def explode_all(patient: Patient) -> None:
     _edit(patient, "_proj", lambda one: one * 15)
 
 
+@damage("adapter-exploded", patient="peft-lora", mode="FM61", probe="adapter-exploded")
+def explode_adapter(patient: Patient) -> None:
+    """Let every factor B run away."""
+    _edit(patient, "lora_B", lambda one: one * 1000)
+
+
+@damage("adapter-one-module-exploded", patient="peft-lora", mode="FM61", probe="adapter-exploded")
+def explode_module(patient: Patient) -> None:
+    """Let the factors of one module run away."""
+    _edit(patient, "layers.1.self_attn.v_proj.lora_B", lambda one: one * 300)
+
+
 @damage("weights-one-nan", patient=DEEP, mode="FM41", probe="weights-nonfinite")
 def put_nan(patient: Patient) -> None:
     """Put one NaN into the last value of a matrix."""
