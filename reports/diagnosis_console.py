@@ -234,4 +234,7 @@ def _write_end(page: _Page, diagnosis: Diagnosis) -> None:
     if diagnosis.seconds:
         parts.append(f"{diagnosis.seconds:.1f} s")
     parts.append(f"exit code {diagnosis.exit_code}")
-    page.wrapped("", ", ".join(parts))
+    # Once more, as the beginning of a long report is out of sight in the end.
+    word = diagnosis.verdict.upper()
+    painted = (word, _COLOURS[diagnosis.verdict], "bold")
+    page.wrapped("", f"{word}: {', '.join(parts)}", paint=painted)

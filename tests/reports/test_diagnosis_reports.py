@@ -78,7 +78,7 @@ def test_the_console_report_reads_like_this():
         "  – lineage      1 not checked\n"
         "  ? behaviour    1 could not finish\n"
         "\n"
-        "1 finding, 1 could not finish, 1 not checked, 1 passed, exit code 1\n"
+        "SICK: 1 finding, 1 could not finish, 1 not checked, 1 passed, exit code 1\n"
     )
 
 
@@ -114,7 +114,7 @@ def test_a_healthy_report_says_what_was_not_checked_and_what_does_not_apply():
     assert lines[0] == "HEALTHY - x: 1 check found nothing wrong; 8 were not checked"
     assert "  – adapter      does not apply: none" in lines
     assert ("  – no base [MPD400, MPD401, MPD402, MPD403, MPD404, MPD405 and 2 more]") in lines
-    assert lines[-1] == "8 not checked, 1 passed, exit code 0"
+    assert lines[-1] == "HEALTHY: 8 not checked, 1 passed, exit code 0"
     text = write_markdown(healthy("."))
     assert "<summary>Not checked (1)</summary>\n\n- no base: MPD400 c" in text
     assert "<summary>Does not apply (1)</summary>\n\n- none: MPD201 b" in text
