@@ -12,6 +12,7 @@ from harness.acceptance import Acceptance, accept
 from harness.baseline import Baseline
 from harness.doctor_paths import (
     require_adapter,
+    require_embeddings,
     require_file,
     require_model,
     require_questions,
@@ -51,6 +52,7 @@ def diagnose(
     generate: bool = False,
     quiz: str | Path | None = None,
     voice: str | Path | None = None,
+    embeddings: str | Path | None = None,
     time_limit_s: float = TIME_LIMIT_S,
     in_process: bool = False,
     quick: bool = False,
@@ -78,6 +80,8 @@ def diagnose(
         generate: load the models and ask them (slow; the only part that starts torch).
         quiz: questions with answers (JSONL) for the accuracy probe.
         voice: voice profile (YAML) for the voice probe.
+        embeddings: folder of a sentence-transformers model, by which answers of the quiz are
+            compared as well.
         time_limit_s: time for loading and asking a checkpoint and its base.
         in_process: load models in this process and not in a child; quicker where torch is loaded
             already, but a model that hangs or crashes takes this process with it.
@@ -119,6 +123,7 @@ def diagnose(
             generate=generate or deep is Depth.BEHAVIOUR,
             quiz=require_file(quiz, "a quiz"),
             voice=require_file(voice, "a voice profile"),
+            embeddings=require_embeddings(embeddings),
             time_limit_s=time_limit_s,
             in_process=in_process,
             quick=quick,

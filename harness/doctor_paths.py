@@ -146,6 +146,24 @@ def require_stage(path: str | Path | None) -> Path | None:
     return folder
 
 
+def require_embeddings(path: str | Path | None) -> Path | None:
+    """Return the folder of a sentence-transformers model.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if path is None:
+        return None
+    folder = Path(path)
+    _require_folder(folder, "the folder of a sentence-transformers model")
+    if not (folder / "modules.json").is_file():
+        raise ModelError(
+            f"{folder} is no model of sentence-transformers: it holds no modules.json",
+            hint="--embeddings wants the folder of one, such as all-MiniLM-L6-v2",
+        )
+    return folder.resolve()
+
+
 def require_file(path: str | Path | None, what: str) -> Path | None:
     """Return a file; None where none is given.
 

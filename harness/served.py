@@ -9,11 +9,11 @@ from typing import Any
 from harness.acceptance import Acceptance
 from harness.baseline import Baseline
 from harness.doctor import choose_probes, conclude
-from harness.doctor_paths import require_file, require_questions
+from harness.doctor_paths import require_embeddings, require_file, require_questions
 from harness.evidence.endpoint import ServedJob, ask_served
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence
 from harness.findings import Diagnosis, ProbeResult, Severity
-from harness.registry import ControlFailed, Probe, run_probes
+from harness.registry import ControlFailed, Missing, Probe, run_probes
 from mudpuppy.errors import UsageError
 
 SUBJECT = "endpoint"
@@ -30,6 +30,7 @@ def diagnose_served(
     base_model: str | None = None,
     quiz: str | Path | None = None,
     voice: str | Path | None = None,
+    embeddings: str | Path | None = None,
     time_limit_s: float = TIME_LIMIT_S,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
@@ -48,6 +49,7 @@ def diagnose_served(
         base_model: name of the control; on the same server when no other is given.
         quiz: questions with answers (JSONL).
         voice: voice profile (YAML).
+        embeddings: folder of a sentence-transformers model.
         time_limit_s: time for all questions.
         select: probes to run; all that a server has evidence for by default.
         ignore: probes not to run.
@@ -72,12 +74,13 @@ def diagnose_served(
         base_model=base_model,
         quiz=require_file(quiz, "a quiz"),
         voice=require_file(voice, "a voice profile"),
+        embeddings=require_embeddings(embeddings),
         time_limit_s=time_limit_s,
     )
     subject: dict[str, Any] = {"subject": SUBJECT, "kind": "served model"}
     try:
         behaviour, served = ask_served(job, progress)
-    except ControlFailed as failure:
+    except (ControlFailed, Missing) as failure:
         source: Any = _Failed(failure)
     else:
         given = {"behaviour": behaviour, "any_forward": None, "served": served}
@@ -103,7 +106,7 @@ def diagnose_served(
 class _Failed:
     """Evidence of a server that answered nothing."""
 
-    def __init__(self, failure: ControlFailed) -> None:
+    def __init__(self, failure: Exception) -> None:
         self._failure = failure
 
     def get(self, name: str) -> Any:

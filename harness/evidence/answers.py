@@ -36,10 +36,26 @@ def judge_answers(
     questions: Sequence[Question],
     profile: VoiceProfile | None,
     max_new_tokens: int,
+    embeddings: Path | None = None,
 ) -> BehaviourFacts:
-    """Score answers, and those of the control, by the quiz and the voice profile."""
-    mine = _score(questions, profile, answers)
-    theirs = None if control is None else _score(questions, profile, control)
+    """Score answers, and those of the control, by the quiz and the voice profile.
+
+    Args:
+        name: of the checkpoint.
+        prompts: what was asked.
+        answers: the checkpoint's.
+        control: the base's.
+        questions: the quiz, in the order of the prompts; empty for none.
+        profile: the voice.
+        max_new_tokens: longest answer.
+        embeddings: folder of a sentence-transformers model.
+
+    Raises:
+        Missing: `embeddings` cannot be used.
+        ControlFailed: it tells unrelated answers not apart.
+    """
+    mine = _score(questions, profile, answers, embeddings)
+    theirs = None if control is None else _score(questions, profile, control, embeddings)
     facts = [question for question in questions if question.kind == "fact"]
     return BehaviourFacts(
         subject=name,
@@ -59,7 +75,12 @@ def judge_answers(
     )
 
 
-def _score(questions: Sequence[Question], profile: VoiceProfile | None, answers: Answers) -> Scores:
+def _score(
+    questions: Sequence[Question],
+    profile: VoiceProfile | None,
+    answers: Answers,
+    embeddings: Path | None,
+) -> Scores:
     pairs = list(zip(questions, answers.texts, strict=False))
     facts = [(question, text) for question, text in pairs if question.kind == "fact"]
     keys = find_keys([question for question, _ in facts])
@@ -70,11 +91,23 @@ def _score(questions: Sequence[Question], profile: VoiceProfile | None, answers:
         keys=tuple(key_recall(text, key) for (_, text), key in zip(facts, keys, strict=True))
         if has_keys
         else None,
+        similarity=_compare_meaning(facts, embeddings),
         voice=None if profile is None else tuple(score_voice(t, profile) for t in answers.texts),
         claims=None
         if profile is None or not profile.forbidden
         else tuple(claims_forbidden(text, profile) for text in answers.texts),
     )
+
+
+def _compare_meaning(
+    facts: Sequence[tuple[Question, str]], embeddings: Path | None
+) -> tuple[float, ...] | None:
+    if embeddings is None or not facts:
+        return None
+    from harness.evidence.behaviour_similarity import measure_similarity
+
+    golds = [question.answer for question, _ in facts]
+    return measure_similarity(embeddings, [text for _, text in facts], golds)
 
 
 def _group(questions: Sequence[Question]) -> Mapping[str, tuple[int, ...]]:

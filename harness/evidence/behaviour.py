@@ -75,7 +75,14 @@ def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
         raise _why_silent(asked)
     base: Base | None = evidence.find("base")
     quiz, voice = _find_questions(evidence, None if base is None else Path(base.root))
-    return _judge(evidence.folder.name, asked, read_quiz(quiz), read_voice(voice), MAX_NEW_TOKENS)
+    return _judge(
+        evidence.folder.name,
+        asked,
+        read_quiz(quiz),
+        read_voice(voice),
+        MAX_NEW_TOKENS,
+        evidence.options.embeddings,
+    )
 
 
 @provides("forward")
@@ -228,6 +235,7 @@ def _judge(
     questions: Sequence[Question],
     profile: VoiceProfile | None,
     max_new_tokens: int,
+    embeddings: Path | None = None,
 ) -> BehaviourFacts:
     """Score the answers."""
     assert asked.answers is not None
@@ -241,7 +249,9 @@ def _judge(
         mine, control = mine.choose(kept), None if control is None else control.choose(kept)
         prompts = tuple(prompts[n] for n in kept)
         questions = [questions[n] for n in kept] if questions else ()
-    return judge_answers(name, prompts, mine, control, questions, profile, max_new_tokens)
+    return judge_answers(
+        name, prompts, mine, control, questions, profile, max_new_tokens, embeddings
+    )
 
 
 _known: dict[Job, Asked] = {}

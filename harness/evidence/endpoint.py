@@ -42,6 +42,8 @@ class ServedJob:
     """Questions with answers."""
     voice: Path | None = None
     """Voice profile."""
+    embeddings: Path | None = None
+    """Folder of a sentence-transformers model."""
     time_limit_s: float = 900.0
     """Time for all of it."""
 
@@ -81,6 +83,7 @@ def ask_served(
         [questions[n] for n in kept] if questions else [],
         read_voice(job.voice),
         MAX_NEW_TOKENS,
+        job.embeddings,
     )
     return facts, mine[0]
 

@@ -119,6 +119,8 @@ class Options:
     """Questions with answers (JSONL)."""
     voice: Path | None = None
     """Voice profile (YAML)."""
+    embeddings: Path | None = None
+    """Folder of a sentence-transformers model that compares answers by their meaning."""
     time_limit_s: float = TIME_LIMIT_S
     """Time for loading and asking one checkpoint and its base."""
     in_process: bool = False

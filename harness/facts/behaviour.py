@@ -108,6 +108,8 @@ class Scores:
     """F1 of the words, 0 to 1."""
     keys: tuple[float, ...] | None = None
     """Share of the words that carry the answer; absent where a question has none."""
+    similarity: tuple[float, ...] | None = None
+    """Nearness in meaning, 0 (chance) to 1; absent without a model for it."""
     voice: tuple[float, ...] | None = None
     """Voice score of each answer, 0 to 1."""
     claims: tuple[bool, ...] | None = None

@@ -1,7 +1,8 @@
 """What the base knew is lost.
 
 What it does: asks a quiz greedily and scores the answers against the base on the same questions: by
-equal words, by the F1 of the words, and by the words that carry the answer.
+equal words, by the F1 of the words, by the words that carry the answer, and with `--embeddings` by
+their meaning.
 
 Why it is bad: a stage of training took the knowledge away while its loss fell (FM66, FM15): stacked
 adapters, a wrong template, a learning rate that was too high.
@@ -71,3 +72,5 @@ def _measures(behaviour: BehaviourFacts) -> Iterator[tuple[str, Sequence[float],
         yield "F1 of the words", mine.f1, theirs.f1
     if mine.keys is not None and theirs.keys is not None:
         yield "words that carry the answer", mine.keys, theirs.keys
+    if mine.similarity is not None and theirs.similarity is not None:
+        yield "nearness in meaning", mine.similarity, theirs.similarity

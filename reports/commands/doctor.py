@@ -116,6 +116,8 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--generate", action="store_true", help="load the models and ask them")
     group.add_argument("--quiz", metavar="FILE", help="questions with answers (JSONL)")
     group.add_argument("--voice", metavar="FILE", help="voice profile (YAML)")
+    meaning = "a sentence-transformers model, to compare answers by their meaning, too"
+    group.add_argument("--embeddings", metavar="PATH", help=meaning)
     served = "ask the model of an OpenAI-compatible server; a path is optional then"
     group.add_argument("--endpoint", metavar="URL", help=served)
     group.add_argument("--endpoint-model", metavar="NAME", help="its name there, of several")
@@ -225,6 +227,7 @@ def _examine(
         base_model=arguments.base_model,
         quiz=arguments.quiz or settings.quiz,
         voice=arguments.voice or settings.voice,
+        embeddings=arguments.embeddings,
         time_limit_s=arguments.time_limit,
         select=_split(arguments.select) if given else settings.select,
         ignore=[*_split(arguments.ignore or ()), *settings.ignore],
@@ -249,6 +252,7 @@ def _examine_files(
         generate=arguments.generate,
         quiz=arguments.quiz or settings.quiz,
         voice=arguments.voice or settings.voice,
+        embeddings=arguments.embeddings,
         time_limit_s=arguments.time_limit,
         quick=arguments.quick,
         select=_split(arguments.select) if given else settings.select,
