@@ -108,3 +108,22 @@ class Scan:
     """By tensor name."""
     sampled: str = ""
     """With `--quick`: what a clean sample says, as a sentence; empty when all was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertLineage:
+    """How one matrix of one expert follows from its base and an adapter of fused experts."""
+
+    tensor: str
+    """Tensor of the merged model; with the number of the expert where all lie in one."""
+    k: float
+    """<merged - base, D> / <D, D> with D the adapter's change of this expert."""
+    k_error: float
+    """Uncertainty of k from rounding and from what else changed (one standard deviation)."""
+    explained_by: str = ""
+    """What explains the change instead: another expert's, or axes read in the wrong order."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether k is 1, within a twentieth and four standard deviations."""
+        return abs(self.k - 1) <= 0.05 + 4 * self.k_error
