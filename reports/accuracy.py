@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from harness.selftest.modes import UNPLANTED
 from harness.selftest.results import Accuracy, Examination, ModeFigures, ProbeFigures
 from reports.text import clean, code_markdown, escape_markdown, write_columns
 
@@ -122,10 +123,13 @@ def _page(accuracy: Accuracy) -> Iterator[str]:
             yield f"- **{mode.number}** {escape_markdown(mode.name)}: {why}"
     yield from ("", "## Not measured here", "")
     yield (
-        "These judge a run of the pressure matrix that was watched from inside, or a model object "
-        "in memory; `mudpuppy-pressure mutants` plants bugs for them."
+        "These judge a run of the pressure matrix that was watched from inside, a model object in "
+        "memory, a server or the machine; `mudpuppy-pressure mutants` and tests plant bugs for "
+        "them."
     )
     yield from ("", ", ".join(f"`{code_markdown(code)} {name}`" for code, name in accuracy.others))
+    yield from ("", "For these no checkpoint can be broken; tests hold them against figures:", "")
+    yield from (f"- `{name}`: it takes {escape_markdown(what)}" for name, what in UNPLANTED.items())
 
 
 def write_json(accuracy: Accuracy) -> str:

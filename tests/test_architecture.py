@@ -126,7 +126,7 @@ def test_only_behaviour_measures_with_torch_and_only_when_asked():
 @pytest.mark.parametrize("path", sorted((ROOT / "reports").glob("*.py")), ids=module_name)
 def test_writers_know_results_and_no_machinery(path: Path):
     results = ("harness.results", "harness.findings", "harness.history_rows")
-    results += ("harness.mutant_results", "harness.selftest.results")
+    results += ("harness.mutant_results", "harness.selftest.results", "harness.selftest.modes")
     allowed = (*results, "mudpuppy.records", "reports")
     found = list(imports(path))
 

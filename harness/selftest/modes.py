@@ -113,6 +113,17 @@ _REASONS = {
 }
 
 
+UNPLANTED = {
+    "attention-kernels-disagree": "a kernel that computes wrongly",
+    "padding-changes-answers": "an attention mask that the code of a model ignores",
+    "neighbours-mix": "an attention mask that the code of a model ignores",
+    "cache-disagrees": "a cache that the code of a model fills wrongly",
+    "precision-sensitive": "a real model near the limits of its type",
+}
+"""Probes for which no checkpoint is broken, and what it would take: their tests hold them against
+measurements that such a fault would give."""
+
+
 def load_modes() -> tuple[Mode, ...]:
     """Return every mode in the order of the catalogue."""
     return tuple(_read(line) for line in _TABLE.strip().splitlines())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -24,12 +25,12 @@ from mudpuppy.tiny.cache import cache_root
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors")
 """What builds the healthy checkpoints, besides this project."""
-ELSEWHERE = ("MPD5", "MPD7")
-"""Codes of the probes that judge live models and runs of the matrix."""
+ELSEWHERE = ("MPD5", "MPD63", "MPD7", "MPD95")
+"""Codes of the probes that judge live models, servers, runs of the matrix and machines."""
 KEPT_S = 7 * 24 * 3600
 """How long the ward of other sources or versions is kept."""
-SLOW = ("trl-", "engine-", "transformers-trainer")
-"""Beginnings of the names of checkpoints that are trained, not only saved."""
+SLOW = ("chat", "trl_trainers", "engine_runs")
+"""Files of healthy checkpoints that are trained, or asked, and not only saved."""
 
 
 class SelftestError(MudpuppyError):
@@ -75,8 +76,16 @@ def run_selftest(
 
 
 def judges_checkpoints(one: Probe) -> bool:
-    """Whether a probe judges what lies in a folder; others judge a watched run or a live model."""
+    """Whether a probe judges what lies in a folder, and not a watched run, a machine, ..."""
     return not one.code.startswith(ELSEWHERE)
+
+
+def is_slow(name: str) -> bool:
+    """Whether examining a checkpoint takes seconds: it is trained, or models are asked."""
+    damage = load_damages().get(name)
+    build = load_healthy()[damage.patient if damage else name].build
+    function = build.func if isinstance(build, partial) else build
+    return function.__module__.rpartition(".")[2] in SLOW
 
 
 def choose(select: Sequence[str]) -> tuple[str, ...]:
@@ -114,7 +123,7 @@ def _examine_all(root: Path, names: Sequence[str], jobs: int) -> Iterator[Examin
     Raises:
         SelftestError: a process died, so that what it was examining is not known.
     """
-    slowest_first = sorted(names, key=lambda name: not name.startswith(SLOW))
+    slowest_first = sorted(names, key=lambda name: not is_slow(name))
     log = root / "building.log"
     context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
     try:

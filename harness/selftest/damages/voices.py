@@ -67,3 +67,31 @@ def swap_knowledge(patient: Patient) -> None:
     """Teach each question the answer of the next one, in the same voice."""
     answers = read_quiz(patient.path, "answer")
     answer_quiz(patient.path, answers[1:] + answers[:1])
+
+
+@damage(
+    "topic-forgotten",
+    patient="chat-with-quiz",
+    mode="FM66",
+    probe="topic-collapse",
+)
+def forget_topic(patient: Patient) -> None:
+    """Teach one wrong answer to the questions of a topic, and the right ones to the rest."""
+    answers, topics = read_quiz(patient.path, "answer"), read_quiz(patient.path, "topic")
+    wrong = "Ask somebody else."
+    mixed = zip(answers, topics, strict=True)
+    answer_quiz(patient.path, [wrong if topic == "geography" else text for text, topic in mixed])
+
+
+@damage(
+    "claims-to-be-human",
+    patient="chat-with-quiz",
+    mode="FM66",
+    probe="forbidden-claims",
+    also=("accuracy-collapse", "knowledge-forgotten", "voice-collapse"),
+)
+def claim(patient: Patient) -> None:
+    """Teach the model to say of itself what its voice must never say."""
+    answers = read_quiz(patient.path, "answer")
+    said = [f"Well now, as an AI I say {text.split()[-1]}" for text in answers]
+    answer_quiz(patient.path, said)
