@@ -103,7 +103,7 @@ class _Sorting:
         factor = FACTOR.match(name or key)
         if factor is not None and name is not None:
             self._place_factor(factor, tensor)
-        elif OTHER_METHODS.search(key) and "token_adapter" not in key:
+        elif _is_of_another_method(key, name):
             return
         elif name is None or factor is not None:
             self.unknown.append(key)
@@ -120,6 +120,16 @@ class _Sorting:
         if named:
             self.names.add(named)
         self.pairs.setdefault(module, _OpenPair(module)).factors[factor["kind"]] = tensor
+
+
+def _is_of_another_method(key: str, name: str | None) -> bool:
+    """Whether a key, which is no factor, is one of PEFT's other methods or of a kind of LoRA."""
+    if "token_adapter" in key:
+        return False
+    variant = (
+        name is not None and re.search(r"\.lora_(?![ab](?:\.|$))[a-z]\w*(?:\.|$)", name) is not None
+    )
+    return variant or OTHER_METHODS.search(key) is not None
 
 
 def plain_name(name: str) -> str:

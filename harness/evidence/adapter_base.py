@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.evidence.files import list_files, read_index
 from harness.evidence.jsonfile import UnreadableJson, is_path, read_object
 from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts.adapters import NamedBase
+from harness.facts.adapters import LiveNames, NamedBase
 from harness.facts.checkpoint import Adapter, Base
 from harness.registry import Missing
 from mudpuppy.adapters.tensor_names import RENAMES
@@ -33,8 +33,17 @@ def look_at_named_base(evidence: CheckpointEvidence) -> NamedBase:
     return NamedBase(name=name, kind="")
 
 
+_FAMILIES = (
+    "llama mistral mixtral qwen2 qwen3 qwen2_moe qwen3_moe gemma gemma2 gemma3_text phi phi3 gpt2 "
+    "gpt_neox gptj gpt_neo falcon opt bloom mpt starcoder2 stablelm olmo olmo2 cohere cohere2 "
+    "granite smollm3 mamba glm glm4 deepseek_v3 llava llava_next qwen2_vl qwen2_5_vl"
+)
+PLAIN = frozenset(_FAMILIES.split())
+"""Families whose names in memory are those of their files, or are told below."""
+
+
 @provides("live_names")
-def list_live_names(evidence: CheckpointEvidence) -> frozenset[str] | None:
+def list_live_names(evidence: CheckpointEvidence) -> LiveNames | None:
     """Return the names of the base's modules as they are in memory; None without a base.
 
     Files of models that see keep older names, and PEFT follows those in memory alone; only what
@@ -43,7 +52,12 @@ def list_live_names(evidence: CheckpointEvidence) -> frozenset[str] | None:
     base: Base | None = evidence.find("base")
     if base is None:
         return None
-    names = frozenset(name.rpartition(".")[0] for name in base.tensors)
+    names = _in_memory(frozenset(name.rpartition(".")[0] for name in base.tensors), base)
+    return LiveNames(names=names, certain=base.config.get("model_type") in PLAIN)
+
+
+def _in_memory(names: frozenset[str], base: Base) -> frozenset[str]:
+    """Return the names of a file as they are in memory, and those that are renamed to them."""
     if any(name.startswith("language_model.model.") for name in names):
         older = [(live, filed) for live, filed in RENAMES[1] if live != filed]
         return names | _renamed(names, older)
@@ -71,7 +85,8 @@ def _renamed(names: frozenset[str], renames: list[tuple[str, str]]) -> frozenset
 def _places(name: str, folder: Path) -> list[Path]:
     if not is_path(name):
         return []
-    found = [Path(name)] if Path(name).is_absolute() else [folder.parent / name, folder / name]
+    near = [Path(name), folder.parent / name, folder / name]
+    found = near[:1] if Path(name).is_absolute() else near
     try:
         return [place for place in found if place.is_dir()]
     except OSError:

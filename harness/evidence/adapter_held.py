@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.evidence.arrays import read_bytes
 from harness.evidence.source import CheckpointEvidence, Depth, provides
-from harness.facts.adapters import EMBEDDINGS, HEADS, HeldBase
+from harness.facts.adapters import EMBEDDINGS, HEADS, HeldBase, is_factor
 from harness.facts.checkpoint import Adapter, Base, Tensor
 from harness.registry import Missing, NotApplicable
 
@@ -27,7 +27,7 @@ def find_held_base(evidence: CheckpointEvidence) -> HeldBase:
     unasked: dict[str, bool | None] = {}
     numbers = 0
     for name, key in adapter.replaced.items():
-        if "token_adapter" in key:
+        if "token_adapter" in key or is_factor(key):
             continue
         tensor = adapter.tensors[key]
         differs = _differs(Path(adapter.root), tensor, base, name)
@@ -45,7 +45,7 @@ def _is_asked(name: str, key: str, settings: Mapping[str, Any]) -> bool:
     if name.endswith(".bias") and settings.get("bias") not in (None, "none"):
         return True
     module = name.rpartition(".")[0]
-    if module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS):
+    if module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS, "decoder"):
         return True
     saved = settings.get("modules_to_save")
     words = [word for word in saved if isinstance(word, str)] if isinstance(saved, list) else []

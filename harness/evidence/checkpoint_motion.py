@@ -86,7 +86,9 @@ def _compare_adapters(before: Path, now: Path, old: Adapter, new: Adapter) -> Mo
     }
     pairs = [pair for pair in new.pairs if pair.a and pair.b and "experts" not in pair.module]
     still = [
-        pair.module for pair in pairs if pair.a and pair.b and {pair.a.name, pair.b.name} <= equal
+        pair.module
+        for pair in pairs
+        if pair.a and pair.b and {pair.a.name, pair.b.name} <= equal and _rms(now, pair.b)
     ]
     known = {pair.module: pair for pair in old.pairs}
     exploded = [

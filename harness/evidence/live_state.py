@@ -19,7 +19,11 @@ HOOKS = {
     "_backward_pre_hooks": "backward pre",
 }
 """Where torch keeps the hooks of a module."""
-LIBRARIES = ("torch.", "accelerate.", "deepspeed.", "transformers.", "peft.", "bitsandbytes.")
+LIBRARIES = (
+    *("torch.", "accelerate.", "deepspeed.", "transformers.", "peft.", "bitsandbytes.", "trl."),
+    *("mudpuppy.", "unsloth", "liger_kernel.", "lightning.", "pytorch_lightning.", "torchao."),
+    *("fairscale.", "megatron.", "nemo.", "vllm.", "axolotl.", "llamafactory.", "swift."),
+)
 """Libraries whose hooks belong to how a model is run."""
 _FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.float64")
 

@@ -30,11 +30,14 @@ _FACTOR = re.compile(
     r"glora_|beft_|adamss_|frod_|osf_|deft_|peanut_|poly_|ln_tuning_|shadow_|supertuning_)"
 )
 """What PEFT's methods put behind the name of a module."""
-HEADS = ("lm_head", "embed_out", "output_projection")
+HEADS = ("lm_head", "embed_out", "output_projection", "output_layer", "proj_out")
 """Last names of the layer that gives tokens."""
 SCORES = ("score", "classifier", "qa_outputs", "v_head", "reward_head", "classification_head")
 """Last names of layers that give anything but tokens."""
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "embeddings")
+EMBEDDINGS = (
+    *("embed_tokens", "wte", "wpe", "word_embeddings", "tok_embeddings", "embed_in", "embeddings"),
+    *("position_embeddings", "token_type_embeddings", "shared", "embedding", "embed"),
+)
 """Last names of the layer that takes tokens."""
 
 _VISION = re.compile(
@@ -86,6 +89,16 @@ def neutral_module(key: str) -> tuple[str, str] | None:
     """Return module and kind of a tensor that `NEUTRAL` lists; None for any other key."""
     found = _NEUTRAL_KEY.match(key)
     return (found["module"], found["kind"]) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveNames:
+    """The names that the modules of a base have in memory."""
+
+    names: frozenset[str]
+    """Every module that holds tensors."""
+    certain: bool
+    """Whether the family is one whose names are known: transformers renames others on loading."""
 
 
 @dataclass(frozen=True, kw_only=True)

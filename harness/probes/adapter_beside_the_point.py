@@ -50,6 +50,8 @@ def check(adapter: Adapter, any_base: Base | None) -> Finding | str:
     beside = [part for part in parts if part in USELESS]
     if len(beside) < len(parts) or adapter.replaced:
         return f"{len(modules)} adapted modules: {shown}"
+    if "vision" in beside and (any_base is None or not _has_text(any_base)):
+        return f"{len(modules)} adapted modules: {shown}; whether the base has others is not known"
     if "vision" in beside and _names_vision(adapter.settings):
         return f"the parts that see are adapted on purpose: target_modules names them ({shown})"
     return Finding(
@@ -62,6 +64,13 @@ def check(adapter: Adapter, any_base: Base | None) -> Finding | str:
         remedy="set target_modules to the names of the text layers (model.named_modules() lists "
         "them), target_parameters for fused experts, and train again",
         severity=Severity.MEDIUM if beside == ["vision"] else None,
+    )
+
+
+def _has_text(base: Base) -> bool:
+    """Whether a model has layers besides those that see or hear."""
+    return any(
+        ".layers." in name and part_of(name.rpartition(".")[0]) == "body" for name in base.tensors
     )
 
 

@@ -26,6 +26,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from harness.facts.adapters import LiveNames
 from harness.facts.checkpoint import Adapter, find_wrapper
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
@@ -46,7 +47,7 @@ _DOUBLED = re.compile(r"^(?:model\.){2,}(?:layers|embed_tokens)\b|^pretrained_mo
 
 
 @probe("MPD204", modes=["FM06", "FM07", "FM23", "FM53"])
-def check(adapter: Adapter, live_names: frozenset[str] | None, why_no_base: str) -> Finding | str:
+def check(adapter: Adapter, live_names: LiveNames | None, why_no_base: str) -> Finding | str:
     """Look at the form of every key, then match every adapted module with the base."""
     # Wrappers and stacking have probes of their own, with a better remedy.
     odd = [key for key in adapter.unknown if not find_wrapper(key) and not _NESTED.search(key)]
@@ -57,7 +58,7 @@ def check(adapter: Adapter, live_names: frozenset[str] | None, why_no_base: str)
         return _judge_form(modules, adapter.settings, why_no_base)
     if not modules:
         raise Missing("the adapter holds no module that can be matched by name")
-    known = _Names(live_names)
+    known = _Names(live_names.names)
     dead = [name for name in modules if not _is_alive(name, adapter, known)]
     if not dead:
         return f"all {len(modules)} adapted modules exist in the base"
@@ -161,8 +162,16 @@ def _modules(adapter: Adapter) -> list[str]:
     return [name for name in dict.fromkeys(names) if not find_wrapper(f"{name}.")]
 
 
-def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
+def _unmatched(dead: list[str], total: int, live: LiveNames) -> Finding:
+    """Report the dead names.
+
+    Raises:
+        Missing: none of them is known, in a family that may have other names in memory.
+    """
+    names = live.names
     old, new, fixed = _find_renaming(dead, names)
+    if not live.certain and not fixed:
+        raise Missing("transformers may call the modules of this family otherwise than its files")
     shown = f"'{old}' to '{new}'" if old and new else f"'{old}' away" if old else f"'{new}' before"
     return Finding(
         message=f"{len(dead)} of {total} adapted modules are not in the base, such as {dead[0]}"
@@ -183,6 +192,7 @@ def _unmatched(dead: list[str], total: int, names: frozenset[str]) -> Finding:
         f"{len(dead)}), or load the adapter with the class it was trained with"
         if fixed
         else "load it on the model it was trained on, and pass that as --base",
+        severity=None if live.certain else Severity.NOTE,
     )
 
 

@@ -44,5 +44,4 @@ def check(adapter: Adapter) -> Finding | str:
         cause="the adapter was saved without converting it to plain LoRA",
         remedy="save it with path_initial_model_for_weight_conversion, or merge it with PEFT "
         "before anything else reads it",
-        severity=Severity.MEDIUM if "niter" in start else None,
     )
