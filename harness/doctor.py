@@ -101,7 +101,7 @@ def diagnose(
     Raises:
         HubError: a name on the hub was given, and the hub could not be asked.
         ModelError: a path that does not exist or is not what it should be.
-        UsageError: a word of `select` or `ignore` names no probe.
+        UsageError: a word of `select` or `ignore` names no probe; `generate` at a lesser depth.
     """
     chosen = choose_probes(select, ignore)
     require_questions(quiz, voice)
@@ -114,7 +114,7 @@ def diagnose(
         at_path, at_base, at_adapter = places.paths
         root = resolve_tiny(at_path or "")
         require_subject(root)
-        deep = Depth(depth) if depth else Depth.BEHAVIOUR if generate else Depth.LINEAGE
+        deep = _choose_depth(depth, generate)
         options = Options(
             depth=deep,
             base=require_model(at_base),
@@ -152,6 +152,21 @@ def diagnose(
             str(path), results, facts, fail_on=fail_on, accepted=accepted, baseline=baseline
         )
         return places.speak(replace(diagnosis, remarks=(*diagnosis.remarks, *places.remarks)))
+
+
+def _choose_depth(depth: Depth | str | None, generate: bool) -> Depth:
+    """Return how deep to look.
+
+    Raises:
+        UsageError: models are to be asked, and nothing so deep is to be looked at.
+    """
+    deep = Depth(depth) if depth else Depth.BEHAVIOUR if generate else Depth.LINEAGE
+    if generate and deep is not Depth.BEHAVIOUR:
+        raise UsageError(
+            f"--generate asks the models, and --depth {deep} does not look so deep",
+            hint="leave one of them out",
+        )
+    return deep
 
 
 def conclude(

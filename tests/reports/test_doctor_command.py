@@ -130,6 +130,11 @@ def test_depth_files_reads_no_value_and_says_so(sick, monkeypatch, capsys):
     assert "MPD301" in out
 
 
+def test_asking_models_and_a_lesser_depth_contradict_each_other(base, capsys):
+    assert main([str(base), "--generate", "--depth", "weights"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+
+
 def test_a_project_file_is_followed_and_flags_win(sick, base, tmp_path, capsys):
     project = tmp_path / "mudpuppy-doctor.toml"
     project.write_text('[[accept]]\nprobe = "weights-nonfinite"\nreason = "an experiment"\n')
