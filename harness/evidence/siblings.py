@@ -36,7 +36,7 @@ FACTOR = 6.0
 models differ from the others by up to three."""
 GAP = 4.0
 """Ratio to the closest layer that is not odd: a wide, gapless spread is no outlier."""
-SPREADS = 8.0
+SPREADS = 6.0
 """Deviations (by the median of distances) that count."""
 MOST_ODD = 1 / 3
 """Share of a group that may be odd; where more are, they are a kind of their own."""
