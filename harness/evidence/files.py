@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.evidence.headers import read_weight_file
 from harness.evidence.jsonfile import UnreadableJson, is_path, limit_of, read_object
+from harness.evidence.kept import read_kept
 from harness.evidence.kinds import recognise
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files, ShardIndex, WeightFile
@@ -60,7 +61,7 @@ def take_inventory(evidence: CheckpointEvidence) -> Files:
         adapter=tuple(_read(root, name) for name in _adapter_files(names)),
         index=index,
         ignored_weights=tuple(name for name in standard if name not in chosen),
-        unreadable_json=_unreadable(root, names),
+        unreadable_json=_unreadable(evidence, names),
     )
 
 
@@ -198,12 +199,12 @@ def _read(root: Path, name: str) -> WeightFile:
     return WeightFile(name=name, size_bytes=size, problem="pickled", detail=detail, kind="pickle")
 
 
-def _unreadable(root: Path, names: tuple[str, ...]) -> dict[str, str]:
+def _unreadable(evidence: CheckpointEvidence, names: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for name in JSON_FILES:
         if name in names:
             try:
-                read_object(root / name, limit_of(name))
+                read_kept(evidence, name)
             except UnreadableJson as problem:
                 found[name] = str(problem)
     return found
@@ -223,6 +224,6 @@ def read_settings(evidence: CheckpointEvidence, name: str) -> dict[str, Any]:
     if name in files.unreadable_json:
         raise Missing(f"{name} cannot be read: {files.unreadable_json[name]}")
     try:
-        return read_object(evidence.folder / name, limit_of(name))
+        return read_kept(evidence, name)
     except UnreadableJson as problem:
         raise Missing(f"{name} cannot be read: {problem}") from problem
