@@ -24,6 +24,7 @@ _SAID = (
     "language-drift",
     "knowledge-forgotten",
     "accuracy-collapse",
+    "topic-collapse",
     "voice-collapse",
 )
 """What is seen when a model is asked."""
@@ -47,6 +48,7 @@ _NOTHING_LEARNT = (
     "loss-never-moves",
     "adapter-never-trained",
     "adapter-too-weak",
+    "checkpoint-unchanged",
     "merge-without-effect",
     "answers-like-its-base",
 )
@@ -79,7 +81,8 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "loss-zero": _NOTHING_LEARNT,
     "gradient-exploded": ("loss-diverged", "loss-not-finite", "weights-nonfinite"),
     "loss-not-finite": ("loss-diverged", "weights-nonfinite"),
-    "loss-diverged": ("weights-exploded", *_SAID),
+    "loss-diverged": ("weights-exploded", "adapter-exploded", "adapter-explodes", *_SAID),
+    "schedule-not-asked": ("resume-jumps",),
     "reference-is-wrong": ("loss-never-moves", "preference-degenerates"),
     "rewards-all-equal": ("loss-zero", "policy-collapsed"),
     "preference-degenerates": _SAID,
@@ -123,6 +126,9 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "adapter-keys-dead": ("answers-like-its-base",),
     "adapter-never-trained": ("merge-without-effect", "answers-like-its-base"),
     "adapter-too-weak": ("answers-like-its-base",),
+    "adapter-explodes": ("adapter-exploded", "logits-nonfinite", *_SAID),
+    "adapter-exploded": ("logits-nonfinite", *_SAID),
+    "checkpoints-grow": ("optimizer-disagrees",),
     "base-mismatch": (
         "weights-exploded",
         "config-not-the-bases",
@@ -146,6 +152,9 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "merge-wrongly-scaled": ("merge-answers-differ", *_SAID),
     "merge-rounded": ("merge-answers-differ",),
     "merge-without-effect": ("answers-like-its-base", "merge-answers-differ"),
+    "merge-experts-wrong": ("merge-wrongly-scaled", "merge-rounded", "merge-answers-differ"),
+    "quantised-far-from-base": _SAID,
+    "layer-off-its-siblings": ("half-precision-overflow", "logits-nonfinite", *_SAID),
     "merge-carries-another": ("merge-wrongly-scaled", "merge-answers-differ"),
     "weights-exploded": ("half-precision-overflow", *_COMPUTED, *_SAID),
     "half-precision-overflow": (*_COMPUTED, *_SAID),
@@ -196,10 +205,11 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
         *_SAID,
     ),
     "one-token-for-ever": _SAID[1:],
-    "eos-flood": ("accuracy-collapse", "voice-collapse"),
-    "repetition-loop": ("never-stops", "accuracy-collapse", "voice-collapse"),
-    "never-stops": ("accuracy-collapse", "voice-collapse"),
-    "knowledge-forgotten": ("accuracy-collapse",),
+    "eos-flood": ("accuracy-collapse", "topic-collapse", "voice-collapse"),
+    "repetition-loop": ("never-stops", "accuracy-collapse", "topic-collapse", "voice-collapse"),
+    "never-stops": ("accuracy-collapse", "topic-collapse", "voice-collapse"),
+    "knowledge-forgotten": ("accuracy-collapse", "topic-collapse"),
+    "accuracy-collapse": ("topic-collapse",),
 }
 """Names of probes, and of those whose findings they explain."""
 
