@@ -26,6 +26,8 @@ _SAID = (
     "accuracy-collapse",
     "topic-collapse",
     "voice-collapse",
+    "topic-collapse",
+    "forbidden-claims",
 )
 """What is seen when a model is asked."""
 _COMPUTED = (
@@ -123,7 +125,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "adapter-head-missing": ("scores-constant", "random-at-each-load"),
     "adapter-holds-base-weights": ("frozen-weights-changed",),
     "adapter-beside-merged-weights": ("merge-applied-twice", "adapter-keys-dead"),
-    "adapter-keys-dead": ("answers-like-its-base",),
+    "adapter-keys-dead": ("answers-like-its-base", "random-at-each-load"),
     "adapter-never-trained": ("merge-without-effect", "answers-like-its-base"),
     "adapter-too-weak": ("answers-like-its-base",),
     "adapter-explodes": ("adapter-exploded", "logits-nonfinite", *_SAID),
@@ -158,7 +160,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "merge-carries-another": ("merge-wrongly-scaled", "merge-answers-differ"),
     "weights-exploded": ("half-precision-overflow", *_COMPUTED, *_SAID),
     "half-precision-overflow": (*_COMPUTED, *_SAID),
-    "weights-all-zero": _SAID,
+    "weights-all-zero": ("scores-constant", *_SAID),
     "weights-constant": _SAID,
     "quantisation-left-declared": ("shapes-disagree", "missing-tensors", *_SAID),
     "quantisation-undeclared": ("shapes-disagree", "missing-tensors", *_SAID),

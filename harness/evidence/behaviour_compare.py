@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.evidence.behaviour_forward import pad_left
+from harness.evidence.behaviour_forward import pad_left, reads_padding, settings, takes
 from harness.evidence.behaviour_models import LOADING_PROBLEMS, attach_again
 from harness.facts.forward import Gap
 
@@ -79,9 +79,8 @@ def _forward(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
     import torch
 
     ids, mask = pad_left(rows, model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.inference_mode():
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        logits = model(input_ids=ids, attention_mask=mask, **settings(model, mask)).logits
     return [one[-len(row) :].float().cpu() for one, row in zip(logits, rows, strict=True)]
 
 
@@ -101,7 +100,7 @@ def read_cached(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
                 output = model(
                     input_ids=ids[:, place : place + 1],
                     attention_mask=torch.ones_like(ids[:, : place + 1]),
-                    position_ids=torch.tensor([[place]], device=model.device),
+                    **_position(model, place),
                     past_key_values=cache,
                     use_cache=True,
                 )
@@ -109,6 +108,13 @@ def read_cached(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
                 steps.append(output.logits[0, -1].float().cpu())
         found.append(torch.stack(steps))
     return found
+
+
+def _position(model: Any, place: int) -> dict[str, Any]:
+    import torch
+
+    given = takes(model, "position_ids")
+    return {"position_ids": torch.tensor([[place]], device=model.device)} if given else {}
 
 
 def gap(mine: Sequence[Any], theirs: Sequence[Any], precision: str) -> Gap | None:
@@ -160,8 +166,12 @@ def compare_with_itself(
         other = [list(reversed(rows[0])), *rows[1:]]
         return gap(read_batch(model, other)[1:], padded[0][1:], precision)
 
-    comparer.compare("padding", pad)
-    comparer.compare("neighbour", change_neighbour)
+    if reads_padding(model):
+        for name in ("padding", "neighbour"):
+            comparer.not_compared[name] = "a model without attention reads padding as text"
+    else:
+        comparer.compare("padding", pad)
+        comparer.compare("neighbour", change_neighbour)
     last = [one[-CACHED:] for one in reference]
     comparer.compare("cache", lambda: gap(read_cached(model, rows), last, precision))
 

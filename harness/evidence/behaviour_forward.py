@@ -181,31 +181,28 @@ def _read_texts(model: Any, texts: Sequence[Sequence[int]]) -> tuple[list[float]
     return likelihoods, kept
 
 
-def run(
-    model: Any, rows: Sequence[Sequence[int]], keep: int, **how: Any
-) -> Iterator[tuple[int, Any]]:
+def run(model: Any, rows: Sequence[Sequence[int]], keep: int) -> Iterator[tuple[int, Any]]:
     """Yield the place and the last `keep` logits of every row, padded on the left in batches."""
     import torch
 
     order = sorted((n for n, row in enumerate(rows) if 0 < len(row) <= MAX_TOKENS), key=_by(rows))
     if not order:
         return
-    limits = {"logits_to_keep": keep} if _can_limit(model) else {}
+    limits = {"logits_to_keep": keep} if takes(model, "logits_to_keep") else {}
     size = batch_size(model, keep)
     for start in range(0, len(order), size):
         places = order[start : start + size]
         ids, mask = pad_left([rows[place] for place in places], model.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
         with torch.inference_mode():
-            output = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, **limits, **how
-            )
+            output = model(input_ids=ids, attention_mask=mask, **settings(model, mask), **limits)
         logits = output.logits[:, -keep:]
         yield from zip(places, logits, strict=True)
 
 
 def batch_size(model: Any, keep: int) -> int:
     """Return how many rows fit into a batch whose logits stay below BATCH_BYTES."""
+    if reads_padding(model):
+        return 1
     vocabulary = getattr(model.config.get_text_config(), "vocab_size", 1) or 1
     return max(1, min(BATCH, BATCH_BYTES // (4 * vocabulary * keep)))
 
@@ -242,6 +239,21 @@ def _by(rows: Sequence[Sequence[int]]) -> Any:
     return lambda place: len(rows[place])
 
 
-def _can_limit(model: Any) -> bool:
+def settings(model: Any, mask: Any) -> dict[str, Any]:
+    """Return the arguments with which rows padded on the left are read, as far as a model has them.
+
+    Models without position ids have no positions, or find them by the mask.
+    """
+    wanted = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0), "use_cache": False}
+    return {name: value for name, value in wanted.items() if takes(model, name)}
+
+
+def reads_padding(model: Any) -> bool:
+    """Whether a model has no attention that could leave padding out: some recurrent ones."""
+    return getattr(model.config.get_text_config(), "num_attention_heads", None) is None
+
+
+def takes(model: Any, name: str) -> bool:
+    """Whether a model's forward pass has an argument of a name."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return name in inspect.signature(inner.forward).parameters

@@ -124,7 +124,8 @@ def _choose_class(path: Path) -> tuple[Any, bool]:
         return Scoring, True
     if declared in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
         return Seeing, False
-    if declared.endswith(SILENT):
+    speaks = declared in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    if not speaks and declared.endswith(SILENT):
         raise ValueError(f"a {declared[:80]} neither speaks nor scores texts")
     return Causal, False
 

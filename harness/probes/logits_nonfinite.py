@@ -30,7 +30,8 @@ def check(logits: Logits) -> Finding | str:
             f", under {kernels} attention" if kernels else ""
         )
     bad, total = (logits.bad, logits.rows) if logits.bad else (hidden, logits.compared)
-    where = "" if logits.bad else " under eager attention, which the default one hides"
+    is_hidden = not logits.bad and not logits.by_kernel.get("default")
+    where = " under eager attention, which the default one hides" if is_hidden else ""
     return Finding(
         message=f"{bad} of {total} prompts give logits that are NaN or infinite{where}",
         evidence=(

@@ -7,7 +7,20 @@ import time
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    GptOssConfig,
+    JambaConfig,
+    MambaConfig,
+    MptConfig,
+    OPTConfig,
+    Qwen2MoeConfig,
+    RwkvConfig,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from harness.evidence.behaviour_compare import (
@@ -20,7 +33,7 @@ from harness.evidence.behaviour_compare import (
 )
 from harness.evidence.behaviour_forward import diverge, measure, prepare
 from harness.evidence.behaviour_generate import answer, find_open
-from harness.facts.forward import END, Consistency
+from harness.facts.forward import END, Consistency, Logits
 from harness.registry import load_probes, run_probe
 from mudpuppy.tiny import resolve_model
 
@@ -33,6 +46,7 @@ OF_ITSELF = (
     "cache-disagrees",
 )
 ROWS = choose_rows((), 300)
+SHORT = choose_rows((), 96)
 
 
 @pytest.fixture
@@ -62,6 +76,59 @@ def findings(model) -> set[str]:
 
 def test_a_healthy_model_is_one_with_itself(model):
     assert findings(model) == set()
+
+
+SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LARGER = {
+    **SMALL,
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "gpt2": GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "bloom": BloomConfig(vocab_size=96, hidden_size=32, n_layer=2, n_head=4),
+    "mpt": MptConfig(vocab_size=96, d_model=32, n_layers=2, n_heads=4, max_seq_len=128),
+    "opt": OPTConfig(**SMALL, ffn_dim=48, max_position_embeddings=128, word_embed_proj_dim=32),
+    "falcon": FalconConfig(**SMALL),
+    "falcon-alibi": FalconConfig(**SMALL, alibi=True),
+    "mamba": MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=4),
+    "rwkv": RwkvConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, context_length=64),
+    "qwen2-moe": Qwen2MoeConfig(
+        **LARGER, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16
+    ),
+    "gpt-oss": GptOssConfig(
+        **LARGER, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=8
+    ),
+    "jamba": JambaConfig(
+        **LARGER,
+        num_experts=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        use_mamba_kernels=False,
+        mamba_d_state=4,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_with_other_masks_positions_and_caches_are_no_fault(family):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    reference = read(model, SHORT)
+    comparer = Comparer(ends_at=math.inf, say=lambda text: None)
+    compare_with_itself(model, SHORT, comparer, reference, "float32")
+    compare_kernels(model, SHORT, comparer, reference, "float32")
+    assert not [name for name, one in comparer.gaps.items() if one.is_fault()]
+    assert "repeat" in comparer.gaps
+    assert comparer.gaps.keys() | comparer.not_compared.keys() == {
+        "repeat",
+        "padding",
+        "neighbour",
+        "cache",
+        "kernel",
+    }
 
 
 def test_a_model_that_is_deaf_to_the_mask_is_found(model):
@@ -175,6 +242,25 @@ def test_one_pass_measures_what_single_passes_measure(model, tokenizer):
         alone = model(torch.tensor([text])).logits[0, :-1].log_softmax(-1)
         assert nll == pytest.approx(-float(alone[range(len(text) - 1), text[1:]].mean()), rel=1e-4)
         assert torch.allclose(logs[0], alone[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "by_kernel", "status"),
+    [
+        (0, {"default": 0, "eager": 0}, "passed"),
+        (0, {"default": 0, "eager": 4}, "failed"),
+        (0, {"default": 2, "eager": 2}, "failed"),
+        (3, {}, "failed"),
+    ],
+)
+def test_a_nan_that_one_kernel_hides_is_found(bad, by_kernel, status):
+    class Source:
+        def get(self, name):
+            return Logits(rows=8, bad=bad, compared=4, by_kernel=by_kernel)
+
+    done = run_probe(PROBES["logits-nonfinite"], Source())
+    assert done.status == status
+    assert ("hides" in done.message) == (by_kernel.get("eager") == 4)
 
 
 def test_nan_is_counted_by_prompt_and_settles_nothing(model, tokenizer):
