@@ -12,6 +12,8 @@ from harness.facts.adapters import EMBEDDINGS, HEADS, HeldBase, is_factor
 from harness.facts.checkpoint import Adapter, Base, Tensor
 from harness.registry import Missing, NotApplicable
 
+MOST_WORDS = 500
+"""Entries of modules_to_save that are followed."""
 COMPARED_BYTES = 1 << 24
 """Bytes of a held tensor that are compared with the base."""
 
@@ -48,7 +50,9 @@ def _is_asked(name: str, key: str, settings: Mapping[str, Any]) -> bool:
     if module.rpartition(".")[2] in (*EMBEDDINGS, *HEADS, "decoder"):
         return True
     saved = settings.get("modules_to_save")
-    words = [word for word in saved if isinstance(word, str)] if isinstance(saved, list) else []
+    # More words than that are no list of modules, and each is looked for in every tensor.
+    listed = saved[:MOST_WORDS] if isinstance(saved, list) else []
+    words = [word for word in listed if isinstance(word, str)]
     parts = module.split(".")
     return any(word in parts or f".{module}.".find(f".{word}.") >= 0 for word in words)
 

@@ -11,16 +11,12 @@ from harness.evidence.arrays import iterate_rows, read_bytes
 from harness.evidence.decodable import is_float
 from harness.evidence.outputs import find_earlier
 from harness.evidence.source import CheckpointEvidence, Depth, provides
-from harness.facts.checkpoint import Adapter, Files, Pair, Tensor
+from harness.facts.checkpoint import Adapter, Files, Tensor
 from harness.facts.outputs import Motion
 from harness.registry import Missing
 
 PIECE_BYTES = 1 << 22
 """Bytes that are compared at once."""
-EXPLODED_RMS = 0.5
-"""Root mean square of lora_B that no healthy adapter reaches: trained ones have 0.001 to 0.05."""
-EXPLODED_RATIO = 20.0
-"""Growth from one checkpoint to the next beyond which, with that size, training has diverged."""
 
 
 @provides("checkpoint_motion", Depth.WEIGHTS)
@@ -41,13 +37,11 @@ def compare_values(evidence: CheckpointEvidence) -> Motion:
     for count, name in enumerate(shared, start=1):
         if not _is_equal(before, old[name], evidence.folder, new[name]):
             return _moved(before.name, count)
-    return Motion(
-        earlier=before.name, compared=len(shared), is_identical=True, still=(), exploded=()
-    )
+    return Motion(earlier=before.name, compared=len(shared), is_identical=True, still=())
 
 
 def _moved(earlier: str, compared: int) -> Motion:
-    return Motion(earlier=earlier, compared=compared, is_identical=False, still=(), exploded=())
+    return Motion(earlier=earlier, compared=compared, is_identical=False, still=())
 
 
 def _model_tensors(evidence: CheckpointEvidence) -> dict[str, Tensor]:
@@ -90,31 +84,13 @@ def _compare_adapters(before: Path, now: Path, old: Adapter, new: Adapter) -> Mo
         for pair in pairs
         if pair.a and pair.b and {pair.a.name, pair.b.name} <= equal and _rms(now, pair.b)
     ]
-    known = {pair.module: pair for pair in old.pairs}
-    exploded = [
-        (pair.module, *sizes)
-        for pair in pairs
-        if (sizes := _explosion(before, known.get(pair.module), now, pair)) is not None
-    ]
     whole = len(equal) == len(shared) == len(new.tensors)
     return Motion(
         earlier=before.name,
         compared=len(shared),
         is_identical=whole,
         still=() if whole else tuple(still),
-        exploded=tuple(exploded),
     )
-
-
-def _explosion(before: Path, old: Pair | None, now: Path, new: Pair) -> tuple[float, float] | None:
-    """Return the size of lora_B before and now, if it left all bounds."""
-    if old is None or old.b is None or new.b is None:
-        return None
-    size = _rms(now, new.b)
-    if not size > EXPLODED_RMS:
-        return None
-    earlier = _rms(before, old.b)
-    return (earlier, size) if earlier * EXPLODED_RATIO < size else None
 
 
 def _rms(root: Path, tensor: Tensor) -> float:

@@ -39,9 +39,6 @@ class Motion:
     """Whether every tensor holds the same bytes."""
     still: tuple[str, ...]
     """Modules of an adapter both of whose factors are the same, while others moved."""
-    exploded: tuple[tuple[str, float, float], ...]
-    """Modules of an adapter with the root mean square of lora_B before and now, where it left all
-    bounds."""
 
 
 @dataclass(frozen=True, kw_only=True)

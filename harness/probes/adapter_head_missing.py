@@ -34,6 +34,8 @@ TASKS = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 """Tasks and the heads that transformers' classes for them have."""
+MOST_WORDS = 100
+"""Entries of modules_to_save that are followed."""
 FILE = "adapter_model.safetensors"
 
 
@@ -60,7 +62,8 @@ def _last(name: str) -> str:
 def _promised(settings: Mapping[str, Any], base_names: frozenset[str] | None) -> list[str]:
     """Return the modules of modules_to_save that the model surely has."""
     saved = settings.get("modules_to_save")
-    words = [word for word in saved if isinstance(word, str)] if isinstance(saved, list) else []
+    listed = saved[:MOST_WORDS] if isinstance(saved, list) else []
+    words = [word for word in listed if isinstance(word, str)]
     # PEFT lists score and classifier for every classifier, which has one of them.
     words = [word for word in words if word not in SCORES]
     if base_names is None:

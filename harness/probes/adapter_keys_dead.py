@@ -38,6 +38,8 @@ _HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
 """Heads that a base may lack: tied to its embedding, or made for a task that it was not made
 for."""
 FILE = "adapter_model.safetensors"
+LONGEST = 24
+"""Words of a module's name; real ones have about ten."""
 
 
 _INNER = ("model", "transformer", "language_model", "base_model", "backbone", "gpt_neox")
@@ -108,6 +110,8 @@ def _is_alive(module: str, adapter: Adapter, names: _Names) -> bool:
     if last in _HEADS and not names.has_head:
         return True
     parts = name.split(".")
+    if len(parts) > LONGEST:
+        return False
     # Other methods put a word of their own behind the module (`q_proj.oft_R`).
     shortest = len(parts) if adapter.is_lora else 1
     own = [".".join(parts[:length]) for length in range(shortest, len(parts) + 1)]
@@ -200,7 +204,7 @@ def _find_renaming(dead: list[str], names: frozenset[str]) -> tuple[str, str, in
     """Return the beginning of names to exchange, for what, and how many modules that finds."""
     parts = dead[0].split(".")
     best = ("", "", 0)
-    for first in range(len(parts) - 1):
+    for first in range(max(0, len(parts) - LONGEST), len(parts) - 1):
         tail = ".".join(parts[first:])
         old = dead[0][: len(dead[0]) - len(tail)]
         alike = [name for name in names if name == tail or name.endswith(f".{tail}")]

@@ -71,19 +71,21 @@ def _lost_from_base(
     wanted = [name for name in names if any(end in known for end in _ends(name))]
     plain = [n for n in wanted if not re.search(r"experts|router|\.gate$|norm$", n)]
     prefixes = {name.split(".layers.")[0] for name in held}
+    excluded = settings.get("exclude_modules")
+    listed = excluded if isinstance(excluded, list) else ()
+    left_out = frozenset(word for word in listed if isinstance(word, str))
+    chosen = _chosen_layers(settings)
     return sorted(
         n
         for n in plain
-        if n not in held and n.split(".layers.")[0] in prefixes and _is_chosen(n, settings)
+        if n not in held and n.split(".layers.")[0] in prefixes and _is_chosen(n, left_out, chosen)
     )
 
 
-def _is_chosen(name: str, settings: Mapping[str, Any]) -> bool:
+def _is_chosen(name: str, left_out: frozenset[str], chosen: set[int] | None) -> bool:
     """Whether layers_to_transform and exclude_modules leave a module in."""
-    left_out = settings.get("exclude_modules")
-    if isinstance(left_out, list) and any(end in left_out for end in _ends(name)):
+    if any(end in left_out for end in _ends(name)):
         return False
-    chosen = _chosen_layers(settings)
     number = _NUMBER.match(name)
     return chosen is None or (number is not None and int(number[1]) in chosen)
 

@@ -27,6 +27,8 @@ from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
 
 _TWICE = re.compile(r"^(?:base_model\.model\.){2,}")
+_NUMBERED = re.compile(r"\.lora_(?:embedding_)?[AB](?:_|\.(?:default|adapter)_)\d+(?:\.|$)")
+"""Factors of a second adapter that a name of its own keeps apart: `lora_A_1`, `default_0`."""
 _INSIDE = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB])(?:\.|$)")
 _TIED = ("lm_head", "embed_tokens", "embed_out", "wte")
 FILE = "adapter_model.safetensors"
@@ -35,9 +37,11 @@ FILE = "adapter_model.safetensors"
 @probe("MPD201", modes=["FM17", "FM18"])
 def check(adapter: Adapter) -> Finding | str:
     """Look for two wrappers in a key, and for factors that the config does not target."""
-    if not adapter.pairs and not adapter.unknown:
-        raise NotApplicable("the adapter holds no LoRA factors")
-    nested = [key for key in adapter.tensors if _TWICE.match(strip_wrappers(key))]
+    if not adapter.tensors:
+        raise NotApplicable("the adapter holds no tensors")
+    nested = [
+        key for key in adapter.tensors if _TWICE.match(strip_wrappers(key)) or _NUMBERED.search(key)
+    ]
     nested += [
         f"{pair.module}.lora_A"
         for pair in adapter.pairs
@@ -45,7 +49,8 @@ def check(adapter: Adapter) -> Finding | str:
     ]
     if nested:
         return _finding(
-            f"{len(nested)} keys pass two adapter wrappers, such as {nested[0]}",
+            f"{len(nested)} keys pass two adapter wrappers or belong to a second adapter, such as "
+            f"{nested[0]}",
             [Evidence(what="nested key", file=FILE, tensor=key) for key in nested],
         )
     if len(adapter.names) > 1:

@@ -111,3 +111,23 @@ def keep_inner(patient: Patient) -> None:
 def keep_last_config(patient: Patient) -> None:
     """Save the tensors of both stages and the settings of the last."""
     edit_json(patient.path / "adapter_config.json", target_modules=["v_proj"])
+
+
+@damage("ia3-wrapped-twice", patient="peft-ia3", mode="FM17", probe="adapter-stacked")
+def wrap_ia3_twice(patient: Patient) -> None:
+    """Save a PEFT model of a PEFT model, with vectors in place of factors."""
+    rename_tensors(patient.path, PREFIX, PREFIX * 2)
+
+
+@damage("numbered-factors", patient="peft-lora", mode="FM18", probe="adapter-stacked")
+def number_factors(patient: Patient) -> None:
+    """Save the factors of a second adapter under numbered names."""
+
+    def add(tensors: Tensors) -> Tensors:
+        more = {
+            k.replace("lora_A.", "lora_A_1.").replace("lora_B.", "lora_B_1."): v * 0.5
+            for k, v in tensors.items()
+        }
+        return {**tensors, **more}
+
+    edit_tensors(patient.path, add)

@@ -217,3 +217,42 @@ def drop_layer(patient: Patient) -> None:
 def drop_chosen_layer(patient: Patient) -> None:
     """Lose a layer that layers_to_transform names."""
     drop_tensors(patient.path, "layers.2.")
+
+
+@damage(
+    "adapter-with-whole-state", patient="peft-lora", mode="FM52", probe="adapter-holds-base-weights"
+)
+def hold_whole_state(patient: Patient) -> None:
+    """Save the whole state dict of the PEFT model, with the layers that the adapters wrap."""
+    from safetensors.torch import load_file
+
+    def add(tensors: Tensors) -> Tensors:
+        base = load_file(patient.options["base"] / "model.safetensors")
+        wrapped = {
+            k.replace(".weight", ".base_layer.weight") if "q_proj" in k or "v_proj" in k else k: v
+            for k, v in base.items()
+        }
+        return {**tensors, **{f"base_model.model.{k}": v for k, v in wrapped.items()}}
+
+    edit_tensors(patient.path, add)
+
+
+@damage(
+    "adapter-of-further-tokens-alone",
+    patient="peft-lora",
+    mode="FM50",
+    probe="adapter-beside-the-point",
+)
+def adapt_further_tokens(patient: Patient) -> Patient:
+    """Adapt a layer that only predicts further tokens, as DeepSeek's files number it."""
+
+    def move(tensors: Tensors) -> Tensors:
+        return {k.replace("layers.1.", "mtp.0."): v for k, v in tensors.items() if ".1." in k}
+
+    edit_tensors(patient.path, move)
+    edit_json(
+        patient.path / "adapter_config.json",
+        target_modules=["mtp.0.self_attn.q_proj", "mtp.0.self_attn.v_proj"],
+        base_model_name_or_path="owner/gone",
+    )
+    return Patient(path=patient.path)

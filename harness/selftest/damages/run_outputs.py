@@ -82,7 +82,7 @@ def stand_still_in_part(patient: Patient) -> None:
     )
 
 
-@damage("run-explodes", patient=LORA, mode="FM61", probe="adapter-explodes")
+@damage("run-explodes", patient=LORA, mode="FM61", probe="adapter-exploded")
 def explode(patient: Patient) -> None:
     """Let lora_B grow out of all bounds."""
     edit_tensors(
