@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 from harness.evidence.arrays import read_array, read_bytes
 from harness.evidence.bitstream import unpack_nibbles
-from harness.evidence.decodable import can_decode
+from harness.evidence.decodable import can_decode, is_float
 from harness.evidence.scales import MOST_BYTES, judge_scales, missing_part, shape_flaw
 from harness.facts.checkpoint import Tensor
 from harness.facts.quantised import Flaw, QuantisedLayer
 
 STATE = "weight.quant_state.bitsandbytes__"
+FLOAT_PARTS = tuple(
+    f"weight.{part}" for part in ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+)
+"""Parts that hold floats; absmax holds bytes where it is itself quantised."""
 MOST_STATE_BYTES = 65_536
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Blocks that bitsandbytes has kernels for."""
@@ -113,6 +117,12 @@ def _judge_bnb(
             expected=-(-count // 2),
         )
         return
+    odd = [part for part in FLOAT_PARTS if part in parts and not is_float(parts[part])]
+    odd = [part for part in odd if part != "weight.absmax" or absmax.dtype != "U8"]
+    if odd or not absmax.elements:
+        tensor = parts[odd[0]] if odd else absmax
+        yield Flaw(kind="part", what="type", tensor=tensor.name, found=tensor.dtype)
+        return
     block = state["blocksize"]
     fits = absmax.elements == -(-count // block)
     if not fits or block not in BLOCK_SIZES:
@@ -150,6 +160,9 @@ def _judge_nested(
         if part not in parts:
             yield missing_part(name, part)
     nested, size = parts.get("weight.nested_absmax"), state.get("nested_blocksize")
+    table = parts.get("weight.nested_quant_map")
+    if table is not None and table.elements != 256:
+        yield shape_flaw(table, (256,), "one value for every byte")
     if nested is None:
         return
     if type(size) is not int or size < 1:
@@ -178,7 +191,8 @@ def _judge_table(
         yield shape_flaw(tensor, (16,), "one value for every level")
         return
     values = read_array(folder, tensor).ravel()
-    far = np.abs(values - np.array(known, np.float32))
+    with np.errstate(invalid="ignore"):  # a NaN is far from everything
+        far = np.abs(values - np.array(known, np.float32))
     if not (far <= TABLE_TOLERANCE).all():
         place = int(np.argmax(np.nan_to_num(far, nan=np.inf)))
         yield Flaw(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.evidence.arrays import Floats, decode, read_bytes
+from harness.evidence.decodable import can_decode
 from harness.evidence.dequantise import read_awq, read_bnb, read_gptq, read_scaled
 from harness.evidence.quantised_names import Parts, group_parts
 from harness.evidence.source import CheckpointEvidence, Depth, provides
@@ -52,12 +53,15 @@ def _measure(
 ) -> LayerError | None:
     """Compare some outputs of a layer with the base's; None where its layout is not known."""
     rows, columns = old.shape
+    if not _fits(layer, parts, rows, columns):
+        return None
     sums = [0.0, 0.0]  # GPTQ is read in both versions: which is right is another probe's question
     size = 0.0
     dead, alive = np.ones(columns, bool), np.zeros(columns)
     for first, last in _spans(rows):
         plain = _rows(base, old, first, last)
-        found = _read(folder, layer, parts, columns, first, last)
+        with np.errstate(all="ignore"):  # damaged numbers are what is looked for
+            found = _read(folder, layer, parts, columns, first, last)
         if not found or found[0].shape != plain.shape:
             return None
         for place, values in enumerate(found):
@@ -75,6 +79,22 @@ def _measure(
         dead=int(np.count_nonzero(dead & (alive > limit))),
         inputs=columns,
     )
+
+
+def _fits(layer: QuantisedLayer, parts: Parts, rows: int, columns: int) -> bool:
+    """Whether the levels are those of a weight (rows, columns), in a layout that is known."""
+    if layer.kind == "gptq":
+        per = 32 / layer.bits if layer.bits in (2, 3, 4, 8) else 0
+        words = parts["qweight"].shape
+        return words[1] == rows and round(words[0] * per) == columns and rows % STEP == 0
+    if layer.kind == "awq":
+        return parts["qweight"].shape == (columns, rows // 8)
+    if layer.kind in ("bnb-8bit", "scaled"):
+        weight = parts.get("weight")
+        if weight is None or weight.shape != (rows, columns):
+            return False
+        return all(can_decode(tensor) for tensor in parts.values())
+    return layer.kind == "bnb-4bit"
 
 
 def _spans(rows: int) -> list[tuple[int, int]]:
@@ -96,13 +116,13 @@ def _read(
 ) -> list[Floats]:
     """Return some outputs of a layer in every way in which they can be read."""
     found: list[Floats | None] = []
-    if layer.kind == "gptq" and layer.bits in (2, 3, 4, 8):
+    if layer.kind == "gptq":
         found = [read_gptq(folder, parts, layer.bits, first, last, zero) for zero in (1, 0)]
     elif layer.kind == "awq":
         found = [read_awq(folder, parts, first, last)]
     elif layer.kind == "bnb-4bit":
         found = [read_bnb(folder, parts, columns, first, last)]
-    elif layer.kind in ("bnb-8bit", "scaled") and parts["weight"].shape[1:] == (columns,):
+    else:
         found = [read_scaled(folder, parts, first, last)]
     return [one for one in found if one is not None]
 

@@ -42,13 +42,13 @@ def examine_gptq(
 ) -> QuantisedLayer:
     """Examine one layer of a GPTQ model."""
     bits = _bits(name, parts, declared)
-    lost = [part for part in ("qweight", "qzeros", "scales") if part not in parts]
-    if lost or bits not in BITS or len(parts["qweight"].shape) != 2:
-        flaws = tuple(missing_part(name, part) for part in lost)
+    if flaws := _judge_parts(name, parts):
         return _layer("gptq", name, parts, bits, flaws)
+    if bits not in BITS:
+        return _layer("gptq", name, parts, 0, ())
     columns, outputs = parts["qweight"].shape[0] * 32 // bits, parts["qweight"].shape[1]
     size = _group_size(declared, columns)
-    flaws = (*_judge_shapes(parts, bits, columns, outputs, size),)
+    flaws += (*_judge_shapes(parts, bits, columns, outputs, size),)
     flaws += (*judge_scales(folder, parts["scales"]),)
     if flaws or any(part.end - part.start > MOST_BYTES for part in _small(parts)):
         return _layer("gptq", name, parts, bits, flaws)
@@ -61,6 +61,30 @@ def examine_gptq(
     zero, bias = _read_levels(folder, parts, bits, stored, index, declared)
     flaws += (*_judge_zeros(folder, parts, bits, stored, index),)
     return _layer("gptq", name, parts, bits, flaws, zero, bias)
+
+
+def _judge_parts(name: str, parts: Mapping[str, Tensor]) -> tuple[Flaw, ...]:
+    """Return which matrices of a layer are not there, or are no matrices."""
+    wanted = ("qweight", "qzeros", "scales")
+    lost = [missing_part(name, part) for part in wanted if part not in parts]
+    flat = [
+        shape_flaw(parts[part], (0, 0), "two dimensions wanted")
+        for part in wanted
+        if part in parts and (len(parts[part].shape) != 2 or not parts[part].elements)
+    ]
+    for part in ("qzeros", "g_idx"):
+        tensor = parts.get(part)
+        if tensor is not None and tensor.dtype not in ("I32", "U32"):
+            flat.append(
+                Flaw(
+                    kind="part",
+                    what="type",
+                    tensor=tensor.name,
+                    found=tensor.dtype,
+                    expected="I32",
+                )
+            )
+    return (*lost, *flat)
 
 
 def _layer(
@@ -123,9 +147,6 @@ def _judge_shapes(
     parts: Mapping[str, Tensor], bits: int, columns: int, outputs: int, size: int | None
 ) -> Iterator[Flaw]:
     scales, zeros, index = parts["scales"], parts["qzeros"], parts.get("g_idx")
-    if len(scales.shape) != 2 or len(zeros.shape) != 2:
-        yield shape_flaw(scales, (0, outputs), "two dimensions wanted")
-        return
     groups = scales.shape[0] if size is None else -(-columns // size)
     said = "" if size is None else f"for {columns} inputs in groups of {size}"
     if scales.shape != (groups, outputs):
@@ -258,14 +279,13 @@ def examine_awq(
     folder: Path, name: str, parts: Mapping[str, Tensor], declared: Mapping[str, Any]
 ) -> QuantisedLayer:
     """Examine one layer of an AWQ model (gemm packing, 4 bits)."""
-    lost = [part for part in ("qweight", "qzeros", "scales") if part not in parts]
-    if lost or len(parts["qweight"].shape) != 2:
-        return _layer("awq", name, parts, 4, tuple(missing_part(name, part) for part in lost))
+    flaws = _judge_parts(name, parts)
+    if flaws:
+        return _layer("awq", name, parts, 4, flaws)
     columns, outputs = parts["qweight"].shape[0], parts["qweight"].shape[1] * 8
     size = _group_size(declared, columns)
     scales, zeros = parts["scales"], parts["qzeros"]
     groups = scales.shape[0] if size is None else -(-columns // size)
-    flaws: tuple[Flaw, ...] = ()
     if scales.shape != (groups, outputs):
         flaws += (shape_flaw(scales, (groups, outputs), f"for {columns} inputs"),)
     if zeros.shape != (groups, outputs // 8):

@@ -8,6 +8,9 @@ from typing import Any
 
 from harness.facts.checkpoint import Tensor
 
+LARGEST = 2**64
+"""Numbers from here on, and what is no number, are not believed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GgufArray:
@@ -71,12 +74,14 @@ class Gguf:
         return value if isinstance(value, str) else ""
 
     def number(self, key: str) -> float | int | None:
-        """Return a setting that is a number; `%` in the key stands for the architecture."""
+        """Return a setting that is a finite number; `%` stands for the architecture."""
         value = self.settings.get(key.replace("%", self.architecture))
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return value if is_number else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return None
+        return value if abs(value) < LARGEST else None
 
-    def array(self, key: str) -> GgufArray | None:
-        """Return a setting that is an array."""
+    def array(self, key: str, kind: str = "") -> GgufArray | None:
+        """Return a setting that is an array, of elements of a certain kind if one is named."""
         value = self.settings.get(key.replace("%", self.architecture))
-        return value if isinstance(value, GgufArray) else None
+        is_one = isinstance(value, GgufArray) and (not kind or value.kind == kind)
+        return value if isinstance(value, GgufArray) and is_one else None

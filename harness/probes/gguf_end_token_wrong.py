@@ -38,7 +38,8 @@ NORMAL, CONTROL = 1, 3
 @probe("MPD842", modes=["FM03"], severity=Severity.HIGH)
 def check(gguf: Gguf) -> Finding | str:
     """Look up the token that ends an answer."""
-    tokens, kinds = gguf.array("tokenizer.ggml.tokens"), gguf.array("tokenizer.ggml.token_type")
+    tokens = gguf.array("tokenizer.ggml.tokens", "string")
+    kinds = gguf.array("tokenizer.ggml.token_type", "int32")
     model = gguf.text("tokenizer.ggml.model")
     if not gguf.is_model or not model or model in ("bert", "no_vocab", "none"):
         raise NotApplicable("the file is no model that answers")

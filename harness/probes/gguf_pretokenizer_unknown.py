@@ -55,7 +55,7 @@ def check(gguf: Gguf) -> Finding | str:
     """Look for the name of the rule, and whether it can be right."""
     if gguf.text("tokenizer.ggml.model") not in BYTE_LEVEL:
         raise NotApplicable("the tokenizer needs no pre-tokenizer: it is not byte-level BPE")
-    name, tokens = gguf.text(KEY), gguf.array("tokenizer.ggml.tokens")
+    name, tokens = gguf.text(KEY), gguf.array("tokenizer.ggml.tokens", "string")
     family, fitting = _family(tokens)
     if not name:
         return _finding("is absent", "absent", fitting)

@@ -35,7 +35,7 @@ UNSET = 0xFFFFFFFF
 @probe("MPD841", modes=["FM11"])
 def check(gguf: Gguf) -> Finding | str:
     """Compare every size and id of the vocabulary."""
-    tokens = gguf.array(TOKENS)
+    tokens = gguf.array(TOKENS, "string")
     if not gguf.is_model or gguf.text("tokenizer.ggml.model") in ("no_vocab", "none", ""):
         raise NotApplicable("the file is no model with a vocabulary")
     if tokens is None or not tokens.length:

@@ -120,3 +120,44 @@ def save_split(ward: Ward) -> Patient:
     path = ward.folder / "small.gguf"
     write_gguf(path, Shape(kind="Q4_1"), llama_3(), split_max_tensors=12)
     return Patient(path=ward.folder)
+
+
+@healthy("gguf-mixed-types")
+def save_mixed(ward: Ward) -> Patient:
+    """Save a model without kinds of tokens and without a name of its type, as older tools did."""
+    path = ward.folder / "small.gguf"
+    left_out = ("tokenizer.ggml.token_type", "general.type", "llama.rope.freq_base")
+    write_gguf(path, Shape(kind="Q5_0"), make_spm((), template=""), leave_out=left_out)
+    return Patient(path=path)
+
+
+@healthy("gguf-beside-safetensors")
+def save_beside(ward: Ward) -> Patient:
+    """Save a GGUF model into the folder of the model it was converted from."""
+    folder = ward.folder / "model"
+    shutil.copytree(ward.get("transformers-llama").path, folder)
+    write_gguf(folder / "model-Q8_0.gguf", Shape(kind="Q8_0"), llama_3())
+    return Patient(path=folder)
+
+
+@healthy("gguf-adapter")
+def save_adapter(ward: Ward) -> Patient:
+    """Save an adapter in GGUF form: no vocabulary, no blocks of its own."""
+    import gguf
+    import numpy as np
+
+    path = ward.folder / "adapter.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 16.0)
+    random = np.random.default_rng(0)
+    for block in range(2):
+        for end, size in (("lora_a", (4, 64)), ("lora_b", (64, 4))):
+            values = random.normal(0, 0.05, size).astype(np.float32)
+            writer.add_tensor(f"blk.{block}.attn_q.weight.{end}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Patient(path=path)
