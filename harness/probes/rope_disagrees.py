@@ -159,6 +159,9 @@ def _base(rope: RopeFacts) -> Iterator[_Found]:
     if near is not None and their_near is not None and near != their_near:
         found = _piece("rope_theta of near layers", f"{near:g}", f"{their_near:g}, the base's")
         yield Severity.HIGH, found
+    if rope.max_positions and base.max_positions and rope.max_positions < base.max_positions:
+        found = _piece("max_position_embeddings", rope.max_positions, f"{base.max_positions}")
+        yield Severity.NOTE, found
     if mine.kind != theirs.kind:
         added = theirs.kind in FREE and mine.kind not in FREE
         yield (

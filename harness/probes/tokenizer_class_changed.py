@@ -16,9 +16,12 @@ What to do: write the class of the base into tokenizer_config.json.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from harness.facts.chat import Naming
 from harness.findings import Evidence, Finding, Severity
-from harness.registry import Missing, probe
+from harness.registry import Missing, NotApplicable, probe
 
 FILE = "tokenizer_config.json"
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "AutoTokenizer")
@@ -28,25 +31,35 @@ NEW = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCom
 
 
 @probe("MPD818", modes=["FM31"], severity=Severity.NOTE)
-def check(naming: Naming, base_naming: Naming | None) -> Finding | str:
-    """Compare the classes, with and without `Fast`."""
+def check(
+    naming: Naming, base_naming: Naming | None, config_or_empty: Mapping[str, Any]
+) -> Finding | str:
+    """Compare the classes, with and without `Fast`; without a base, class and version."""
     mine = naming.settings.get("tokenizer_class")
+    if not isinstance(mine, str):
+        raise NotApplicable("the tokenizer names no class")
     if base_naming is None:
+        version = str(config_or_empty.get("transformers_version", ""))[:20]
+        if mine in NEW and version.startswith(("3.", "4.")):
+            return _find(mine, f"one that transformers {version} knows, which saved the model")
         raise Missing("without the base, nobody says which class is right; pass --base PATH")
     theirs = base_naming.settings.get("tokenizer_class")
-    if not isinstance(mine, str) or not isinstance(theirs, str):
-        raise Missing("one of the two tokenizers names no class")
+    if not isinstance(theirs, str):
+        raise NotApplicable("the tokenizer of the base names no class")
     if mine.removesuffix("Fast") == theirs.removesuffix("Fast"):
         return f"both are of the class {mine[:60]}"
     if (mine in GENERIC and mine not in NEW) or theirs in NEW:
         return f"the class is {mine[:60]}, that of the base {theirs[:60]}"
-    other = mine not in NEW and theirs not in GENERIC
+    return _find(mine, f"{theirs[:60]}, the class of the base")
+
+
+def _find(mine: str, expected: str) -> Finding:
+    is_new = mine in NEW
     return Finding(
-        message=f"the tokenizer is of the class {mine[:60]}, that of the base is {theirs[:60]}"
-        + ("" if other else ': readers before transformers 5 say "does not exist"'),
-        evidence=(
-            Evidence(what="tokenizer_class", file=FILE, found=mine[:60], expected=theirs[:60]),
-        ),
-        cause="the files of two tokenizers were mixed" if other else "transformers 5 saved it",
-        remedy=f'write "tokenizer_class": "{theirs[:60]}" into {FILE}',
+        message=f"the tokenizer is of the class {mine[:60]}, expected {expected}"
+        + (': readers before transformers 5 say that it "does not exist"' if is_new else ""),
+        evidence=(Evidence(what="tokenizer_class", file=FILE, found=mine[:60], expected=expected),),
+        cause="transformers 5 saved it" if is_new else "the files of two tokenizers were mixed",
+        remedy=f"write the class of the base as tokenizer_class into {FILE}, or "
+        "PreTrainedTokenizerFast, which every reader knows",
     )

@@ -13,6 +13,7 @@ from harness.selftest.registry import Patient, damage
 CONFIG, GENERATION = "config.json", "generation_config.json"
 SETTINGS, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
 ROPE, CHANGED, CLASH = "rope-disagrees", "tokenizer-not-the-bases", "added-tokens-clash"
+CLASS = "tokenizer-class-changed"
 UNUSABLE, COUNTS, OTHER = (
     "generation-settings-unusable",
     "inventory-disagrees",
@@ -129,6 +130,13 @@ def declare_half(patient: Patient) -> None:
 def change_class(patient: Patient) -> None:
     """Save by transformers 5 what the base names by a class that all readers know."""
     edit_json(patient.options["base"] / SETTINGS, tokenizer_class="Qwen2Tokenizer")
+
+
+@damage("class-newer-than-the-model", patient="chat-old-form", mode="FM31", probe=CLASS)
+def name_new_class(patient: Patient) -> None:
+    """Save the tokenizer anew beside a model of transformers 4."""
+    edit_json(patient.path / SETTINGS, tokenizer_class="TokenizersBackend")
+    edit_json(patient.path / CONFIG, transformers_version="4.51.3")
 
 
 @damage("ids-shifted", patient="chat-tuned", mode="FM49", probe=CHANGED)
