@@ -93,6 +93,20 @@ def _places(name: str, folder: Path) -> list[Path]:
         return []
 
 
+def find_named_folder(adapter: Adapter) -> Path | None:
+    """Return the folder of the model that an adapter names; None when it is not at hand."""
+    name = adapter.settings.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        return None
+    for place in _places(name, Path(adapter.root)):
+        try:
+            if _holds_model(place, list_files(place)):
+                return place
+        except Missing:
+            continue
+    return None
+
+
 def _holds_model(folder: Path, names: tuple[str, ...]) -> bool:
     if "model.safetensors" in names or "pytorch_model.bin" in names:
         return True

@@ -57,3 +57,17 @@ class ChangeRanks:
     """Matrices whose difference has the rank of a matrix of its size."""
     others_moved: int = 0
     """Vectors, embeddings and heads that differ too: training of all weights moves them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBase:
+    """The base that is compared with, beside the one that the adapter names."""
+
+    compared: str
+    """Folder of the base that is compared with."""
+    named: str
+    """Folder of the base that the adapter's settings name."""
+    differing: Mapping[str, float]
+    """Adapted modules whose weight differs between the two, with the share of its norm."""
+    modules: int
+    """Adapted modules that were looked at."""

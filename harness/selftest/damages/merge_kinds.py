@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.selftest.edit import Tensors, edit_tensors
+from harness.selftest.edit import Tensors, edit_json, edit_tensors
 from harness.selftest.registry import Patient, damage
 
 SCALED, NONE = "merge-wrongly-scaled", "merge-without-effect"
@@ -174,3 +174,50 @@ def move_frozen_layer(patient: Patient) -> Patient:
         lambda t: {k: v + 0.002 * torch.randn_like(v) if k == name else v for k, v in t.items()},
     )
     return Patient(path=patient.path, options={"base": patient.options["base"]})
+
+
+def _save_other_base(patient: Patient, noise: float) -> Any:
+    """Save the base with an earlier stage, or other values, in it, beside the patient."""
+    import shutil
+
+    import torch
+
+    folder = patient.path / "stage"
+    shutil.copytree(patient.options["base"], folder)
+
+    def change(tensors: Tensors) -> Tensors:
+        torch.manual_seed(11)
+        return {
+            k: v + (_low_rank(v, 3, 0.003, 7) if not noise else noise * torch.randn_like(v))
+            if "_proj" in k
+            else v
+            for k, v in tensors.items()
+        }
+
+    edit_tensors(folder, change)
+    return folder
+
+
+@damage(
+    "merged-without-the-stage-before",
+    patient="peft-merged",
+    mode="FM36",
+    probe="base-not-the-named-one",
+)
+def leave_stage_out(patient: Patient) -> Patient:
+    """Merge into the original base an adapter that was trained on the stage after it."""
+    import shutil
+
+    stage = _save_other_base(patient, 0.0)
+    adapter = patient.path / "adapter"
+    shutil.copytree(patient.options["adapter"], adapter)
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(stage))
+    return patient.asking(adapter=adapter)
+
+
+@damage(
+    "adapter-with-another-base", patient="peft-lora", mode="FM35", probe="base-not-the-named-one"
+)
+def pass_another_base(patient: Patient) -> Patient:
+    """Look at an adapter with a base of the same shapes and other weights."""
+    return patient.asking(base=_save_other_base(patient, 0.02))
