@@ -26,7 +26,7 @@ from harness.facts.checkpoint import Adapter, Base, Tensor, Weights
 from harness.facts.weights import NewToken, NewTokens
 from harness.registry import Missing, NotApplicable
 
-MOST_TOKENS = 4_000
+MOST_TOKENS = 1_000
 """Tokens that are looked at."""
 SAMPLED_ROWS = 512
 """Rows of old tokens that say how far from the mean a row usually is."""

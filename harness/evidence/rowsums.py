@@ -51,6 +51,8 @@ def shape_rows(tensor: Tensor) -> tuple[int, int] | None:
         rows, width = tensor.elements // shape[-1], shape[-1]
     else:
         rows, width = shape[0], tensor.elements // shape[0]
+        if width < LEAST_WIDTH:
+            return None
     fits = (tensor.end - tensor.start) // rows <= ROW_LIMIT_BYTES and rows <= ROWS_LIMIT
     return (rows, width) if fits else None
 

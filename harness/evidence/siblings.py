@@ -107,6 +107,8 @@ def _compare_sizes(group: list[RowFacts]) -> Iterator[OddLayer]:
     plain = [one for one, is_odd in zip(logs, odd, strict=True) if not is_odd]
     for one, size, is_odd in zip(group, logs, odd, strict=True):
         nearest = min(plain, key=lambda other: abs(other - size))
+        if size < middle and ".experts." in one.tensor.name:
+            continue  # an expert that is hardly ever chosen shrinks
         if is_odd and abs(size - nearest) > math.log(GAP):
             yield OddLayer(
                 tensor=one.tensor,
