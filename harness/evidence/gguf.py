@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.evidence.gguf_file import read_gguf_header
 from harness.evidence.kinds import recognise
-from harness.evidence.source import CheckpointEvidence, provides
-from harness.facts.checkpoint import WeightFile
-from harness.facts.gguf import Gguf, GgufHeader
+from harness.evidence.source import CheckpointEvidence, Depth, provides
+from harness.facts.checkpoint import Base, WeightFile
+from harness.facts.gguf import Gguf, GgufHeader, TokenChanges
 from harness.registry import Missing, NotApplicable
 
 PART = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf$")
@@ -95,3 +95,36 @@ def describe_model(evidence: CheckpointEvidence) -> Gguf:
         complete=whole and not lost,
         lost=lost,
     )
+
+
+@provides("gguf_token_changes", Depth.LINEAGE)
+def compare_tokens(evidence: CheckpointEvidence) -> TokenChanges | None:
+    """Return how the tokens differ from those of the base's tokenizer; None without one.
+
+    Only byte-level BPE is compared: there the converter writes the texts of tokenizer.json as they
+    are.
+    """
+    gguf: Gguf = evidence.get("gguf")
+    base: Base | None = evidence.get("any_base")
+    tokens = gguf.array("tokenizer.ggml.tokens", "string")
+    if base is None or tokens is None or gguf.text("tokenizer.ggml.model") != "gpt2":
+        return None
+    ids: Mapping[str, int] = CheckpointEvidence(Path(base.root)).find("token_ids") or {}
+    shared = {number: text for text, number in ids.items() if number < len(tokens.values)}
+    odd = sorted(number for number, text in shared.items() if tokens.values[number] != text)
+    if not odd:
+        return TokenChanges(compared=len(shared), different=0)
+    return TokenChanges(
+        compared=len(shared),
+        different=len(odd),
+        first=odd[0],
+        found=tokens.values[odd[0]],
+        expected=shared[odd[0]],
+    )
+
+
+@provides("any_token_changes")
+def give_token_changes(evidence: CheckpointEvidence) -> TokenChanges | None:
+    """Return the comparison with the base, or None where it was not made."""
+    found: TokenChanges | None = evidence.find("gguf_token_changes")
+    return found

@@ -25,6 +25,22 @@ class GgufArray:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenChanges:
+    """The tokens of a GGUF model held against those of its base's tokenizer, number by number."""
+
+    compared: int
+    """Numbers that both have."""
+    different: int
+    """Numbers whose texts differ."""
+    first: int = 0
+    """The first of them."""
+    found: str = ""
+    """Its text in the GGUF model."""
+    expected: str = ""
+    """Its text in the base."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GgufHeader:
     """The header of one GGUF file."""
 

@@ -2,7 +2,8 @@
 
 What it does: byte-level BPE (`tokenizer.ggml.model: gpt2`) cuts text by a rule of its family before
 it merges bytes, and `tokenizer.ggml.pre` names the rule. It must be there, be a name that llama.cpp
-knows, and be that of the vocabulary: Llama 3's tokens do not go with Qwen's rule.
+knows, and be that of the vocabulary: Llama 3's tokens do not go with Qwen's rule. With `--base`,
+the tokens must be those of the base's tokenizer, number by number.
 
 Why it is bad: without the name llama.cpp warns "GENERATION QUALITY WILL BE DEGRADED!" and cuts
 numbers and spaces otherwise than in training; with a name it does not know it stops with "unknown
@@ -16,7 +17,7 @@ files; or set the name alone: `gguf-new-metadata --pre-tokenizer llama-bpe IN OU
 
 from __future__ import annotations
 
-from harness.facts.gguf import Gguf, GgufArray
+from harness.facts.gguf import Gguf, GgufArray, TokenChanges
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
@@ -35,6 +36,8 @@ _NAMES = """a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe cod
     viking whitespace youtu"""
 KNOWN = frozenset(_NAMES.split())
 """Names that llama.cpp knows (src/llama-vocab.cpp, autumn 2026)."""
+MOST_CHANGED = 0.01
+"""Share of the base's tokens that may differ: converters write a few special ones otherwise."""
 FAMILIES = (
     (
         "Llama 3",
@@ -51,7 +54,7 @@ FAMILIES = (
 
 
 @probe("MPD840", modes=["FM49"], severity=Severity.HIGH)
-def check(gguf: Gguf) -> Finding | str:
+def check(gguf: Gguf, any_token_changes: TokenChanges | None) -> Finding | str:
     """Look for the name of the rule, and whether it can be right."""
     if gguf.text("tokenizer.ggml.model") not in BYTE_LEVEL:
         raise NotApplicable("the tokenizer needs no pre-tokenizer: it is not byte-level BPE")
@@ -65,7 +68,10 @@ def check(gguf: Gguf) -> Finding | str:
         return _finding(f"is '{name}', and the tokens are those of {family}", name, fitting)
     if name not in KNOWN:
         return _finding(f"is '{name[:60]}', which llama.cpp does not know", name[:60], fitting)
-    return f"{KEY} is '{name}'"
+    changes = any_token_changes
+    if changes is not None and changes.different > MOST_CHANGED * changes.compared:
+        return _changed(changes)
+    return f"{KEY} is '{name}'" + ("" if changes is None else ", and the tokens are the base's")
 
 
 def _family(tokens: GgufArray | None) -> tuple[str, tuple[str, ...]]:
@@ -88,4 +94,20 @@ def _finding(said: str, found: str, fitting: tuple[str, ...]) -> Finding:
         cause="an old converter, or a fine-tune whose tokenizer.json the converter did not know",
         remedy="convert it again with today's convert_hf_to_gguf.py and the base's tokenizer "
         f"files, or: gguf-new-metadata --pre-tokenizer {name} IN.gguf OUT.gguf",
+    )
+
+
+def _changed(changes: TokenChanges) -> Finding:
+    return Finding(
+        message=f"{changes.different:,} of {changes.compared:,} tokens are not those of the base: "
+        f"number {changes.first} is {changes.found[:40]!r}, in the base {changes.expected[:40]!r}",
+        evidence=(
+            Evidence(
+                what=f"text of token {changes.first}",
+                found=changes.found[:80],
+                expected=changes.expected[:80],
+            ),
+        ),
+        cause="the tokenizer of another model lay in the folder when it was converted",
+        remedy="put the base model's tokenizer files into the folder, and convert it again",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,13 @@ def list_tensors(shape: Shape, tokens: int) -> dict[str, tuple[int, ...]]:
     if not shape.tied:
         found["output.weight"] = (tokens, wide)
     return found
+
+
+def write_tokenizer(path: Path, words: Words) -> None:
+    """Write the tokenizer.json that a byte-level vocabulary was converted from."""
+    special = [n for n, kind in enumerate(words.kinds) if kind == CONTROL]
+    plain = {text: n for n, text in enumerate(words.tokens) if n not in special}
+    added = [{"id": n, "content": words.tokens[n], "special": True} for n in special]
+    merges = [f"{a} {b}" for a in "Ġetaoin" for b in "shrdlu"]
+    model = {"type": "BPE", "vocab": plain, "merges": merges}
+    path.write_text(json.dumps({"added_tokens": added, "model": model}), encoding="utf-8")

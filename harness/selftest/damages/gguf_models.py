@@ -179,3 +179,12 @@ def break_scale(patient: Patient) -> None:
     with patient.path.open("rb+") as handle:
         handle.seek(tensor.start + 18 * 40)
         handle.write(b"\x00\x7e")
+
+
+@damage("gguf-tokens-of-another-model", patient="gguf-with-base", mode="FM49", probe=PRE)
+def exchange_tokens(patient: Patient) -> None:
+    """Convert with the tokens of another model, in another order."""
+    words = llama_3()
+    plain = [text for text, kind in zip(words.tokens, words.kinds, strict=True) if kind == NORMAL]
+    others = (*reversed(plain), *words.tokens[len(plain) :])
+    write_gguf(patient.path, Shape(theta=500_000.0), replace(words, tokens=others))

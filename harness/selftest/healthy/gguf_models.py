@@ -5,7 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
-from harness.selftest.gguf_files import Shape, Words, make_bpe, make_spm, write_gguf
+from harness.selftest.gguf_files import (
+    Shape,
+    Words,
+    make_bpe,
+    make_spm,
+    write_gguf,
+    write_tokenizer,
+)
 from harness.selftest.registry import Patient, Ward, healthy
 
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>")
@@ -111,6 +118,7 @@ def save_with_base(ward: Ward) -> Patient:
     shutil.copytree(ward.get("transformers-llama").path, base)
     rope = {"rope_theta": 500_000.0, "rope_type": "default"}
     edit_json(base / "config.json", rope_parameters=rope)
+    write_tokenizer(base / "tokenizer.json", llama_3())
     return patient.asking(base=base)
 
 

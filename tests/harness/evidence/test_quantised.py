@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.doctor import diagnose
 from harness.evidence.bitstream import unpack_awq, unpack_nibbles, unpack_words
+from harness.findings import Status
 from harness.selftest.packing import pack_awq, pack_nf4, pack_words
+from harness.selftest.ward import Recovery
 from mudpuppy.quant.gptq_pack import pack_rows
 
 
@@ -52,3 +58,40 @@ def test_bitsandbytes_keeps_the_earlier_level_high():
     raw = np.array([0x1F, 0x20], np.uint8)
     assert unpack_nibbles(raw, high_first=True).tolist() == [1, 15, 2, 0]
     assert unpack_nibbles(raw, high_first=False).tolist() == [15, 1, 0, 2]
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory):
+    return Recovery(tmp_path_factory.mktemp("ward"))
+
+
+ITEM = {"F32": 4, "F16": 2, "I32": 4, "U8": 1, "F8_E4M3": 1, "I64": 8}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    name=st.sampled_from(["gptq-v2-asymmetric", "awq-gemm", "bnb-nf4-double", "fp8-tiles"]),
+    place=st.integers(0, 99),
+    dtype=st.sampled_from(sorted(ITEM)),
+    shape=st.lists(st.sampled_from([0, 1, 3, 8, 32, 128]), max_size=3),
+)
+def test_parts_of_any_type_and_shape_are_judged_without_a_crash(ward, name, place, dtype, shape):
+    with ward.copy(name) as patient:
+        path = patient.path / "model.safetensors"
+        raw = path.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        header.pop("__metadata__", None)
+        body = {k: raw[8 + length :][slice(*v["data_offsets"])] for k, v in header.items()}
+        parts = sorted(key for key in header if "layers.1.mlp.up_proj" in key)
+        chosen = parts[place % len(parts)]
+        header[chosen] = {"dtype": dtype, "shape": shape}
+        body[chosen] = bytes(ITEM[dtype] * math.prod(shape))
+        start = 0
+        for key, entry in header.items():
+            entry["data_offsets"] = [start, start + len(body[key])]
+            start += len(body[key])
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(body.values()))
+        found = diagnose(patient.path, **patient.options)
+    assert not [(r.name, r.reason) for r in found.probes if r.status is Status.CRASHED]
