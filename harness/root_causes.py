@@ -83,7 +83,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "loss-zero": _NOTHING_LEARNT,
     "gradient-exploded": ("loss-diverged", "loss-not-finite", "weights-nonfinite"),
     "loss-not-finite": ("loss-diverged", "weights-nonfinite"),
-    "loss-diverged": ("weights-exploded", "adapter-exploded", "adapter-explodes", *_SAID),
+    "loss-diverged": ("weights-exploded", "adapter-exploded", *_SAID),
     "schedule-not-asked": ("resume-jumps",),
     "reference-is-wrong": ("loss-never-moves", "preference-degenerates"),
     "rewards-all-equal": ("loss-zero", "policy-collapsed"),
@@ -128,7 +128,6 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "adapter-keys-dead": ("answers-like-its-base", "random-at-each-load"),
     "adapter-never-trained": ("merge-without-effect", "answers-like-its-base"),
     "adapter-too-weak": ("answers-like-its-base",),
-    "adapter-explodes": ("adapter-exploded", "logits-nonfinite", *_SAID),
     "adapter-exploded": ("logits-nonfinite", *_SAID),
     "checkpoints-grow": ("optimizer-disagrees",),
     "base-mismatch": (
