@@ -34,6 +34,10 @@ SCORED_PAIRS = 4
 """Answers that a reward model scores, each with its own prompt and with another one."""
 
 
+RARE = 12
+"""Trained and last tokens that an adapter's row holds, of each at most."""
+
+
 @dataclass
 class Parity:
     """One checkpoint, and what it is compared with."""
@@ -67,6 +71,8 @@ class Parity:
             )
         size = getattr(model.config.get_text_config(), "vocab_size", 0) or 1000
         rows = choose_rows(prompts, size)
+        if self.is_adapter:
+            rows.append(_choose_rare(model))
         with blaming(self.job.path):
             reference = stored = read(model, rows)
             self.nonfinite["default"] = count_nonfinite(stored)
@@ -151,6 +157,22 @@ class Parity:
         texts += [f"{prompt} {pairs[n - 1][1]}" for n, (prompt, _) in enumerate(pairs)]
         with blaming(self.job.path):
             yield from [_score(self.loaded.model, self.tokenizer, text) for text in texts]
+
+
+def _choose_rare(model: Any) -> list[int]:
+    """Return a row of the tokens that an adapter may have trained alone.
+
+    These are the ones that its settings name and the last ones of the vocabulary, which were added
+    last: no prompt has them, and without them such an adapter would seem to do nothing.
+    """
+    count = model.get_input_embeddings().weight.shape[0]
+    settings = getattr(model, "active_peft_config", None)
+    named: list[int] = []
+    for key in ("trainable_token_indices", "token_indices"):
+        value = getattr(settings, key, None)
+        for part in value.values() if isinstance(value, dict) else [value]:
+            named += [i for i in part or () if type(i) is int and 0 <= i < count]
+    return [*named[:RARE], *range(max(0, count - RARE), count)]
 
 
 def _score(model: Any, tokenizer: Any, text: str) -> float:

@@ -179,3 +179,22 @@ def save_without_tokenizer(ward: Ward) -> Patient:
     adapter = ward.get("peft-lora")
     shutil.copytree(adapter.path, ward.folder, dirs_exist_ok=True)
     return Patient(path=ward.folder, options={**ASKING, **adapter.options})
+
+
+@healthy("peft-tokens-asked")
+def save_token_adapter(ward: Ward) -> Patient:
+    """Save an adapter that trains two tokens, which are in no prompt."""
+    import torch
+    from peft import TrainableTokensConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = ward.get("transformers-llama").path
+    model = AutoModelForCausalLM.from_pretrained(base)
+    wrapped = get_peft_model(model, TrainableTokensConfig(token_indices=[40, 41]))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    wrapped.save_pretrained(ward.folder)
+    return Patient(path=ward.folder, options={**ASKING, "base": base})
