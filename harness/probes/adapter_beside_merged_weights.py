@@ -13,9 +13,14 @@ What to do: keep one of the two: `mkdir DIR/adapter && mv DIR/adapter_* DIR/adap
 
 from __future__ import annotations
 
+import re
+
 from harness.facts.checkpoint import Files
 from harness.findings import Evidence, Finding
 from harness.registry import NotApplicable, probe
+
+_MLX = re.compile(r"(?:\d+_)?adapters\.safetensors")
+"""How MLX names adapters, those of earlier steps among them."""
 
 
 @probe("MPD202", modes=["FM19"])
@@ -24,6 +29,8 @@ def check(files: Files) -> Finding | str:
     parts = [name for name in files.names if name.startswith(("adapter_config.", "adapter_model."))]
     if not files.weights and not parts:
         raise NotApplicable("the folder holds neither model weights nor an adapter")
+    if files.weights and all(_MLX.fullmatch(file.name) for file in files.weights):
+        return "the folder holds an adapter of MLX alone"
     if not files.weights or not parts:
         return f"the folder holds {'a model' if files.weights else 'an adapter'} alone"
     weights = files.weights[0].name
