@@ -311,10 +311,11 @@ def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
     base = evidence.glance("base")
     config = evidence.glance("config") or {}
     settings = evidence.glance("adapter")
+    gguf = evidence.glance("gguf")
     return {
         "subject": subject.name,
         "kind": "adapter" if files.adapter else "model" if files.weights else "no weights",
-        "model_type": str(config.get("model_type", ""))[:80],
+        "model_type": str(config.get("model_type") or (gguf.architecture if gguf else ""))[:80],
         "peft_type": settings.kind[:80] if settings else "",
         "files": len(files.names),
         "tensors": len(tensors),

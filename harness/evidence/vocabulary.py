@@ -41,6 +41,8 @@ def give_base(evidence: CheckpointEvidence) -> Base | None:
 @provides("vocabulary")
 def measure_vocabulary(evidence: CheckpointEvidence) -> Vocabulary:
     """Return all sizes of the vocabulary that can be seen."""
+    if evidence.get("files").is_gguf:
+        raise NotApplicable("a GGUF model's vocabulary is gguf-vocabulary-disagrees' business")
     weights: Weights | None = evidence.find("weights")
     adapter: Adapter | None = evidence.find("adapter")
     tokenizer: Tokenizer | None = evidence.find("tokenizer")
