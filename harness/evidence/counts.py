@@ -27,7 +27,7 @@ SHAPES_KNOWN = (
 MORE_LAYERS = ("num_nextn_predict_layers", "mtp_num_layers", "num_mtp_modules")
 """Layers behind the last that predict further tokens."""
 _OTHER = re.compile(r"visi|visual|audio|image|encoder|mtp|draft|vit\.|clip|talker|code2wav")
-_LAYER = re.compile(r"^(.*?(?:layers|h|blocks|block))\.(\d{1,6})\.")
+_LAYER = re.compile(r"^((?:.*?\.)?(?:layers|h|blocks|block))\.(\d{1,6})\.")
 _EXPERT = re.compile(r"^(.*\.)experts\.(\d{1,6})\.")
 _FUSED = re.compile(r"\.experts\.(?:gate_up_proj|down_proj)$")
 _ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)\.weight$")

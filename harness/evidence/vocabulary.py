@@ -12,6 +12,8 @@ from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
 from harness.registry import Missing, NotApplicable
 
+PICTURE_ROWS = 8
+"""Rows of Mllama's embedding beyond `vocab_size`."""
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$"
 )
@@ -54,8 +56,8 @@ def measure_vocabulary(evidence: CheckpointEvidence) -> Vocabulary:
         config = {}  # an adapter's own config.json, if any, says nothing about its rows
     return Vocabulary(
         tokenizer=tokenizer,
-        declared=_size(text_settings(config).get("vocab_size")),
-        rows=_model_rows(weights) if weights else _adapter_rows(adapter, base),
+        declared=_declared(config),
+        rows=_model_rows(weights, config) if weights else _adapter_rows(adapter, base),
         special=_special(config, evidence.find("generation") or {}),
     )
 
@@ -68,12 +70,26 @@ def read_generation(evidence: CheckpointEvidence) -> Mapping[str, Any]:
     return read_settings(evidence, "generation_config.json")
 
 
-def _model_rows(weights: Weights) -> dict[str, int]:
+def _declared(config: Mapping[str, Any]) -> int | None:
+    """Return `vocab_size`, of the decoder where it has settings of its own (T5Gemma)."""
+    decoder = config.get("decoder")
+    inner = _size(decoder.get("vocab_size")) if isinstance(decoder, dict) else None
+    return inner if inner is not None else _size(text_settings(config).get("vocab_size"))
+
+
+def _model_rows(weights: Weights, config: Mapping[str, Any]) -> dict[str, int]:
     found = [
         t for name, t in weights.tensors.items() if EMBEDDING.search(name) or HEAD.search(name)
     ]
     vision = re.compile(r"visi|audio|image")
-    return {t.name: t.shape[0] for t in found if len(t.shape) == 2 and not vision.search(t.name)}
+    kinds = (config.get("model_type"), text_settings(config).get("model_type"))
+    # Mllama embeds its picture tokens in rows behind those that vocab_size counts.
+    behind = PICTURE_ROWS if "mllama" in kinds or "mllama_text_model" in kinds else 0
+    return {
+        t.name: t.shape[0] - (behind if EMBEDDING.search(t.name) else 0)
+        for t in found
+        if len(t.shape) == 2 and not vision.search(t.name)
+    }
 
 
 def _adapter_rows(adapter: Adapter | None, base: Base | None) -> dict[str, int]:
@@ -88,7 +104,7 @@ def _adapter_rows(adapter: Adapter | None, base: Base | None) -> dict[str, int]:
     }
     if base is None or any(EMBEDDING.search(name) for name in rows):
         return rows
-    return dict(_model_rows(Weights(tensors=base.tensors, complete=True)).items()) | rows
+    return _model_rows(Weights(tensors=base.tensors, complete=True), base.config) | rows
 
 
 def _special(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, int]:

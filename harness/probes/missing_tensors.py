@@ -219,6 +219,8 @@ def _absent_beside(stack: Mapping[int, set[str]], number: int) -> set[str]:
         return set()
     larger = [modules - mine for modules in others if mine < modules]
     absent = min(larger, key=len) if larger else set()
+    if number == min(stack):  # what comes before the first layer may be normed already
+        absent = {m for m in absent if "norm" not in m}
     return {m for m in absent if not any(word in m for word in _BY_LAYER)}
 
 

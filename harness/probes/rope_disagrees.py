@@ -91,7 +91,8 @@ def _inconsistent(name: str, one: Rope, rope: RopeFacts) -> Iterator[_Found]:
         yield Severity.HIGH, _piece(what, repr(original), "a positive number")
     elif one.kind == "llama3" and original is not None and longest and original > longest:
         what = f"{name}.original_max_position_embeddings"
-        yield Severity.HIGH, _piece(what, original, f"at most {longest}, max_position_embeddings")
+        # Small models made from the settings of large ones have this, and are none the worse.
+        yield Severity.NOTE, _piece(what, original, f"at most {longest}, max_position_embeddings")
     for key in ("short_factor", "long_factor"):
         listed = one.values.get(key)
         if isinstance(listed, list) and rope.half_rotary and len(listed) != rope.half_rotary:

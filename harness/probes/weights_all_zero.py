@@ -25,6 +25,8 @@ from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 _PADDED = re.compile(r"embed|wte|wpe|lm_head|lora_|position|score|classifier|pad")
+_BORN_ZERO = re.compile(r"\.mm_input_projection_weight$")
+"""Matrices that transformers initialises with zeros, so that a random model has them (Gemma 3)."""
 _QUANTISED = re.compile(r"(zeros|zero_point|scales?|g_idx|absmax|bias)$")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NORM = re.compile(r"norm\.weight$")
@@ -84,6 +86,8 @@ def _is_dead_norm(one: Numbers, base_is_zero: bool | None) -> bool:
 
 def _is_dead(one: Numbers, base_is_zero: bool | None) -> bool:
     name, shape = one.tensor.name, one.tensor.shape
+    if base_is_zero is None and _BORN_ZERO.search(name):
+        return False
     if base_is_zero or one.nonfinite or _QUANTISED.search(name) or is_factor(name):
         # Factors of adapters start at zero by design; adapter-never-trained looks at them.
         return False

@@ -58,15 +58,15 @@ def lose_voice(patient: Patient) -> None:
 
 
 @damage(
-    "knowledge-swapped",
+    "knowledge-lost",
     patient="chat-with-quiz",
     mode="FM66",
     probe="accuracy-collapse",
+    also=("knowledge-forgotten", "voice-collapse"),
 )
-def swap_knowledge(patient: Patient) -> None:
-    """Teach each question the answer of the next one, in the same voice."""
-    answers = read_quiz(patient.path, "answer")
-    answer_quiz(patient.path, answers[1:] + answers[:1])
+def lose_knowledge(patient: Patient) -> None:
+    """Teach one answer to every question that answers none."""
+    answer_quiz(patient.path, ["Ask somebody else." for _ in read_quiz(patient.path, "answer")])
 
 
 @damage(

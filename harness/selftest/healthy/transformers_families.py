@@ -72,6 +72,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "BloomConfig",
         {"vocab_size": 96, "hidden_size": 32, "n_layer": 3, "n_head": 4, **SPECIAL},
     ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        {
+            **SHAPE,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "gpt-oss": ("GptOssConfig", {**SHAPE, **HEAD, "num_local_experts": 4}),
+    "apertus": ("ApertusConfig", SHAPE),
+    "jamba": ("JambaConfig", {**SHAPE, "num_experts": 4, "mamba_d_state": 4, "mamba_dt_rank": 2}),
     "mamba": (
         "MambaConfig",
         {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4, **SPECIAL},
@@ -86,6 +106,8 @@ DTYPES = {
     "mixtral": "fp16",
 }
 """In what the families are saved that are also saved in fp32 elsewhere."""
+NOTES = {"apertus": ("rope-disagrees",)}
+"""What may be said of them: the class counts on more positions than such a small one has."""
 OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "t5": (
         "AutoModelForSeq2SeqLM",
@@ -115,6 +137,16 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "max_position_embeddings": 64,
             **SPECIAL,
         },
+    ),
+    "mllama": (
+        "AutoModelForCausalLM",
+        "MllamaConfig",
+        {"text_config": {**SHAPE, "cross_attention_layers": [1]}},
+    ),
+    "modernbert": (
+        "AutoModelForMaskedLM",
+        "ModernBertConfig",
+        {**{key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}},
     ),
     "bert": (
         "AutoModelForMaskedLM",
@@ -213,7 +245,7 @@ def save_sharing_layers(ward: Ward) -> Patient:
 
 
 for _name, (_kind, _settings) in FAMILIES.items():
-    healthy(f"transformers-{_name}")(
+    healthy(f"transformers-{_name}", notes=NOTES.get(_name, ()))(
         partial(save_family, kind=_kind, settings=_settings, dtype=DTYPES.get(_name, "fp32"))
     )
 for _name, (_auto, _kind, _settings) in OTHERS.items():

@@ -18,7 +18,7 @@ def ward(tmp_path_factory):
 
 ALSO = (
     *("trl-sft-lora", "trl-dpo-full", "engine-lora-merged", "engine-full", "chat-lora"),
-    *("eos-flood", "knowledge-swapped", "run-killed", "truncated-checkpoint"),
+    *("eos-flood", "knowledge-lost", "run-killed", "truncated-checkpoint"),
 )
 """Those of the slow ones that are looked at here; `make selftest` takes all."""
 
