@@ -212,7 +212,10 @@ def test_the_file_map_of_the_readme_is_what_the_modules_say():
     spec.loader.exec_module(filemap)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
 
+    files = (ROOT / "docs/files.md").read_text(encoding="utf-8")
+
     assert filemap.insert(readme) == readme, "run: python docs/filemap.py --write"
+    assert filemap.page() == files, "run: python docs/filemap.py --write"
 
 
 def test_no_table_and_no_pattern_of_the_engine_is_written_down_twice():

@@ -10,7 +10,7 @@ what memory holds (FM34). A wrong `block_count` invents layers or drops the last
 Example: `block_count` 32 and blocks 0 to 30: the conversion was interrupted, or the settings are
 another model's.
 
-What to do: convert the model again from a complete folder; run mudpuppy-doctor on that folder
+What to do: convert the model again from a complete folder; examine that folder
 first.
 """
 

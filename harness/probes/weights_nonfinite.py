@@ -81,5 +81,5 @@ def _broken(broken: Mapping[str, int]) -> Finding:
             for n, c in broken.items()
         ),
         cause="the model was not finite when it was quantised, or the file was damaged",
-        remedy="run mudpuppy-doctor on the model that was converted, or fetch the file again",
+        remedy="examine the model that was converted, or fetch the file again",
     )

@@ -16,9 +16,9 @@ from reports.commands.doctor import _parser
 FILES = sorted(Path(harness.probes.__path__[0]).glob("[a-z]*.py"))
 DOCTOR = {option for action in _parser()._actions for option in action.option_strings}
 FLAGS = DOCTOR | {flag_of(name) for name in TrainingConfig.model_fields}
-OTHERS = {"--dtype", "--time-style", "--compute"}
-"""Flags of `vllm serve`, of `ls` and of `mud-puppy env`."""
-COMMANDS = {"env", "estimate", "explain", "tiny", "train", "..."}
+OTHERS = {"--dtype", "--enable-lora", "--time-style", "--compute", "--pre-tokenizer"}
+"""Flags of `vllm serve`, of `ls`, of `mud-puppy env` and of `gguf-new-metadata`."""
+COMMANDS = {"env", "estimate", "explain", "merge", "tiny", "train", "..."}
 """What may follow `mud-puppy`; three dots stand for the words of the run."""
 
 
@@ -29,7 +29,7 @@ def test_every_command_and_flag_in_a_probe_exists(path):
     for word in re.findall(r"mud-puppy ([a-z.]+)", text):
         assert word in COMMANDS
     for word in re.findall(r"mudpuppy-doctor ([a-z]+)", text):
-        assert word in {"explain", "list"}
+        assert word in {"explain", "list", "selftest"}
 
 
 def test_the_advice_on_the_embedded_model_exists():
