@@ -108,7 +108,8 @@ class _Sorting:
         elif name is None or factor is not None:
             self.unknown.append(key)
         elif delta := TOKEN_DELTA.match(name):
-            self.replaced[f"{delta['module']}.weight"] = key
+            # A resized embedding is saved whole beside its trained rows, and alone has the size.
+            self.replaced.setdefault(f"{delta['module']}.weight", key)
         else:
             self.replaced[plain_name(name)] = key
 
@@ -134,8 +135,10 @@ def _is_of_another_method(key: str, name: str | None) -> bool:
 
 def plain_name(name: str) -> str:
     """Return the base model's name of a tensor that an adapter stores whole."""
+    name = re.sub(r"\.modules_to_save\.(?:[^.]+\.)?(?=(?:weight|bias)$)", ".", name)
     name = re.sub(r"\.modules_to_save\.[^.]+\.", ".", name)
-    return re.sub(r"\.(?:base_layer|original_module)\.(weight|bias)$", r".\1", name)
+    wrapped = r"(?:\.token_adapter)?\.(?:base_layer|original_module)\.(weight|bias)$"
+    return re.sub(wrapped, r".\1", name)
 
 
 def _settings(evidence: CheckpointEvidence) -> dict[str, Any]:

@@ -8,10 +8,11 @@ bf16 leaves the weights as they are, and that is not a fault of the merge.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,10 @@ EXACT_K = 0.01
 LEAST_GAIN = 0.6
 """Share of a change that survives the rounding of the file, below which k says nothing: at half a
 step of the type the change is rounded away or doubled."""
+STARTS_IN_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of the values of init_lora_weights that take a part of the base away."""
+MOST_REST = 0.05
+"""Rest, relative to the change, up to which such factors were converted or merged as they are."""
 MOST_K_ERROR = 0.03
 """Uncertainty of k that the probes allow: within four deviations 0, 1 and 2 stay far apart."""
 
@@ -114,6 +119,7 @@ def trace_merge(evidence: CheckpointEvidence) -> Lineage:
     if not found:
         reason = next(iter(not_compared.values()), "no common modules")
         raise Missing(f"no adapted module could be compared: {reason}")
+    _require_whole_change(adapter, found)
     plain_fits = sum(one.plain_fits for one in found)
     return Lineage(
         base=base.root,
@@ -123,6 +129,22 @@ def trace_merge(evidence: CheckpointEvidence) -> Lineage:
         reference="quantised base" if trace.block_size else "base",
         plain_base_fits=trace.block_size is not None and 2 * plain_fits > len(found),
     )
+
+
+def _require_whole_change(adapter: Adapter, found: Sequence[_Traced]) -> None:
+    """Refuse factors that were begun with a part of the base taken away, and do not tell which.
+
+    Raises:
+        Missing: they did, and the merged weights are not the base and a multiple of the product.
+    """
+    start = adapter.settings.get("init_lora_weights")
+    if not isinstance(start, str) or not start.lower().startswith(STARTS_IN_BASE):
+        return
+    if median(one.module.residual for one in found) > MOST_REST:
+        raise Missing(
+            f"init_lora_weights is '{start[:40]}': what was taken from the base at the start is "
+            "not in the adapter, so its change cannot be told"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,8 +52,11 @@ def examine_new_tokens(evidence: CheckpointEvidence) -> NewTokens:
     added, known_by = _list_added(evidence, naming)
     if not added:
         raise NotApplicable(f"no token that takes part in training was added, by {known_by}")
-    ids = {text: naming.ids[text] for text in added}
     adapter: Adapter | None = evidence.find("adapter")
+    taught = _taught_alone(adapter)
+    ids = {text: naming.ids[text] for text in added if naming.ids[text] not in taught}
+    if not ids:
+        return NewTokens(judged=len(added), untrained=(), known_by=known_by)
     weights: Weights | None = evidence.find("weights")
     used = _list_used(evidence, naming)
     if weights is not None:
@@ -71,13 +74,13 @@ def examine_new_tokens(evidence: CheckpointEvidence) -> NewTokens:
                     used=text in used,
                     reason="the adapter leaves the embedding as it is",
                 )
-                for text in added
+                for text in ids
             ]
             return NewTokens(judged=len(added), untrained=tuple(tokens), known_by=known_by)
         tables = [
             adapter.tensors[key]
             for name, key in adapter.replaced.items()
-            if _is_table(name, adapter.tensors[key]) and "trainable_tokens" not in key
+            if _is_table(name, adapter.tensors[key]) and "token_adapter" not in key
         ]
     else:
         raise NotApplicable("the folder holds no rows of tokens")
@@ -130,6 +133,14 @@ def _list_added(evidence: CheckpointEvidence, naming: Naming) -> tuple[list[str]
         known_by = _TEMPLATE
     chosen = [t for t in texts if t in naming.ids and t not in idle and not _IDLE.search(t)]
     return chosen[:MOST_TOKENS], known_by
+
+
+def _taught_alone(adapter: Adapter | None) -> set[int]:
+    """Return the tokens whose rows alone an adapter trains: it holds them, and says which."""
+    settings = {} if adapter is None else adapter.settings
+    told = settings.get("trainable_token_indices")
+    lists = list(told.values()) if isinstance(told, dict) else [told]
+    return {n for one in lists if isinstance(one, list) for n in one if type(n) is int}
 
 
 def _added_tokens(evidence: CheckpointEvidence) -> list[str]:

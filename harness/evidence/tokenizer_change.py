@@ -14,6 +14,8 @@ from harness.facts.checkpoint import Files
 from harness.registry import Missing, NotApplicable
 
 FILE = "tokenizer.json"
+GENERAL = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes that belong to no family of models."""
 LISTED = 5
 """Tokens that are listed by name."""
 _MODEL_SETTINGS = {
@@ -51,8 +53,24 @@ def compare_tokenizers(evidence: CheckpointEvidence) -> TokenizerChange:
             tuple(find_begins(theirs.get("post_processor"))),
             tuple(find_begins(mine.get("post_processor"))),
         ),
+        rebuilt_as=_find_rebuilding(_read_class(base), _read_class(evidence)),
         **_compare_ids(their_ids, ids),
     )
+
+
+def _read_class(evidence: CheckpointEvidence) -> str:
+    try:
+        return str(read_settings(evidence, "tokenizer_config.json").get("tokenizer_class"))
+    except Missing:
+        return ""
+
+
+def _find_rebuilding(theirs: str, mine: str) -> str:
+    """Return the class that AutoTokenizer of transformers 5 makes of a tokenizer of no family.
+
+    It goes by the model's type then, and classes such as Qwen2Tokenizer bring their own rules.
+    """
+    return mine[:60] if theirs in GENERAL and mine.endswith("Tokenizer") else ""
 
 
 def _model(tokenizer: Mapping[str, Any]) -> Mapping[str, Any]:

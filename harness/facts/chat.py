@@ -233,6 +233,9 @@ class TokenizerChange:
     """Parts that cut texts in another way: that of the base, and the new one."""
     begins: tuple[tuple[str, ...], tuple[str, ...]]
     """Tokens written before a text: those of the base, and the new ones."""
+    rebuilt_as: str = ""
+    """The class that put its own rules in place of the base's, whose files name none of their own:
+    loading the base does the same. Empty when that did not happen."""
 
 
 @dataclass(frozen=True, kw_only=True)

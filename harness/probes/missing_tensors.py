@@ -134,6 +134,8 @@ def _lost_in_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
             absent = {m for m in required if not _has(modules, m)}
         else:
             absent = _absent_beside(stack, number)
+        if number == min(stack) and required is None:
+            absent = {m for m in absent if not m.endswith("norm")}  # embeddings are normed already
         if number >= _first_sharing(config):
             absent = {m for m in absent if not _KEYS_VALUES.search(m)}
         lost += [f"{prefix}.{number}.{module}" for module in sorted(absent)]

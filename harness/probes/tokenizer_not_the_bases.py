@@ -43,12 +43,21 @@ def check(tokenizer_change: TokenizerChange) -> Finding | str:
     ]
     if not evidence:
         return f"{change.tokens:,} tokens are those of the base, {change.added:,} are new"
+    whole = not (change.moved_count or change.removed_count or change.merges)
+    rebuilt = whole and bool(change.rebuilt_as)
     return Finding(
         message=f"the tokenizer is not the base's: {_say(change)}",
         evidence=tuple(evidence),
-        cause="it was trained or built anew, or belongs to another release of the base",
+        cause=f"transformers loads the base's tokenizer as {change.rebuilt_as} as well, which has "
+        "rules of its own; only other readers of the base cut texts as its file says"
+        if rebuilt
+        else "it was trained or built anew, or belongs to another release of the base",
         remedy="copy tokenizer.json from the base model; add tokens with tokenizer.add_tokens(...)",
-        severity=Severity.CRITICAL if change.moved_count > change.tokens else Severity.HIGH,
+        severity=Severity.NOTE
+        if rebuilt
+        else Severity.CRITICAL
+        if change.moved_count > change.tokens
+        else Severity.HIGH,
     )
 
 

@@ -28,6 +28,11 @@ _PADDED = re.compile(r"embed|wte|wpe|lm_head|lora_|position|score|classifier|pad
 _BORN_ZERO = re.compile(r"\.mm_input_projection_weight$")
 """Matrices that transformers initialises with zeros, so that a random model has them (Gemma 3)."""
 _QUANTISED = re.compile(r"(zeros|zero_point|scales?|g_idx|absmax|bias)$")
+_ZERO_AT_START = re.compile(
+    r"mm_input_projection_weight$|rel_pos_[hw]$|balancing_biases$"
+    r"|(?:sampling_offsets|attention_weights)\.weight$"
+)
+"""Matrices that transformers begins with zeros: in a fresh model they say nothing."""
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NORM = re.compile(r"norm\.weight$")
 _PLAIN_NORMS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "phi3")
@@ -92,6 +97,8 @@ def _is_dead(one: Numbers, base_is_zero: bool | None) -> bool:
         # Factors of adapters start at zero by design; adapter-never-trained looks at them.
         return False
     if one.is_zero:
+        if base_is_zero is None and _ZERO_AT_START.search(name):
+            return False
         # Without a base, a zero vector may be a bias or a Gemma norm (stored as weight - 1).
         return base_is_zero is False or (len(shape) > 1 and min(shape) > 1)
     if len(shape) < 2 or _PADDED.search(name):
