@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from harness.evidence.behaviour_forward import measure, prepare
-from harness.evidence.behaviour_generate import answer
-from harness.evidence.behaviour_models import load_model, load_tokenizer
+from harness.evidence.behaviour.forward import measure, prepare
+from harness.evidence.behaviour.generate import answer
+from harness.evidence.behaviour.models import load_model, load_tokenizer
 from harness.facts.behaviour import Answers
 from harness.facts.forward import Forward
 from harness.selftest.damages.behaviour import LOOP

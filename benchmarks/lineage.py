@@ -77,10 +77,10 @@ def write_models(folder: Path, size_gb: float) -> None:
 
 def run_child(kind: str, folder: Path) -> dict[str, float]:
     """Do one kind of reading in this process."""
-    from harness.evidence.headers import read_weight_file
-    from harness.evidence.rows import describe_rows
-    from harness.evidence.scan import scan
+    from harness.evidence.files.headers import read_weight_file
     from harness.evidence.source import CheckpointEvidence, Options
+    from harness.evidence.values.rows import describe_rows
+    from harness.evidence.values.scan import scan
 
     name = "model.safetensors"
     tensors = read_weight_file(folder / "merged" / name, name).tensors
@@ -88,8 +88,8 @@ def run_child(kind: str, folder: Path) -> dict[str, float]:
     evidence = CheckpointEvidence(folder / "merged", options)
     for known in ("merged_adapter", "weights", "base"):
         evidence.get(known)
-    import harness.evidence.drift
-    import harness.evidence.lineage  # noqa: F401
+    import harness.evidence.lineage.drift
+    import harness.evidence.lineage.lineage  # noqa: F401
 
     started, cpu = time.perf_counter(), time.process_time()
     if kind == "scan":

@@ -88,9 +88,9 @@ def run_child(kind: str, folder: Path) -> dict[str, float]:
         started, cpu = time.perf_counter(), time.process_time()
         assert all(bool(torch.isfinite(t).all()) for t in load_file(folder / NAME).values())
         return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
-    from harness.evidence.headers import read_weight_file
-    from harness.evidence.rows import describe_rows
-    from harness.evidence.scan import scan
+    from harness.evidence.files.headers import read_weight_file
+    from harness.evidence.values.rows import describe_rows
+    from harness.evidence.values.scan import scan
 
     tensors = read_weight_file(folder / NAME, NAME).tensors
     before = peak_mb()

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.evidence.headers import read_weight_file
+from harness.evidence.files.headers import read_weight_file
 from harness.observations import ArtefactFacts
 
 SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.evidence.jsonfile import UnreadableJson, parse_object
+from harness.evidence.files.jsonfile import UnreadableJson, parse_object
 from harness.findings import DIAGNOSIS_SCHEMA_VERSION, Fixed, ProbeResult, Status
 from mudpuppy.errors import UsageError, clip
 

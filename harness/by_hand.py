@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.evidence.live import describe_live
+from harness.evidence.live.live import describe_live
 from mudpuppy.files import write_json_atomic
 
 TARGETS = ["q_proj", "v_proj"]

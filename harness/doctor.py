@@ -20,9 +20,9 @@ from harness.doctor_paths import (
     require_subject,
     resolve_tiny,
 )
-from harness.evidence.header_only import is_header_only
-from harness.evidence.live import describe_live
-from harness.evidence.live_state import describe_state
+from harness.evidence.files.header_only import is_header_only
+from harness.evidence.live.live import describe_live
+from harness.evidence.live.state import describe_state
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
 from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
 from harness.hub.names import is_hub_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.evidence.files import list_files
+from harness.evidence.files.inventory import list_files
 from harness.registry import Missing
 from harness.subjects import recognise
 from mudpuppy.errors import ModelError, near_names

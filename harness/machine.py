@@ -14,7 +14,7 @@ from harness.acceptance import Acceptance
 from harness.baseline import Baseline
 from harness.doctor import choose_probes, conclude
 from harness.evidence.source import CheckpointEvidence
-from harness.evidence.versions import find_defects
+from harness.evidence.training.versions import find_defects
 from harness.facts.machine import JudgedTrap, Requirements, Version, Wheels
 from harness.findings import Diagnosis, ProbeResult, Severity
 from harness.registry import Probe, run_probe

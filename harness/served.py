@@ -10,7 +10,7 @@ from harness.acceptance import Acceptance
 from harness.baseline import Baseline
 from harness.doctor import choose_probes, conclude
 from harness.doctor_paths import require_embeddings, require_file, require_questions
-from harness.evidence.endpoint import ServedJob, ask_served
+from harness.evidence.behaviour.endpoint import ServedJob, ask_served
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence
 from harness.findings import Diagnosis, ProbeResult, Severity
 from harness.registry import ControlFailed, Missing, Probe, run_probes

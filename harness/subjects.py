@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.evidence.files import list_files, list_folders
-from harness.evidence.gguf import first_parts
-from harness.evidence.kinds import recognise
-from harness.evidence.manifest import read_traces
+from harness.evidence.files.inventory import list_files, list_folders
+from harness.evidence.files.kinds import recognise
+from harness.evidence.files.manifest import read_traces
+from harness.evidence.gguf.model import first_parts
 from harness.registry import Missing
 
 __all__ = ["Subject", "find_subjects", "holds_weights", "recognise"]

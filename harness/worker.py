@@ -28,8 +28,8 @@ from mudpuppy.errors import MudpuppyError, UnsupportedCombination, UsageError
 
 MEASURING = (
     "harness.artefact",
-    "harness.evidence.behaviour_models",
-    "harness.evidence.files",
+    "harness.evidence.behaviour.models",
+    "harness.evidence.files.inventory",
     "harness.reload",
     "harness.trials.training",
     "harness.twin.recording",

@@ -79,9 +79,11 @@ def index_providers() -> Mapping[str, tuple[str, Depth]]:
     longer to import than a diagnosis of files alone takes.
     """
     found: dict[str, tuple[str, Depth]] = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in sorted(here.glob("*/*.py")):
+        module = f"harness.evidence.{path.parent.name}.{path.stem}"
         for name, depth in _MARK.findall(path.read_text(encoding="utf-8")):
-            found[name] = f"harness.evidence.{path.stem}", Depth[depth or "FILES"]
+            found[name] = module, Depth[depth or "FILES"]
     return found
 
 

@@ -2,7 +2,7 @@
 
 A weights file is a sparse file of its true size that begins with its true header. Probes that read
 names, sizes and headers work on it as on any folder; whoever wants a value is refused, so that a
-hole is never taken for zeros (`harness.evidence.header_only`).
+hole is never taken for zeros (`harness.evidence.files.header_only`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from harness.evidence.files import LONGEST_NAME
-from harness.evidence.header_only import declare_header_only, forget_header_only
-from harness.evidence.headers import READ_LIMIT_BYTES
-from harness.evidence.jsonfile import limit_of
+from harness.evidence.files.header_only import declare_header_only, forget_header_only
+from harness.evidence.files.headers import READ_LIMIT_BYTES
+from harness.evidence.files.inventory import LONGEST_NAME
+from harness.evidence.files.jsonfile import limit_of
 from harness.hub.client import HubClient, HubError
 from harness.hub.names import HubName
 from mudpuppy.errors import ModelError

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.evidence.headers import read_weight_file
-from harness.evidence.jsonfile import UnreadableJson, limit_of, read_object
+from harness.evidence.files.headers import read_weight_file
+from harness.evidence.files.jsonfile import UnreadableJson, limit_of, read_object
 from harness.facts.checkpoint import WeightFile
 
 

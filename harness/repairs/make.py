@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.evidence.files import leaves_folder
+from harness.evidence.files.inventory import leaves_folder
 from harness.evidence.source import CheckpointEvidence, Options
 from harness.findings import Diagnosis, ProbeResult
 from harness.registry import Missing

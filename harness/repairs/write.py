@@ -10,8 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.evidence.headers import BITS
-from harness.evidence.jsonfile import parse_object
+from harness.evidence.files.headers import BITS
+from harness.evidence.files.jsonfile import parse_object
 from harness.facts.checkpoint import Tensor
 from harness.repairs.draft import Converted, Draft, NotCertain, Renamed
 from harness.repairs.torch_archive import TorchArchive

@@ -256,8 +256,8 @@ def _collapse(tale: _Tale) -> Path:
     tale.by_hand("collapse", tale.texts(), work)
 
     def ask() -> None:
-        from harness.evidence.answers import to_json
-        from harness.evidence.behaviour import BEHAVIOUR_FILE, measure_behaviour
+        from harness.evidence.behaviour.answers import to_json
+        from harness.evidence.behaviour.behaviour import BEHAVIOUR_FILE, measure_behaviour
 
         base = Path(tale.base)
         facts = measure_behaviour(work, base, base / "quiz.jsonl", base / "voice.yaml")

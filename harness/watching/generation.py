@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from harness.evidence.behaviour import find_file
-from harness.evidence.reference_texts import PROMPTS
+from harness.evidence.behaviour.behaviour import find_file
+from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.observations import Generated
 from harness.watching.logits import asking, device_of
 from mudpuppy.scoring import exact_match, load_quiz, load_voice_profile, score_voice

@@ -190,7 +190,7 @@ def test_a_selection_that_needs_headers_alone_reads_no_values(base, monkeypatch)
     def refuse(*_):
         raise AssertionError("values were read")
 
-    monkeypatch.setattr("harness.evidence.scan.fill", refuse)
+    monkeypatch.setattr("harness.evidence.values.scan.fill", refuse)
     assert diagnose(base, select=["MPD101", "MPD303"]).verdict is Verdict.HEALTHY
     assert diagnose(base, select=["MPD301"]).verdict is Verdict.UNKNOWN
 
@@ -314,8 +314,8 @@ def test_help_and_a_static_diagnosis_do_not_import_torch(base):
 
 def test_every_provider_is_known_without_importing_its_file():
     package = Path(source.__file__).parent
-    for path in package.glob("*.py"):
-        importlib.import_module(f"harness.evidence.{path.stem}")
+    for path in package.glob("*/[a-z]*.py"):
+        importlib.import_module(f"harness.evidence.{path.parent.name}.{path.stem}")
     known = {name: provider.__module__ for name, provider in source._PROVIDERS.items()}
     known = {name: module for name, module in known.items() if module.startswith("harness.")}
     assert known == {name: module for name, (module, _) in source.index_providers().items()}

@@ -123,7 +123,7 @@ def test_depth_files_reads_no_value_and_says_so(sick, monkeypatch, capsys):
     def refuse(*_):
         raise AssertionError("values were read")
 
-    monkeypatch.setattr("harness.evidence.arrays.read_bytes", refuse)
+    monkeypatch.setattr("harness.evidence.values.arrays.read_bytes", refuse)
     assert main([str(sick), "--depth", "files"]) == 0
     out = capsys.readouterr().out
     assert "--depth files does not look so deep" in out

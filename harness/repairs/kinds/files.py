@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness.evidence.files import INDEX_NAME, SHARD
-from harness.evidence.headers import BITS
+from harness.evidence.files.headers import BITS
+from harness.evidence.files.inventory import INDEX_NAME, SHARD
 from harness.evidence.source import CheckpointEvidence
 from harness.facts.checkpoint import Files, Lineage, Pickled
 from harness.repairs.draft import Converted, Draft, NotCertain

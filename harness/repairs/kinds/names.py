@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from harness.evidence.files import INDEX_NAME
+from harness.evidence.files.inventory import INDEX_NAME
 from harness.evidence.source import CheckpointEvidence
 from harness.facts.checkpoint import Files, find_wrapper, strip_wrappers
 from harness.repairs.draft import Draft, NotCertain

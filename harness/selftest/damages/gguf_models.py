@@ -172,7 +172,7 @@ def leave_pointer(patient: Patient) -> None:
 @damage("gguf-scale-nan", patient=LLAMA, mode="FM41", probe="weights-nonfinite")
 def break_scale(patient: Patient) -> None:
     """Make the scale of one block of levels NaN."""
-    from harness.evidence.gguf_file import read_gguf_header
+    from harness.evidence.gguf.file import read_gguf_header
 
     header, _ = read_gguf_header(patient.path, patient.path.name)
     (tensor,) = (one for one in header.tensors if one.name == "blk.1.ffn_up.weight")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.evidence.reference_texts import PROMPTS
+from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.selftest.registry import Patient, Ward, healthy
 
 ASKING: dict[str, Any] = {"generate": True, "in_process": True}

@@ -8,7 +8,7 @@ import pytest
 from peft.utils.other import get_pattern_key
 
 from harness.doctor import diagnose
-from harness.evidence.adapter import check_patterns, scaling
+from harness.evidence.adapters.adapter import check_patterns, scaling
 from harness.findings import Status
 from harness.registry import Missing
 from tests.harness.checkpoints import copy, edit_json, save_adapter, save_base, save_merged

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.evidence.adapter import scaling
-from harness.evidence.change_rank import lies_on_grid, sketch_rank
-from harness.evidence.headers import read_weight_file
-from harness.evidence.merge_story import name_scale
+from harness.evidence.adapters.adapter import scaling
+from harness.evidence.files.headers import read_weight_file
+from harness.evidence.lineage.change_rank import lies_on_grid, sketch_rank
+from harness.evidence.lineage.merge_story import name_scale
 
 SHAPES = [(16, 32), (32, 32), (32, 48), (128, 512), (700, 300)]
 

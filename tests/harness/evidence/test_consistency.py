@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from harness.evidence.behaviour_compare import (
+from harness.evidence.behaviour.compare import (
     Comparer,
     choose_rows,
     compare_kernels,
@@ -31,8 +31,8 @@ from harness.evidence.behaviour_compare import (
     gap,
     read,
 )
-from harness.evidence.behaviour_forward import diverge, measure, prepare
-from harness.evidence.behaviour_generate import answer, find_open
+from harness.evidence.behaviour.forward import diverge, measure, prepare
+from harness.evidence.behaviour.generate import answer, find_open
 from harness.facts.forward import END, Consistency, Logits
 from harness.registry import load_probes, run_probe
 from mudpuppy.tiny import resolve_model

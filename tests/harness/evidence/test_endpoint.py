@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from harness.evidence import endpoint_client
-from harness.evidence.endpoint import PATIENT_TOKENS
-from harness.evidence.endpoint_client import KEY_VARIABLE, Endpoint, clean_url
-from harness.evidence.reference_texts import PROMPTS
+from harness.evidence.behaviour import endpoint_client
+from harness.evidence.behaviour.endpoint import PATIENT_TOKENS
+from harness.evidence.behaviour.endpoint_client import KEY_VARIABLE, Endpoint, clean_url
+from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
 from harness.served import diagnose_served
 from mudpuppy.errors import ModelError, UsageError

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from harness.doctor import diagnose
-from harness.evidence.behaviour import measure_behaviour
-from harness.evidence.reference_texts import PROMPTS
+from harness.evidence.behaviour.behaviour import measure_behaviour
+from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
 from harness.registry import ControlFailed
 from tests.harness.checkpoints import copy, edit_json, edit_tensors, save_adapter, save_base

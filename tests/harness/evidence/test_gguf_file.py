@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.doctor import diagnose
-from harness.evidence.blocks import BLOCKS, count_bad_blocks, decode_blocks, is_decoded
-from harness.evidence.gguf import first_parts, parts_of
-from harness.evidence.gguf_file import TYPES, read_gguf_header
+from harness.evidence.gguf.file import TYPES, read_gguf_header
+from harness.evidence.gguf.model import first_parts, parts_of
+from harness.evidence.values.blocks import BLOCKS, count_bad_blocks, decode_blocks, is_decoded
 from harness.facts.gguf import GgufArray
 from harness.findings import Verdict
 from harness.selftest.gguf_files import Shape, write_gguf
@@ -144,7 +144,7 @@ def test_parts_of_a_split_model_are_one_model():
 
 
 def test_without_the_package_the_scales_alone_are_checked(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.evidence.blocks._load_decoder", lambda: None)
+    monkeypatch.setattr("harness.evidence.values.blocks._load_decoder", lambda: None)
     is_decoded.cache_clear()
     try:
         assert diagnose(model).verdict is Verdict.HEALTHY

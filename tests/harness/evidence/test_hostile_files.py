@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.doctor import diagnose
-from harness.evidence.arrays import decode
-from harness.evidence.files import leaves_folder
-from harness.evidence.headers import read_weight_file
-from harness.evidence.jsonfile import UnreadableJson, read_object
-from harness.evidence.numbers import measure
+from harness.evidence.files.headers import read_weight_file
+from harness.evidence.files.inventory import leaves_folder
+from harness.evidence.files.jsonfile import UnreadableJson, read_object
+from harness.evidence.values.arrays import decode
+from harness.evidence.values.numbers import measure
 from harness.facts.checkpoint import Tensor
 from harness.findings import Status, Verdict
 
@@ -234,7 +234,7 @@ def test_large_and_wrong_json_is_refused_with_a_reason(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["F32", "F64", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
 def test_every_float_type_is_scanned_like_numpy_does(tmp_path, dtype):
-    from harness.evidence.arrays import FLOAT_TYPES
+    from harness.evidence.values.arrays import FLOAT_TYPES
 
     rng = np.random.default_rng(0)
     values = (rng.standard_normal((50, 7)) * 3).astype(FLOAT_TYPES[dtype])

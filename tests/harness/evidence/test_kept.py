@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 
-from harness.evidence import kept
-from harness.evidence.files import read_settings
+from harness.evidence.files import kept
+from harness.evidence.files.inventory import read_settings
 from harness.evidence.source import CheckpointEvidence
 
 FILE = "tokenizer.json"

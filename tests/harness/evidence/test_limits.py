@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from harness.doctor import diagnose
-from harness.evidence.files import leaves_folder
-from harness.evidence.headers import HEADER_LIMIT_BYTES, READ_LIMIT_BYTES, read_weight_file
-from harness.evidence.jsonfile import (
+from harness.evidence.files.headers import HEADER_LIMIT_BYTES, READ_LIMIT_BYTES, read_weight_file
+from harness.evidence.files.inventory import leaves_folder
+from harness.evidence.files.jsonfile import (
     CONFIG_LIMIT_BYTES,
     TOKENIZER_LIMIT_BYTES,
     is_path,

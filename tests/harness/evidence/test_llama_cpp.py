@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from harness.evidence.endpoint_client import Endpoint
+from harness.evidence.behaviour.endpoint_client import Endpoint
 from harness.findings import Verdict
 from harness.served import diagnose_served
 from mudpuppy.tiny import resolve_model

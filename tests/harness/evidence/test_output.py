@@ -1,7 +1,7 @@
 """The output of a run is read to its end, however long it is."""
 
 from harness.cell_folder import LOG_FILE
-from harness.evidence.output import read_output
+from harness.evidence.matrix.output import read_output
 from harness.evidence.source import CheckpointEvidence, Options
 
 LETHAL = "some weights are newly initialized"

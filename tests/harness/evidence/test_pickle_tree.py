@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.evidence.pickle_tree import (
+from harness.evidence.files.pickle_tree import (
     Call,
     Named,
     UnreadablePickle,

@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 from trl import DPOConfig, SFTConfig
 
 from harness.doctor import diagnose
-from harness.evidence import pickles
-from harness.evidence.pickles import is_harmless, list_names
+from harness.evidence.files import pickles
+from harness.evidence.files.pickles import is_harmless, list_names
 from harness.findings import Status
 from tests.harness.checkpoints import save_base
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.doctor import diagnose
-from harness.evidence.pieces import read_pieces
 from harness.evidence.source import CheckpointEvidence
+from harness.evidence.text.pieces import read_pieces
 from harness.findings import Status
 from harness.registry import Missing
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.doctor import diagnose
-from harness.evidence.bitstream import unpack_awq, unpack_nibbles, unpack_words
+from harness.evidence.quantised.bitstream import unpack_awq, unpack_nibbles, unpack_words
 from harness.findings import Status
 from harness.selftest.packing import pack_awq, pack_nf4, pack_words
 from harness.selftest.ward import Recovery

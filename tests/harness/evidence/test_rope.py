@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.evidence.rope import describe_rope
 from harness.evidence.source import CheckpointEvidence
+from harness.evidence.text.rope import describe_rope
 from harness.facts.checkpoint import Base
 from harness.findings import Finding, Severity
 from harness.probes.rope_disagrees import check

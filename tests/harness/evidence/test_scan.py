@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.evidence import scan as scanning
-from harness.evidence.arrays import FLOAT_TYPES, decode
-from harness.evidence.bits import FORMS
-from harness.evidence.numbers import measure
-from harness.evidence.rows import describe_rows
-from harness.evidence.scan import scan
+from harness.evidence.values import scan as scanning
+from harness.evidence.values.arrays import FLOAT_TYPES, decode
+from harness.evidence.values.bits import FORMS
+from harness.evidence.values.numbers import measure
+from harness.evidence.values.rows import describe_rows
+from harness.evidence.values.scan import scan
 from harness.facts.checkpoint import Tensor
 from harness.registry import Missing
 

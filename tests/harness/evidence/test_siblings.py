@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.doctor import diagnose
-from harness.evidence import scan as scanning
-from harness.evidence.siblings import _compare_sizes
+from harness.evidence.values import scan as scanning
+from harness.evidence.values.siblings import _compare_sizes
 from harness.facts.checkpoint import Tensor
 from harness.facts.weights import RowFacts
 from harness.findings import Status

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.doctor import diagnose
-from harness.evidence.behaviour_similarity import measure_similarity
+from harness.evidence.behaviour.similarity import measure_similarity
 from harness.registry import ControlFailed, Missing
 from mudpuppy.errors import ModelError
 from mudpuppy.tiny import resolve_model

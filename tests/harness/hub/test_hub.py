@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.doctor import diagnose
-from harness.evidence.header_only import WHY
+from harness.evidence.files.header_only import WHY
 from harness.findings import Status, Verdict
 from harness.hub.client import HubClient, HubError
 from harness.hub.mirror import open_mirror

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.evidence.answers import from_json, to_json
+from harness.evidence.behaviour.answers import from_json, to_json
 from harness.evidence.source import CheckpointEvidence, Options
 from harness.facts.behaviour import Answers, BehaviourFacts
 from harness.facts.forward import Logits

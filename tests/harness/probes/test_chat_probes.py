@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.doctor import diagnose
-from harness.evidence import render
 from harness.evidence.source import CheckpointEvidence
+from harness.evidence.text import render
 from harness.findings import Severity, Status
 from harness.selftest.edit import edit_json
 from harness.selftest.healthy.chat_models import STYLES, save_style

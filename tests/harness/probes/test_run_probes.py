@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.evidence.output import search_output
+from harness.evidence.matrix.output import search_output
 from harness.facts.checkpoint import Files
 from harness.findings import Status
 from harness.observations import (

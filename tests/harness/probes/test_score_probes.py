@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness.evidence.answers import from_json, judge_answers, to_json
-from harness.evidence.behaviour import _judge
-from harness.evidence.behaviour_child import Asked
+from harness.evidence.behaviour.answers import from_json, judge_answers, to_json
+from harness.evidence.behaviour.behaviour import _judge
+from harness.evidence.behaviour.child import Asked
 from harness.facts.behaviour import Answers
 from harness.registry import Missing, load_probes, run_probe
 from mudpuppy.scoring import Question, load_voice_profile

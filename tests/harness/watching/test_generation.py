@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.evidence.reference_texts import PROMPTS
+from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.watching.generation import NEW_TOKENS, NUM_PROMPTS, _ask, generate
 from mudpuppy.tiny import resolve_model
 

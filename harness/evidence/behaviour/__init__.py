@@ -1,0 +1,1 @@
+"""What a model does when it is asked: the only evidence that uses torch, and only then."""

@@ -1,0 +1,1 @@
+"""GGUF files: a bounded reader of their headers, and what they say."""

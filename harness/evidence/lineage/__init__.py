@@ -1,0 +1,1 @@
+"""Where a checkpoint comes from: base, adapter and merge, by their values."""

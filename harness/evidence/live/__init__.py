@@ -1,0 +1,1 @@
+"""A model object in memory, by its attributes alone."""

@@ -1,0 +1,1 @@
+"""What a cell of the pressure matrix measured; no checkpoint offers it."""

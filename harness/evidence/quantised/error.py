@@ -1,0 +1,132 @@
+"""Evidence about how far quantised layers are from the base that they were made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from harness.evidence.quantised.dequantise import read_awq, read_bnb, read_gptq, read_scaled
+from harness.evidence.quantised.names import Parts, group_parts
+from harness.evidence.source import CheckpointEvidence, Depth, provides
+from harness.evidence.values.arrays import Floats, decode, read_bytes
+from harness.evidence.values.decodable import can_decode
+from harness.facts.checkpoint import Base, Tensor, Weights
+from harness.facts.quantised import LayerError, Quantised, QuantisedLayer
+from harness.registry import Missing
+
+OUTPUTS = 256
+"""Outputs of a layer that are compared, half from its start and half from its middle."""
+STEP = 32
+"""Outputs are taken in multiples of this, which are whole words at every width."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+ALIVE = 0.1
+"""Share of the median column's norm from which on a column of the base holds something."""
+
+
+@provides("quantisation_errors", Depth.LINEAGE)
+def measure_errors(evidence: CheckpointEvidence) -> tuple[LayerError, ...]:
+    """Return the error of every sound layer whose weight the base has.
+
+    Raises:
+        Missing: there is no base, or it has none of the layers as plain weights.
+    """
+    quantised: Quantised = evidence.get("quantised")
+    base: Base = evidence.get("base")
+    weights: Weights = evidence.get("weights")
+    groups = group_parts(weights.tensors)
+    found = []
+    for layer in quantised.layers:
+        old = base.tensors.get(f"{layer.name}.weight")
+        if layer.flaws or old is None or old.dtype not in FLOATS or len(old.shape) != 2:
+            continue
+        one = _measure(evidence.folder, Path(base.root), layer, groups[layer.name], old)
+        if one is not None:
+            found.append(one)
+    if not found:
+        raise Missing(f"the base {base.root} has none of the quantised layers as plain weights")
+    return tuple(found)
+
+
+def _measure(
+    folder: Path, base: Path, layer: QuantisedLayer, parts: Parts, old: Tensor
+) -> LayerError | None:
+    """Compare some outputs of a layer with the base's; None where its layout is not known."""
+    rows, columns = old.shape
+    if not _fits(layer, parts, rows, columns):
+        return None
+    sums = [0.0, 0.0]  # GPTQ is read in both versions: which is right is another probe's question
+    size = 0.0
+    dead, alive = np.ones(columns, bool), np.zeros(columns)
+    for first, last in _spans(rows):
+        plain = _rows(base, old, first, last)
+        with np.errstate(all="ignore"):  # damaged numbers are what is looked for
+            found = _read(folder, layer, parts, columns, first, last)
+        if not found or found[0].shape != plain.shape:
+            return None
+        for place, values in enumerate(found):
+            sums[place] += _dot(values - plain)
+        size += _dot(plain)
+        dead &= ~found[0].any(axis=0)
+        alive += (plain.astype(np.float64) ** 2).sum(axis=0)
+    if not size > 0:
+        return None
+    limit = ALIVE**2 * float(np.median(alive))
+    return LayerError(
+        name=layer.name,
+        bits=layer.bits,
+        relative=float(np.sqrt(min(sums[: len(found)]) / size)),
+        dead=int(np.count_nonzero(dead & (alive > limit))),
+        inputs=columns,
+    )
+
+
+def _fits(layer: QuantisedLayer, parts: Parts, rows: int, columns: int) -> bool:
+    """Whether the levels are those of a weight (rows, columns), in a layout that is known."""
+    if layer.kind == "gptq":
+        per = 32 / layer.bits if layer.bits in (2, 3, 4, 8) else 0
+        words = parts["qweight"].shape
+        return words[1] == rows and round(words[0] * per) == columns and rows % STEP == 0
+    if layer.kind == "awq":
+        return parts["qweight"].shape == (columns, rows // 8)
+    if layer.kind in ("bnb-8bit", "scaled"):
+        weight = parts.get("weight")
+        if weight is None or weight.shape != (rows, columns):
+            return False
+        return all(can_decode(tensor) for tensor in parts.values())
+    return layer.kind == "bnb-4bit"
+
+
+def _spans(rows: int) -> list[tuple[int, int]]:
+    """Return which outputs are compared: whole words of them, at every width."""
+    if rows <= OUTPUTS:
+        return [(0, rows)]
+    middle = rows // 2 // STEP * STEP
+    return [(0, OUTPUTS // 2), (middle, min(rows // STEP * STEP, middle + OUTPUTS // 2))]
+
+
+def _rows(folder: Path, tensor: Tensor, first: int, last: int) -> Floats:
+    width = (tensor.end - tensor.start) // tensor.shape[0]
+    raw = read_bytes(folder, tensor, first * width, last * width)
+    return decode(raw, tensor.dtype).reshape(last - first, tensor.shape[1])
+
+
+def _read(
+    folder: Path, layer: QuantisedLayer, parts: Parts, columns: int, first: int, last: int
+) -> list[Floats]:
+    """Return some outputs of a layer in every way in which they can be read."""
+    found: list[Floats | None] = []
+    if layer.kind == "gptq":
+        found = [read_gptq(folder, parts, layer.bits, first, last, zero) for zero in (1, 0)]
+    elif layer.kind == "awq":
+        found = [read_awq(folder, parts, first, last)]
+    elif layer.kind == "bnb-4bit":
+        found = [read_bnb(folder, parts, columns, first, last)]
+    else:
+        found = [read_scaled(folder, parts, first, last)]
+    return [one for one in found if one is not None]
+
+
+def _dot(values: Floats) -> float:
+    flat = values.ravel().astype(np.float64)
+    return float(np.dot(flat, flat))

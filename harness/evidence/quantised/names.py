@@ -1,0 +1,153 @@
+"""Evidence about quantised layers by the names and types of their tensors; no value is read."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from harness.evidence.files.inventory import read_settings
+from harness.evidence.files.model import text_settings
+from harness.evidence.source import CheckpointEvidence, provides
+from harness.facts.checkpoint import Tensor, Weights
+from harness.facts.quantised import Quantisation
+from harness.registry import Missing, NotApplicable
+
+DECLARATIONS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Files that declared a quantisation before config.json did."""
+PART = re.compile(
+    r"^(?P<module>.+?)\.(?P<part>qweight|qzeros|scales|g_idx|SCB|weight_format|weight_scale"
+    r"|weight_scale_inv|weight_packed|weight_shape|weight_zero_point|weight_g_idx"
+    r"|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map"
+    r"|quant_state\.bitsandbytes__(?:nf4|fp4)))$"
+)
+"""Names of the tensors of which a quantised layer consists, beside `weight`."""
+MXFP4 = re.compile(r"^(?P<module>.+)_(?P<part>blocks|scales)$")
+"""How packed experts are named: `gate_up_proj_blocks`."""
+LEVEL_TYPES = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4")
+"""Types that levels are stored in."""
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+SKIPS = ("llm_int8_skip_modules", "modules_to_not_convert", "ignore", "ignored_layers")
+"""Settings that name modules which stay plain."""
+CHOICES: tuple[str, ...] = (
+    "dynamic",
+    "config_groups",
+    "modules_in_block_to_quantize",
+    "extra_config",
+)
+CHOICES += ("module_quant_type", "modules_dtype", "layer_quant_config", "inside_layer_modules")
+"""Settings that choose modules in ways that are not followed here."""
+_NUMBER = re.compile(r"\.\d+\.")
+Parts = dict[str, Tensor]
+"""The tensors of a layer by what they are."""
+
+
+@provides("quantised_parts")
+def name_parts(evidence: CheckpointEvidence) -> frozenset[str]:
+    """Return the names of levels, scales and zeros: values and shapes are not the weight's."""
+    weights: Weights | None = evidence.find("weights")
+    groups = {} if weights is None else group_parts(weights.tensors)
+    parts = [one for group in groups.values() for part, one in group.items() if part != "bias"]
+    return frozenset(one.name for one in parts)
+
+
+def find_declaration(evidence: CheckpointEvidence) -> tuple[Mapping[str, Any], str]:
+    """Return what declares the quantisation, and the file that does."""
+    config: Mapping[str, Any] = evidence.find("config") or {}
+    for settings in (config, text_settings(config)):
+        for key in ("quantization_config", "quantization", "compression_config"):
+            declared = settings.get(key)
+            if isinstance(declared, dict) and declared:
+                return declared, "config.json"
+    for name in DECLARATIONS:
+        try:
+            return read_settings(evidence, name), name
+        except Missing:
+            continue
+    return {}, ""
+
+
+def group_parts(tensors: Mapping[str, Tensor]) -> dict[str, Parts]:
+    """Return the parts of every layer that has a part only quantised layers have."""
+    found: dict[str, Parts] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        if match := PART.match(name) or MXFP4.match(name):
+            found[match["module"]][match["part"]] = tensor
+    for module, parts in found.items():
+        for part in ("weight", "bias"):
+            plain = tensors.get(f"{module}.{part}")
+            if plain is not None:
+                parts[part] = plain
+    return {module: parts for module, parts in found.items() if _has_levels(parts)}
+
+
+def _has_levels(parts: Parts) -> bool:
+    """Whether a layer has levels: a name such as `scales` alone may be anything."""
+    if any(part.startswith(("weight.", "qweight", "weight_packed", "blocks")) for part in parts):
+        return True
+    return "SCB" in parts or ("weight" in parts and parts["weight"].dtype in LEVEL_TYPES)
+
+
+@provides("quantisation")
+def compare_declared(evidence: CheckpointEvidence) -> Quantisation:
+    """Return what is declared about few bits beside what the names and types show.
+
+    Raises:
+        NotApplicable: nothing is declared, and no layer is quantised.
+        Missing: the weights cannot be read.
+    """
+    weights: Weights = evidence.get("weights")
+    layers = {name: _kind_of(parts) for name, parts in group_parts(weights.tensors).items()}
+    declared, source = find_declaration(evidence)
+    if not layers and not declared:
+        raise NotApplicable("nothing is quantised, and nothing says so")
+    words, patterns = _skipped(declared)
+    return Quantisation(
+        declared=declared,
+        source=source,
+        layers=layers,
+        left_out=tuple(
+            name for name in _plain_beside(weights.tensors, layers) if not _names(words, name)
+        ),
+        follows_patterns=patterns,
+    )
+
+
+def _kind_of(parts: Parts) -> str:
+    """Return the form of a layer by its parts."""
+    if "qweight" in parts:
+        return "int4" if parts["qweight"].dtype == "U8" else "gptq"
+    if any(part.startswith("weight.") for part in parts):
+        return "bnb-4bit"
+    if "SCB" in parts or "weight_format" in parts:
+        return "bnb-8bit"
+    return "mxfp4" if "blocks" in parts else "scaled"
+
+
+def _skipped(declared: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Return the modules that are declared to stay plain, and whether patterns choose any."""
+    words: list[str] = []
+    for key in SKIPS:
+        value = declared.get(key)
+        words += [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+    patterns = any(declared.get(key) for key in CHOICES) or any(w.startswith("re:") for w in words)
+    return words[:10_000], patterns
+
+
+def _names(words: list[str], module: str) -> bool:
+    return any(word in module for word in words)
+
+
+def _plain_beside(tensors: Mapping[str, Tensor], layers: Mapping[str, str]) -> list[str]:
+    """Return plain matrices whose counterparts in other layers are quantised."""
+    kinds = {_NUMBER.sub(".N.", name) for name in layers}
+    return [
+        module
+        for name, tensor in tensors.items()
+        if (module := name.removesuffix(".weight")) != name
+        and module not in layers
+        and len(tensor.shape) == 2
+        and tensor.dtype in PLAIN_TYPES
+        and _NUMBER.sub(".N.", module) in kinds
+    ]

@@ -1,0 +1,1 @@
+"""Tokenizer, chat template, stop tokens, positions: what decides how text becomes ids."""

@@ -1,0 +1,1 @@
+"""The values of weights: read in chunks, in numpy, without torch."""
