@@ -9,7 +9,7 @@ from typing import Any
 
 WRAPPERS = re.compile(
     r"(?:^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)(?=\.|$)"
-    r"|^(?:base_model\.model\.)?(module)(?=\.)|\.\d+\.(inner)(?=\.)"
+    r"|^(?:base_model\.model\.)?(module)(?=\.)|\.\d+\.(inner)(?=\.)|^(pretrained_model)(?=\.)"
 )
 """Segments that compilers and parallel wrappers leave in tensor names."""
 
@@ -247,6 +247,8 @@ class TiedPair:
     """The embedding in the file."""
     different: int
     """Values in which they differ."""
+    base_head: str = ""
+    """Name of the head of a base that is not tied, where this file holds none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from harness.registry import Missing, NotApplicable, probe
 FILE = "adapter_config.json"
 
 
-@probe("MPD205", modes=["FM24", "FM26", "FM48"])
+@probe("MPD205", modes=["FM24", "FM26", "FM48", "FM53"])
 def check(adapter: Adapter, files: Files) -> Finding | str:
     """Compare rank, alpha and shapes."""
     if FILE in files.unreadable_json:

@@ -52,7 +52,7 @@ _DOUBLED = re.compile(r"^(?:model\.){2,}(?:layers|embed_tokens)\b|^pretrained_mo
 def check(adapter: Adapter, live_names: LiveNames | None, why_no_base: str) -> Finding | str:
     """Look at the form of every key, then match every adapted module with the base."""
     # Wrappers and stacking have probes of their own, with a better remedy.
-    odd = [key for key in adapter.unknown if not find_wrapper(key) and not _NESTED.search(key)]
+    odd = [key for key in adapter.unknown if not _is_wrapped(key) and not _NESTED.search(key)]
     if adapter.is_lora and (odd or len(adapter.names) == 1):
         return _malformed(adapter, odd)
     modules = _modules(adapter)
@@ -163,7 +163,12 @@ def _modules(adapter: Adapter) -> list[str]:
     names = [pair.module for pair in adapter.pairs]
     names += [name.rpartition(".")[0] for name in adapter.replaced]
     names = [n for n in names if not re.search(_UNCLEAR, n)]
-    return [name for name in dict.fromkeys(names) if not find_wrapper(f"{name}.")]
+    return [name for name in dict.fromkeys(names) if not _is_wrapped(f"{name}.")]
+
+
+def _is_wrapped(name: str) -> bool:
+    """Whether a compiler or a parallel wrapper is in a name; the class of TRL is another class."""
+    return find_wrapper(name) not in ("", "pretrained_model")
 
 
 def _unmatched(dead: list[str], total: int, live: LiveNames) -> Finding:

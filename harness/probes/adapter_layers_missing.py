@@ -30,10 +30,12 @@ from harness.registry import Missing, probe
 _LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks|block))\.(\d+)\.(.+)$")
 _NUMBER = re.compile(r".*\.[^.]*\.(\d{1,6})\.")
 """Where PEFT finds the number of a layer: the last one in the name."""
+_OUTER = ("embed_tokens", "wte", "lm_head")
+"""Embeddings and heads that language models have under no other name."""
 FILE = "adapter_model.safetensors"
 
 
-@probe("MPD206", modes=["FM34", "FM24"])
+@probe("MPD206", modes=["FM34", "FM24", "FM28"])
 def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
     """Look for targeted modules without factors."""
     settings, targets = adapter.settings, adapter.settings.get("target_modules")
@@ -48,6 +50,7 @@ def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
     if any("base_layer" in name for name in held):
         raise Missing("the adapter is stacked or adapts fused experts")
     lost = _lost_from_base(held, settings, base_names) if base_names else _holes(held, settings)
+    lost += _outer_lost(adapter)
     if not lost:
         return f"{len(held)} modules have factors, without holes between layers"
     return Finding(
@@ -59,6 +62,16 @@ def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
         remedy="save again from the run or take an older checkpoint; if intended, set "
         "layers_to_transform in adapter_config.json",
     )
+
+
+def _outer_lost(adapter: Adapter) -> list[str]:
+    """Return embeddings and heads that are targets by name and of which the file holds nothing."""
+    held = {pair.module.rpartition(".")[2] for pair in adapter.pairs}
+    held |= {name.rpartition(".")[0].rpartition(".")[2] for name in adapter.replaced}
+    targets = {str(word).rpartition(".")[2] for word in adapter.settings["target_modules"]}
+    excluded = adapter.settings.get("exclude_modules")
+    left_out = excluded if isinstance(excluded, list) else []
+    return [word for word in _OUTER if word in targets - held and word not in left_out]
 
 
 def _lost_from_base(

@@ -24,6 +24,8 @@ def check(files: Files) -> Finding | str:
         raise NotApplicable("the folder has no adapter_config.json")
     if files.weights and not files.adapter:
         raise NotApplicable("a whole model lies here; adapter-beside-merged-weights looks at that")
+    if any(name.endswith("adapters.safetensors") for name in files.names):
+        raise NotApplicable("the adapter is MLX's, which keeps its weights in adapters.safetensors")
     if files.adapter:
         return f"{files.adapter[0].name} is there"
     return Finding(

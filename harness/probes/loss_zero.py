@@ -40,15 +40,27 @@ def check(training_log: TrainingLog) -> Finding | str:
     is_filtered = any(value != value for value in norms)
     silent = [] if is_filtered or log.is_preference else _zeros(log, "loss", losses)
     silent += [] if is_filtered else _zeros(log, "grad_norm", norms)
+    if not silent and not is_filtered and not log.is_preference and _fell_silent(losses, norms):
+        silent = [show(log, "loss", "above 0"), show(log, "grad_norm", "above 0")]
+        return _report(silent, "from some step on, for the rest of the run")
     if not silent:
         return f"loss and gradient in {log.file} are not zero"
     return _report(silent)
 
 
-def _report(silent: list[Evidence]) -> Finding:
+def _fell_silent(losses: tuple[float, ...], norms: tuple[float, ...]) -> bool:
+    """Whether loss and gradient are both exactly 0 in the later half: no text is learnt so well."""
+    half = len(losses) // 2
+    if half < LEAST or len(norms) != len(losses):
+        return False
+    return not any(losses[half:]) and not any(norms[half:])
+
+
+def _report(
+    silent: list[Evidence], when: str = "from the first step to the last: nothing was trained"
+) -> Finding:
     return Finding(
-        message=f"{' and '.join(piece.what.split(' ')[0] for piece in silent)} stayed at 0 from "
-        "the first step to the last: nothing was trained",
+        message=f"{' and '.join(piece.what.split(' ')[0] for piece in silent)} stayed at 0 {when}",
         evidence=tuple(silent),
         cause="every label is -100 (the response marker is not found, or answers are cut off), or "
         "no trained parameter is connected to the loss",

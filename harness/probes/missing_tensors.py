@@ -46,6 +46,19 @@ FAMILIES = {
     ),
 }
 """Modules of every layer, for families whose layers are all alike."""
+OUTSIDE = {
+    "gpt2": ("wte", "wpe", "ln_f"),
+    "gpt_neox": ("embed_in", "final_layer_norm"),
+    "falcon": ("word_embeddings", "ln_f"),
+    "bloom": ("word_embeddings", "ln_f"),
+    "phi": ("embed_tokens", "final_layernorm"),
+    "opt": ("embed_tokens", "embed_positions"),
+}
+"""What other families have outside of their layers, besides the head."""
+PROJECTORS = ("llava", "llava_next", "gemma3", "paligemma", "mistral3", "internvl", "aya_vision")
+"""Families whose images come in through a `multi_modal_projector`."""
+_SCORES = ("score", "classifier", "classification_head", "logits_proj", "cls_head", "summary")
+"""Words of heads that give a score or a class."""
 _BY_LAYER = ("relative_attention_bias", "experts", "shared_transf")
 """Parts that some layers of a healthy model have and others lack."""
 _EXPERT = re.compile(r"^(.*\.experts\.)(\d{1,6})\.(.+)$")
@@ -61,7 +74,7 @@ MOST_LAYERS = 2_000
 _KEYS_VALUES = re.compile(r"\.[kv]_(proj|norm)$")
 
 
-@probe("MPD302", modes=["FM34", "FM46"])
+@probe("MPD302", modes=["FM34", "FM46", "FM63", "FM33"])
 def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) -> Finding | str:
     """Compare the tensor names with the configuration, layer with layer, and with the base."""
     if not weights.complete:
@@ -134,8 +147,6 @@ def _lost_in_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
             absent = {m for m in required if not _has(modules, m)}
         else:
             absent = _absent_beside(stack, number)
-        if number == min(stack) and required is None:
-            absent = {m for m in absent if not m.endswith("norm")}  # embeddings are normed already
         if number >= _first_sharing(config):
             absent = {m for m in absent if not _KEYS_VALUES.search(m)}
         lost += [f"{prefix}.{number}.{module}" for module in sorted(absent)]
@@ -227,26 +238,36 @@ def _absent_beside(stack: Mapping[int, set[str]], number: int) -> set[str]:
 
 
 def _lost_outside(names: set[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the embedding, final norm and head that a known family needs and lacks."""
-    if str(config.get("model_type")) not in FAMILIES:
-        return []
+    """Return the embedding, final norm, projector and head that a known family needs and lacks."""
+    kind = str(config.get("model_type"))
+    kinds = config.get("architectures")
+    if kind in PROJECTORS and any(str(one).endswith("Generation") for one in kinds or ()):
+        inside = any("multi_modal_projector" in name or "connector" in name for name in names)
+        sees = any("vision_tower" in name for name in names)
+        return [] if inside or not sees else ["multi_modal_projector"]
+    inner = ("embed_tokens", "norm") if kind in FAMILIES else OUTSIDE.get(kind, ())
     lost = [
-        f"model.{part}.weight"
-        for part in ("embed_tokens", "norm")
+        f"model.{part}.weight" if kind in FAMILIES else f"{part}.weight"
+        for part in inner
         if not any(name.endswith(f"{part}.weight") and "layers" not in name for name in names)
     ]
-    kinds = config.get("architectures")
     causal = isinstance(kinds, list) and any(str(kind).endswith("ForCausalLM") for kind in kinds)
     scores = isinstance(kinds, list) and any(
         str(kind).endswith("ForSequenceClassification") for kind in kinds
     )
-    heads = [name for name in names if "lm_head" in name]
+    heads = [name for name in names if "lm_head" in name or "embed_out" in name]
+    if kind == "qwen2" and names and not any(name.endswith("q_proj.bias") for name in names):
+        lost.append("model.layers.0.self_attn.q_proj.bias")
     if causal and config.get("tie_word_embeddings") is False and not heads:
         lost.append("lm_head.weight")
-    if scores and not any("score" in name or "classifier" in name for name in names):
-        lost.append("score.weight")
-    if config.get("tie_word_embeddings") is True and heads:
-        lost = [name for name in lost if "embed_tokens" not in name]
+    if (
+        scores
+        and kind != "perceiver"
+        and not any(word in name for name in names for word in _SCORES)
+    ):
+        lost.append("score.weight" if kind in FAMILIES else "the head that gives classes")
+    if config.get("tie_word_embeddings", kind in OUTSIDE) is True and heads:
+        lost = [name for name in lost if not re.search("embed_tokens|embed_in|wte|word_emb", name)]
     return lost
 
 

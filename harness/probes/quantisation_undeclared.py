@@ -66,4 +66,5 @@ def _is_declared(config: Mapping[str, Any]) -> bool:
 def _is_packed(tensor: Tensor) -> bool:
     if _PARTS.search(tensor.name):
         return True
-    return tensor.dtype in _PACKED and len(tensor.shape) == 2 and tensor.name.endswith("weight")
+    last = tensor.name.rpartition(".")[2]
+    return tensor.dtype in _PACKED and len(tensor.shape) == 2 and "weight" in last

@@ -23,6 +23,8 @@ from harness.registry import probe
 def check(tied_pair: TiedPair) -> Finding | str:
     """Compare the head with the embedding that it is tied to."""
     head, embedding = tied_pair.head, tied_pair.embedding
+    if tied_pair.base_head:
+        return _head_lost(tied_pair)
     if tied_pair.different == 0:
         return "the tied head and embedding hold the same values"
     return Finding(
@@ -39,4 +41,17 @@ def check(tied_pair: TiedPair) -> Finding | str:
         ),
         cause="only one of the two was trained or merged into, and the tie was not removed",
         remedy='set "tie_word_embeddings": false in config.json to keep the separate head',
+    )
+
+
+def _head_lost(pair: TiedPair) -> Finding:
+    """Report a head that the base has of its own, and that is gone here."""
+    return Finding(
+        message=f"config.json ties the head to {pair.embedding.name} and the file holds no head; "
+        f"the base has one of its own, {pair.base_head}",
+        evidence=(
+            Evidence(what="head", tensor=pair.base_head, found="absent", expected="as in the base"),
+        ),
+        cause="a save dropped the head as if it were shared, or config.json is another model's",
+        remedy=f'take {pair.base_head} from a complete copy and set "tie_word_embeddings": false',
     )

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 from harness.evidence.files.headers import read_weight_file
 from harness.evidence.files.jsonfile import UnreadableJson, is_path, limit_of, read_object
@@ -31,10 +32,21 @@ JSON_FILES = (
     "mudpuppy.json",
 )
 """Configuration files that must be JSON objects when they are there."""
-NOT_MODEL = ("adapter_", "optimizer", "scheduler", "rng_state", "training_args", "random_states")
+NOT_MODEL = (
+    "adapter_",
+    "adapters.",
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "training_args",
+    "random_states",
+)
 """Beginnings of file names that never hold the model's weights."""
 ADAPTER_KEY = re.compile(r"^base_model\.model\.|\.lora_(A|B|embedding_A|embedding_B)(\.|$)")
 """Keys that only adapters have."""
+LEAST_PICKLE = 4_096
+"""Bytes below which a pickle may well hold no tensor at all: `torch.save({})` leaves 443 to 1,161,
+by the version."""
 NAME_LIMIT = 20_000
 """Files of one folder that are listed."""
 LONGEST_NAME = 255
@@ -196,7 +208,20 @@ def _read(root: Path, name: str) -> WeightFile:
         return replace(described, kind="pickle")
     detail = "a pickle, which this tool never loads"
     size = path.stat().st_size
+    if size < LEAST_PICKLE and _stores_nothing(path):
+        told = "a pickle without any tensor"
+        return WeightFile(name=name, size_bytes=size, problem="empty", detail=told, kind="pickle")
     return WeightFile(name=name, size_bytes=size, problem="pickled", detail=detail, kind="pickle")
+
+
+def _stores_nothing(path: Path) -> bool:
+    """Whether a short archive of torch.save has no values, going by its list of contents."""
+    try:
+        with ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, BadZipFile, ValueError, NotImplementedError):
+        return False  # the old form, or broken: what reads pickles says more
+    return not any("/data/" in entry.filename and entry.file_size for entry in entries)
 
 
 def _unreadable(evidence: CheckpointEvidence, names: tuple[str, ...]) -> dict[str, str]:

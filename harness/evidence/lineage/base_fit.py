@@ -80,6 +80,9 @@ def _sort_moved(drifts: Drifts) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
     # Rounding spares embeddings and norms are often all 1: where there is an untrained embedding,
     # it alone tells bases apart.
     matrices = [one for one in frozen if "norm" not in one.name and not one.name.endswith("bias")]
+    alone = all("embed" in one.name for one in off)
+    if alone and any("lm_head" in one.name and one not in off for one in matrices):
+        return (), tuple(off)  # all but the embedding is the base's: the base is the right one
     matrices = [one for one in matrices if "embed" in one.name] or matrices
     off_matrices = [one for one in off if one in matrices]
     # Most of them: an edit or a lost freeze touches few, another base has nearly every value other.

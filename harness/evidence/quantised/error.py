@@ -86,7 +86,8 @@ def _fits(layer: QuantisedLayer, parts: Parts, rows: int, columns: int) -> bool:
     if layer.kind == "gptq":
         per = 32 / layer.bits if layer.bits in (2, 3, 4, 8) else 0
         words = parts["qweight"].shape
-        return words[1] == rows and round(words[0] * per) == columns and rows % STEP == 0
+        whole = rows % (STEP if layer.bits == 3 else 32 // layer.bits or 1) == 0 if per else False
+        return whole and words[1] == rows and round(words[0] * per) == columns
     if layer.kind == "awq":
         return parts["qweight"].shape == (columns, rows // 8)
     if layer.kind in ("bnb-8bit", "scaled"):

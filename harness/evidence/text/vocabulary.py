@@ -134,12 +134,26 @@ def compare_tied(evidence: CheckpointEvidence) -> TiedPair:
         raise NotApplicable("config.json does not tie head and embedding")
     heads = [t for name, t in weights.tensors.items() if HEAD.search(name)]
     embeddings = [t for name, t in weights.tensors.items() if EMBEDDING.search(name)]
+    lost = _find_lost_head(evidence) if embeddings and not heads else ""
+    if lost:
+        first = embeddings[0]
+        return TiedPair(head=first, embedding=first, different=first.elements, base_head=lost)
     if not heads or not embeddings:
         raise NotApplicable("head and embedding are tied and stored once")
     head, embedding = heads[0], embeddings[0]
     return TiedPair(
         head=head, embedding=embedding, different=_differences(evidence, head, embedding)
     )
+
+
+def _find_lost_head(evidence: CheckpointEvidence) -> str:
+    """Return the head of a base of the same family that ties nothing; empty without one."""
+    base: Base | None = evidence.find("base")
+    if base is None or base.config.get("tie_word_embeddings") is not False:
+        return ""
+    if base.config.get("model_type") != evidence.get("config").get("model_type"):
+        return ""
+    return next((name for name in base.tensors if HEAD.search(name)), "")
 
 
 def _differences(evidence: CheckpointEvidence, head: Tensor, embedding: Tensor) -> int:
