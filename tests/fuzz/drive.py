@@ -27,6 +27,10 @@ from tests.fuzz.worker import make
 
 SILENT_S = 15.0
 """Seconds without a word after which a worker is ended: it hangs where no signal reaches it."""
+TELL_S = 60.0
+"""Seconds between two words about how far a run is."""
+TOLD = 1000
+"""Inputs of a run up from which it says how far it is."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,6 +46,8 @@ class Campaign:
     """What went wrong, by index."""
     seconds: float = 0.0
     """Time of the whole run."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Set when a person has seen enough."""
 
 
 def run(inputs: int, jobs: int, word: str, keep: Path | None = None) -> Campaign:
@@ -58,8 +64,7 @@ def run(inputs: int, jobs: int, word: str, keep: Path | None = None) -> Campaign
         ]
         for lane in lanes:
             lane.start()
-        for lane in lanes:
-            lane.join()
+        _wait(campaign, lanes, inputs, begun)
         if keep is not None:
             for index in campaign.failures:
                 _keep(seeds, word, index, Path(folder) / "kept", keep)
@@ -67,10 +72,26 @@ def run(inputs: int, jobs: int, word: str, keep: Path | None = None) -> Campaign
     return campaign
 
 
+def _wait(campaign: Campaign, lanes: list[threading.Thread], inputs: int, begun: float) -> None:
+    """Wait for all lanes, saying every minute how far they are; Ctrl-C ends them early."""
+    try:
+        while any(lane.is_alive() for lane in lanes):
+            for lane in lanes:
+                lane.join(TELL_S / len(lanes))
+            if inputs > TOLD:
+                spent = time.monotonic() - begun
+                done = f"{campaign.inputs:,} of {inputs:,}, {len(campaign.failures)} failures"
+                print(f"{spent:.0f} s: {done}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        campaign.stopped.set()
+        for lane in lanes:
+            lane.join()
+
+
 def _lane(campaign: Campaign, folder: Path, lane: int, inputs: int, jobs: int) -> None:
     """Keep one worker at work; where it dies, its input is a failure and another goes on."""
     start = lane
-    while start < inputs:
+    while start < inputs and not campaign.stopped.is_set():
         room = folder / f"room-{lane}"
         words = [sys.executable, "-m", "tests.fuzz.worker", str(folder / "seeds"), campaign.word]
         words += [str(start), str(inputs), str(jobs), str(room)]
@@ -83,7 +104,7 @@ def _lane(campaign: Campaign, folder: Path, lane: int, inputs: int, jobs: int) -
         said = errors.read().decode("utf-8", "replace")[-600:]
         errors.close()
         done = start if last is None else last + jobs
-        if done >= inputs:
+        if done >= inputs or campaign.stopped.is_set():
             return
         if last is None and start == lane and "Traceback" in said:
             campaign.failures[start] = [f"the worker does not start: {said}"]
@@ -105,7 +126,7 @@ def _listen(campaign: Campaign, child: subprocess.Popen[bytes]) -> int | None:
             line = lines.get(timeout=patience)
         except queue.Empty:
             return last
-        if not line:
+        if not line or campaign.stopped.is_set():
             return last
         told: dict[str, Any] = json.loads(line)
         last, patience = int(told["index"]), SILENT_S
