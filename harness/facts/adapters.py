@@ -30,6 +30,8 @@ _FACTOR = re.compile(
     r"glora_|beft_|adamss_|frod_|osf_|deft_|peanut_|poly_|ln_tuning_|shadow_|supertuning_)"
 )
 """What PEFT's methods put behind the name of a module."""
+STARTS_IN_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of the values of init_lora_weights that take a part of the base away."""
 HEADS = ("lm_head", "embed_out", "output_projection", "output_layer", "proj_out")
 """Last names of the layer that gives tokens."""
 SCORES = ("score", "classifier", "qa_outputs", "v_head", "reward_head", "classification_head")
@@ -51,6 +53,11 @@ _ROUTER = re.compile(
 _SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp|transf)\w*(?:\.|$)")
 _EXPERT = re.compile(r"(?:^|\.)experts?(?:\.|$)")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d{1,6})(?:\.|$)")
+
+
+def starts_in_base(start: object) -> bool:
+    """Whether a value of init_lora_weights takes a part of the base away, into the factors."""
+    return isinstance(start, str) and start.lower().startswith(STARTS_IN_BASE)
 
 
 def part_of(module: str, layers: int | None = None) -> str:

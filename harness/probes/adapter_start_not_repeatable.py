@@ -19,12 +19,10 @@ What to do:
 
 from __future__ import annotations
 
+from harness.facts.adapters import starts_in_base
 from harness.facts.checkpoint import Adapter
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
-
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of the starts that take something away from the base."""
 
 
 @probe("MPD213", modes=["FM53"], severity=Severity.NOTE)
@@ -33,7 +31,7 @@ def check(adapter: Adapter) -> Finding | str:
     start = adapter.settings.get("init_lora_weights")
     if not adapter.is_lora or start is None:
         raise NotApplicable("the settings do not say how the factors started")
-    if not isinstance(start, str) or not start.lower().startswith(CHANGES_BASE):
+    if not isinstance(start, str) or not starts_in_base(start):
         return "the start of the factors left the base as it was"
     return Finding(
         message=f"init_lora_weights is '{start[:40]}': the factors hold a part of the base, and "

@@ -125,7 +125,12 @@ def _choose_class(path: Path) -> tuple[Any, bool]:
     if declared in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
         return Seeing, False
     speaks = declared in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    if not speaks and declared.endswith(SILENT):
+    answers = (
+        *known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
+        *known.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values(),
+    )
+    # Of a model with an encoder, AutoModelForCausalLM would load the other half alone.
+    if not speaks and (declared.endswith(SILENT) or declared in answers):
         raise ValueError(f"a {declared[:80]} neither speaks nor scores texts")
     return Causal, False
 

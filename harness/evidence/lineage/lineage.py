@@ -29,6 +29,7 @@ from harness.evidence.values.arrays import (
 from harness.evidence.values.decodable import is_float
 from harness.evidence.values.rounding import PRECISIONS, int4_block_size, quantise_int4, round_to
 from harness.evidence.values.scan import THREADS
+from harness.facts.adapters import starts_in_base
 from harness.facts.checkpoint import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
 from harness.registry import Missing
 from mudpuppy.adapters.tensor_names import RENAMES, rename
@@ -45,8 +46,6 @@ EXACT_K = 0.01
 LEAST_GAIN = 0.6
 """Share of a change that survives the rounding of the file, below which k says nothing: at half a
 step of the type the change is rounded away or doubled."""
-STARTS_IN_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of the values of init_lora_weights that take a part of the base away."""
 MOST_REST = 0.05
 """Rest, relative to the change, up to which such factors were converted or merged as they are."""
 MOST_K_ERROR = 0.03
@@ -138,12 +137,12 @@ def _require_whole_change(adapter: Adapter, found: Sequence[_Traced]) -> None:
         Missing: they did, and the merged weights are not the base and a multiple of the product.
     """
     start = adapter.settings.get("init_lora_weights")
-    if not isinstance(start, str) or not start.lower().startswith(STARTS_IN_BASE):
+    if not starts_in_base(start):
         return
     if median(one.module.residual for one in found) > MOST_REST:
         raise Missing(
-            f"init_lora_weights is '{start[:40]}': what was taken from the base at the start is "
-            "not in the adapter, so its change cannot be told"
+            f"init_lora_weights is '{str(start)[:40]}': what was taken from the base at the start "
+            "is not in the adapter, so its change cannot be told"
         )
 
 

@@ -20,6 +20,8 @@ from transformers import (
     OPTConfig,
     Qwen2MoeConfig,
     RwkvConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -27,12 +29,14 @@ from harness.evidence.behaviour.compare import (
     Comparer,
     choose_rows,
     compare_kernels,
+    compare_loads,
     compare_with_itself,
     gap,
     read,
 )
 from harness.evidence.behaviour.forward import diverge, measure, prepare
 from harness.evidence.behaviour.generate import answer, find_open
+from harness.evidence.behaviour.models import attach, load_model
 from harness.facts.forward import END, Consistency, Logits
 from harness.registry import load_probes, run_probe
 from mudpuppy.tiny import resolve_model
@@ -270,3 +274,26 @@ def test_nan_is_counted_by_prompt_and_settles_nothing(model, tokenizer):
     seen, _ = measure(model, tokenizer, reading)
     assert (seen.nonfinite, seen.top) == (2, (-1, -1))
     assert find_open(seen, seen, 2) == (0, 1)
+
+
+@pytest.mark.parametrize("start", ["pissa", "gaussian"])
+def test_an_adapter_that_takes_from_the_base_is_not_attached_twice(model, tmp_path, start):
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=start)
+    get_peft_model(model, settings).save_pretrained(tmp_path)
+    wrapped = attach(AutoModelForCausalLM.from_pretrained(BASE), tmp_path)
+    comparer = Comparer(ends_at=math.inf, say=lambda text: None)
+    compare_loads(wrapped, tmp_path, ROWS, comparer, read(wrapped, ROWS), "float32")
+    assert ("reload" in comparer.not_compared) == (start == "pissa")
+
+
+def test_the_half_of_a_speech_model_that_writes_is_not_asked_alone(tmp_path):
+    small = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 96}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+    ids["decoder_start_token_id"] = 1
+    config = WhisperConfig(**small, **heads, **ids)
+    WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="neither speaks nor scores"):
+        load_model(tmp_path)
