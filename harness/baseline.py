@@ -13,8 +13,6 @@ from mudpuppy.errors import UsageError, clip
 
 LIMIT_BYTES = 256_000_000
 """Largest diagnosis that is read; one probe on one subject takes about a kilobyte."""
-Place = tuple[str, str]
-"""A file and a tensor, empty where there is none."""
 _HINT = "make it with: mudpuppy-doctor PATH --output earlier.json"
 
 
@@ -26,8 +24,8 @@ class Baseline:
     """Where it was read from."""
     findings: dict[str, Fixed]
     """Its findings by fingerprint."""
-    places: dict[tuple[str, str], set[Place]]
-    """Files and tensors that are named for each probe and subject."""
+    places: dict[tuple[str, str], set[str]]
+    """Hashes of the files and tensors that were named for each probe and subject."""
 
     def compare(
         self, results: Sequence[ProbeResult]
@@ -48,7 +46,7 @@ class Baseline:
     def _knows(self, result: ProbeResult) -> bool:
         if result.status is not Status.FAILED:
             return False
-        places = {(piece.file or "", piece.tensor or "") for piece in result.evidence}
+        places = set(result.places)
         known = self.places.get((result.code, result.subject), set())
         return result.fingerprint in self.findings or (bool(places) and places <= known)
 
@@ -80,11 +78,11 @@ def read_baseline(path: str | Path) -> Baseline:
             hint=_HINT,
         )
     findings: dict[str, Fixed] = {}
-    places: dict[tuple[str, str], set[Place]] = {}
+    places: dict[tuple[str, str], set[str]] = {}
     for one in filter(_is_finding, probes):
         words = {name: str(one.get(name, "")) for name in ("code", "name", "subject", "message")}
         findings[str(one["fingerprint"])] = Fixed(**words)
-        places[(words["code"], words["subject"])] = _read_places(one.get("evidence"))
+        places[(words["code"], words["subject"])] = _read_places(one.get("places"))
     return Baseline(source=str(path), findings=findings, places=places)
 
 
@@ -92,10 +90,7 @@ def _is_finding(value: Any) -> bool:
     return isinstance(value, dict) and value.get("status") == "failed" and "fingerprint" in value
 
 
-def _read_places(evidence: Any) -> set[Place]:
-    pieces = evidence if isinstance(evidence, list) else []
-    return {
-        (str(piece.get("file") or ""), str(piece.get("tensor") or ""))
-        for piece in pieces
-        if isinstance(piece, dict)
-    } - {("", "")}
+def _read_places(places: Any) -> set[str]:
+    return (
+        {place for place in places if isinstance(place, str)} if isinstance(places, list) else set()
+    )

@@ -15,6 +15,10 @@ HEADINGS = ("What it does", "Why it is bad", "Example", "What to do")
 """The paragraphs of a probe's documentation."""
 
 
+MOST_PLACES = 10_000
+"""Places of one finding that are kept; beyond, only the same finding is known again."""
+
+
 def agree(number: int, one: str, many: str) -> str:
     """Return a number with the words that agree with it: `1 shard is`, `3 shards are`."""
     return f"{number:,} {one if number == 1 else many}"
@@ -151,6 +155,9 @@ class ProbeResult:
     fingerprint: str = ""
     """Of a finding: the same for the same code, subject, files and tensors, whatever the numbers;
     16 hexadecimal digits."""
+    places: tuple[str, ...] = ()
+    """Of a finding: eight hexadecimal digits for each file and tensor that it named, sorted, also
+    of those that are not shown; a later diagnosis tells by them what is new."""
     caused_by: str = ""
     """Code of the finding that explains this one, on the same subject or, from the record of a run,
     on the whole run; empty for one that stands alone."""
@@ -177,6 +184,13 @@ class ProbeResult:
     def is_unchecked(self) -> bool:
         """Whether something that could be wrong here was not checked."""
         return self.status is Status.SKIPPED and self.applies
+
+
+def hash_places(evidence: tuple[Evidence, ...]) -> tuple[str, ...]:
+    """Return a short hash of every place that the pieces of evidence name."""
+    named = {(piece.file or "", piece.tensor or "") for piece in evidence} - {("", "")}
+    hashed = (hashlib.sha256(f"{a}\0{b}".encode("utf-8", "surrogatepass")) for a, b in named)
+    return tuple(sorted(one.hexdigest()[:8] for one in hashed))[:MOST_PLACES]
 
 
 def fingerprint(code: str, subject: str, evidence: tuple[Evidence, ...]) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
-from harness.findings import Finding, ProbeResult, Rule, Severity, Status, fingerprint
+from harness.findings import Finding, ProbeResult, Rule, Severity, Status, fingerprint, hash_places
 
 Check = Callable[..., Finding | str]
 """A probe's function: a `Finding`, or one sentence that says what was found in order."""
@@ -142,6 +142,7 @@ def run_probe(one: Probe, source: EvidenceSource, subject: str = ".") -> ProbeRe
         cause=outcome.cause,
         remedy=outcome.remedy,
         fingerprint=fingerprint(one.code, subject, outcome.evidence),
+        places=hash_places(outcome.evidence),
     )
 
 

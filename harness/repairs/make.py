@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class RepairPlan:
 
 
 def plan_repairs(
-    root: Path, diagnosis: Diagnosis, options: Options, only: Sequence[str] = ()
+    root: Path, diagnosis: Diagnosis, options: Options, only: Collection[str] | None = None
 ) -> RepairPlan:
     """Return the repairs of what a diagnosis found.
 
@@ -67,7 +67,7 @@ def plan_repairs(
         root: the folder that was examined.
         diagnosis: what was found in it.
         options: with which it was examined; a base makes more repairs certain.
-        only: codes or names of findings to repair; all by default.
+        only: names of the probes whose findings are to be repaired; all by default.
 
     Raises:
         ModelError: what was examined is no folder.
@@ -88,11 +88,11 @@ def plan_repairs(
 
 
 def _draft(
-    subject: Subject, found: Sequence[ProbeResult], options: Options, only: Sequence[str]
+    subject: Subject, found: Sequence[ProbeResult], options: Options, only: Collection[str] | None
 ) -> tuple[Draft, list[Unmended]]:
     evidence = CheckpointEvidence(subject.folder, options)
     draft = Draft(subject.folder, _files_of(subject.folder), subject.name)
-    wanted = {one.name: one for one in found if not only or {one.code, one.name} & set(only)}
+    wanted = {one.name: one for one in found if only is None or one.name in only}
     tried: dict[str, str] = {}
     for one in load_repairs():
         names = [name for name in one.mends if name in wanted]
@@ -100,7 +100,7 @@ def _draft(
             tried |= dict.fromkeys(names, _try(one, draft, evidence))
     unmended = []
     for result in found:
-        mended_or_why = tried.get(result.name, "not asked for" if only else "")
+        mended_or_why = tried.get(result.name, "" if only is None else "not asked for")
         why = "" if result.name in tried and not mended_or_why else mended_or_why or NOT_ON_A_COPY
         if why:
             one_left = Unmended(code=result.code, name=result.name, subject=result.subject, why=why)

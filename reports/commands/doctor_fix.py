@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.doctor import choose_probes
 from harness.doctor_paths import resolve_tiny
 from harness.evidence.source import Options
 from harness.findings import Diagnosis
@@ -31,7 +32,11 @@ def add_repair_flags(group: argparse._ArgumentGroup) -> None:
         "--fix-to", metavar="DIR", help="write the repaired copy here (implies --fix)"
     )
     group.add_argument(
-        "--only", action="append", default=[], metavar="CODES", help="repair only these"
+        "--only",
+        action="append",
+        default=[],
+        metavar="CODES",
+        help="repair only these, as --select",
     )
     group.add_argument("--dry-run", action="store_true", help="only list the repairs")
 
@@ -91,7 +96,8 @@ def repair(
     base = None if arguments.base is None else resolve_tiny(arguments.base)
     adapter = None if arguments.adapter is None else Path(arguments.adapter)
     options = Options(base=base, adapter=adapter)
-    only = [word for value in arguments.only for word in value.replace(",", " ").split()]
+    words = [word for value in arguments.only for word in value.replace(",", " ").split()]
+    only = {one.name for one in choose_probes(words, ())} if words else None
     plan = plan_repairs(Path(arguments.path), found, options, only)
     say = _say_out if aloud else _say_err
     for line in describe_plan(plan):

@@ -10,7 +10,15 @@ import pytest
 from harness.acceptance import Acceptance, accept
 from harness.baseline import read_baseline
 from harness.doctor import conclude
-from harness.findings import Evidence, ProbeResult, Severity, Status, Verdict, fingerprint
+from harness.findings import (
+    Evidence,
+    ProbeResult,
+    Severity,
+    Status,
+    Verdict,
+    fingerprint,
+    hash_places,
+)
 from mudpuppy.errors import UsageError
 from reports.diagnosis_json import write_json
 
@@ -31,6 +39,7 @@ def failed(*places: tuple[str, str], code: str = "MPD301", subject: str = ".") -
         evidence=evidence,
         subject=subject,
         fingerprint=fingerprint(code, subject, evidence),
+        places=hash_places(evidence),
     )
 
 
@@ -120,6 +129,10 @@ def test_fewer_places_are_known_and_other_places_are_new(tmp_path):
 def test_many_places_are_known_again_though_a_report_shows_five(tmp_path):
     many = failed(*[("a.st", f"layer.{n}") for n in range(20)])
     assert compare(tmp_path, [many], [many]).exit_code == 0
+    fewer = failed(*[("a.st", f"layer.{n}") for n in range(3, 18)])
+    assert compare(tmp_path, [many], [fewer]).exit_code == 0
+    others = failed(*[("a.st", f"layer.{n}") for n in range(8, 21)])
+    assert compare(tmp_path, [many], [others]).exit_code == 1
 
 
 def test_gone_is_only_what_was_looked_for_and_not_found(tmp_path):

@@ -36,10 +36,14 @@ def take_out_adapter_settings(draft: Draft, evidence: CheckpointEvidence) -> Non
                 "whole weights and an adapter lie in one folder, and whether the one holds the "
                 "other is not known; pass --base"
             )
-        if not all(abs(one.k - 1) < MERGED for one in lineage.modules if one.resolvable):
+        seen = [one for one in lineage.modules if one.resolvable]
+        if any(one.has_no_effect for one in lineage.modules):
             raise NotCertain("the adapter beside the whole weights is not merged into them")
+        if not seen or not all(abs(one.k - 1) < MERGED for one in seen):
+            raise NotCertain("that the adapter is merged into the weights beside it is not certain")
+    why = "the weights hold the adapter already" if weights else "its adapter is not here"
     for name in ("adapter_config.json", *weights):
-        draft.drop(name, "the weights hold the adapter already")
+        draft.drop(name, why)
 
 
 @repair("shards-stale", turn=EARLY)

@@ -195,6 +195,19 @@ def test_whole_weights_beside_an_adapter_are_only_parted_where_they_hold_it(ward
         assert ("adapter_config.json" in changed) is parted
 
 
+def test_an_adapter_that_cannot_be_told_from_noise_is_left_where_it_is(ward):
+    """Nothing that can be resolved proves nothing: the adapter may be all there is of a tuning."""
+    with ward.copy("transformers-llama") as patient:
+        for file in ward.get("peft-lora").path.glob("adapter_*"):
+            shutil.copy(file, patient.path)
+        (path,) = patient.path.glob("adapter_model.*")
+        save_file({k: v * 1e-9 for k, v in load_file(path).items()}, path, {"format": "pt"})
+        base = ward.get("transformers-llama").path
+        plan = plan_repairs(patient.path, diagnose(patient.path, base=base), Options(base=base))
+
+    assert not plan.changes
+
+
 def test_lost_values_are_not_invented(ward, tmp_path):
     with ward.copy("transformers-llama") as patient:
         edit_tensors(patient.path, lambda tensors: {**tensors, **_nan(tensors)})
