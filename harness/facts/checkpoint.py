@@ -298,8 +298,8 @@ class ModuleLineage:
 
     @property
     def has_no_effect(self) -> bool:
-        """Whether k is 0: 0.15 is far from 1 and beyond the noise of a change that just shows."""
-        return abs(self.k) < 0.15 + 3 * self.k_error
+        """Whether k is 0: 0.05 is below a scale that anyone forgot, and k_error what noise does."""
+        return abs(self.k) < 0.05 + 3 * self.k_error
 
     @property
     def is_doubled(self) -> bool:

@@ -65,7 +65,8 @@ def _promised(settings: Mapping[str, Any], base_names: frozenset[str] | None) ->
     listed = saved[:MOST_WORDS] if isinstance(saved, list) else []
     words = [word for word in listed if isinstance(word, str)]
     # PEFT lists score and classifier for every classifier, which has one of them.
-    words = [word for word in words if word not in SCORES]
+    known = {_last(name) for name in base_names or ()}
+    words = [word for word in words if word not in SCORES or word in known]
     if base_names is None:
         return [word for word in words if _last(word) in (*HEADS, *EMBEDDINGS)]
     return [

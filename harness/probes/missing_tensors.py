@@ -55,6 +55,18 @@ OUTSIDE = {
     "opt": ("embed_tokens", "embed_positions"),
 }
 """What other families have outside of their layers, besides the head."""
+_ENCODER = (("encoder.layer", "num_hidden_layers"),)
+_BOTH = (("encoder.layers", "encoder_layers"), ("decoder.layers", "decoder_layers"))
+STACKS = {
+    **dict.fromkeys(("gpt2", "bloom"), (("h", "n_layer"),)),
+    **dict.fromkeys(("bert", "roberta", "electra", "vit"), _ENCODER),
+    **dict.fromkeys(("bart", "whisper"), _BOTH),
+    **dict.fromkeys(
+        ("t5", "mt5"), (("encoder.block", "num_layers"), ("decoder.block", "num_decoder_layers"))
+    ),
+}
+"""Layers of families that are not called `layers` or lie in two stacks, and the setting that counts
+them."""
 PROJECTORS = ("llava", "llava_next", "gemma3", "paligemma", "mistral3", "internvl", "aya_vision")
 """Families whose images come in through a `multi_modal_projector`."""
 _SCORES = ("score", "classifier", "classification_head", "logits_proj", "cls_head", "summary")
@@ -83,6 +95,7 @@ def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) ->
     if any(name.startswith("base_model.model.") or ".base_layer." in name for name in names):
         raise Missing("the keys carry an adapter wrapper, so names cannot be compared")
     lost = dict.fromkeys(_lost_layers(names, config), "config.json")
+    lost |= dict.fromkeys(_lost_stacks(names, config), "config.json")
     lost |= dict.fromkeys(_lost_in_layers(names, config), "its other layers")
     lost |= dict.fromkeys(_lost_beside(names, lost, config), "its other layers")
     lost |= dict.fromkeys(_lost_experts(names, config), "the other experts")
@@ -134,6 +147,18 @@ def _lost_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:
     if "encoder" in str(config.get("model_type")) or config.get("is_encoder_decoder"):
         return []
     return [f"{prefix}.{number}" for number in range(count) if number not in stack]
+
+
+def _lost_stacks(names: set[str], config: Mapping[str, Any]) -> list[str]:
+    """Return layers that the settings of other families count; a stack may be left out whole."""
+    lost = []
+    for prefix, key in STACKS.get(str(config.get("model_type")), ()):
+        part = re.compile(rf"(?:^|\.){re.escape(prefix)}\.(\d{{1,5}})\.")
+        numbers = {int(found[1]) for name in names if (found := part.search(name))}
+        count = config.get(key)
+        if numbers and type(count) is int and 0 < count <= MOST_LAYERS:
+            lost += [f"{prefix}.{number}" for number in range(count) if number not in numbers]
+    return lost
 
 
 def _lost_in_layers(names: set[str], config: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,8 @@ _ZERO_AT_START = re.compile(
     r"|(?:sampling_offsets|attention_weights)\.weight$"
 )
 """Matrices that transformers begins with zeros: in a fresh model they say nothing."""
+_SCORE = re.compile(r"(?:^|\.)(?:score|reward_head|v_head\.summary)\.weight$")
+"""Heads of one row: zero, they give everything the same score."""
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 _NORM = re.compile(r"norm\.weight$")
 _PLAIN_NORMS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "phi3")
@@ -42,7 +44,7 @@ SHARE = 0.05
 found in padded matrices."""
 
 
-@probe("MPD305", modes=["FM60"])
+@probe("MPD305", modes=["FM60", "FM63"])
 def check(
     numbers: Mapping[str, Numbers],
     zeros_expected: Mapping[str, bool | None],
@@ -100,7 +102,8 @@ def _is_dead(one: Numbers, base_is_zero: bool | None) -> bool:
         if base_is_zero is None and _ZERO_AT_START.search(name):
             return False
         # Without a base, a zero vector may be a bias or a Gemma norm (stored as weight - 1).
-        return base_is_zero is False or (len(shape) > 1 and min(shape) > 1)
+        matters = len(shape) > 1 and min(shape) > 1
+        return base_is_zero is False or matters or _SCORE.search(name) is not None
     if len(shape) < 2 or _PADDED.search(name):
         return False
     width = one.tensor.elements // shape[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,25 @@ def fall_silent(patient: Patient) -> None:
             row["loss"] = row["grad_norm"] = 0.0
 
     edit_history(patient.path, change)
+
+
+@damage("field-gpt2-short", patient="transformers-gpt2", mode="FM46", probe=MISSING)
+def count_more_layers(patient: Patient) -> None:
+    """Count a layer more than there is, in the words of a family of its own."""
+    count = json.loads((patient.path / "config.json").read_text())["n_layer"]
+    edit_json(patient.path / "config.json", n_layer=count + 1)
+
+
+@damage(
+    "field-merged-with-an-eighth",
+    patient="peft-merged-all-linear",
+    mode="FM26",
+    probe="merge-wrongly-scaled",
+)
+def edit_alpha_afterwards(patient: Patient) -> Patient:
+    """Raise lora_alpha eightfold after the merge, so that it holds an eighth of the change."""
+    adapter = patient.path.parent / "edited"
+    shutil.copytree(patient.options["adapter"], adapter)
+    alpha = json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"]
+    edit_json(adapter / "adapter_config.json", lora_alpha=8 * alpha)
+    return patient.asking(adapter=adapter)
