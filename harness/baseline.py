@@ -66,7 +66,7 @@ def read_baseline(path: str | Path) -> Baseline:
     except OSError as problem:
         raise UsageError(f"--baseline {path}: {problem.strerror}", hint=_HINT) from None
     except (UnreadableJson, ValueError) as problem:
-        raise UsageError(f"--baseline {path}: {problem}", hint=_HINT) from None
+        raise UsageError(f"--baseline {path} is no JSON report: {problem}", hint=_HINT) from None
     version = value.get("schema_version")
     probes = value.get("probes")
     if version != DIAGNOSIS_SCHEMA_VERSION or not isinstance(probes, list):

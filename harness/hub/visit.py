@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness.findings import agree
 from harness.hub.names import is_hub_name, parse_hub_name
 
 _T = TypeVar("_T")
@@ -28,7 +29,7 @@ class Places:
     def remarks(self) -> tuple[str, ...]:
         """What was not fetched, in a sentence for each place."""
         return tuple(
-            f"{name}: {len(left)} files were not fetched, such as {left[0]}"
+            f"{name}: {agree(len(left), 'file was', 'files were')} not looked at ({left[0]})"
             for name, fact in self.facts.items()
             if (left := fact["not_fetched"])
         )

@@ -73,7 +73,10 @@ def plan_repairs(
         ModelError: what was examined is no folder.
     """
     if not root.is_dir():
-        raise ModelError(f"{root} is a file; a folder is what can be repaired")
+        raise ModelError(
+            f"{root} is a file, and repairs are made on folders",
+            hint=f"examine and repair its folder: mudpuppy-doctor {root.parent} --fix",
+        )
     drafts: list[Draft] = []
     unmended: list[Unmended] = []
     for subject in find_subjects(root):
@@ -117,6 +120,9 @@ def _try(one: Repair, draft: Draft, evidence: CheckpointEvidence) -> str:
     except (NotCertain, Missing) as reason:
         draft.contents, draft.changes = contents, changes
         return str(reason)
+    except Exception as failure:  # noqa: BLE001 - settings of strangers; nothing is written yet
+        draft.contents, draft.changes = contents, changes
+        return f"the repair {one.name} could not be planned: {type(failure).__name__}: {failure}"
     return ""
 
 

@@ -180,7 +180,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
             arguments, diagnosis, lambda path: _timed(arguments, settings, path), aloud=aloud
         )
     else:
-        diagnosis = note_repairs(diagnosis, arguments.path)
+        diagnosis = note_repairs(diagnosis, arguments)
     deliver(diagnosis, outputs)
     return diagnosis.exit_code
 

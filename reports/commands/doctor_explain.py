@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 
 from harness.doctor import choose_probes
@@ -52,8 +54,11 @@ def _print_mode(mode: Mode) -> None:
 
 
 def _print_lines(probes: Sequence[Probe]) -> None:
+    """Print a line each; on a terminal that is too narrow the caption is cut."""
+    width = shutil.get_terminal_size((200, 24)).columns if sys.stdout.isatty() else 200
     for one in probes:
-        print(f"  {one.code}  {one.severity:<8}  {one.name:<32} {one.caption}")
+        line = f"  {one.code}  {one.severity:<8}  {one.name:<32} {one.caption}"
+        print(line if len(line) <= width else f"{line[: width - 1]}…")
 
 
 def run_list(words: Sequence[str]) -> int:

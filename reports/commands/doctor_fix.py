@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from harness.evidence.source import Options
 from harness.findings import Diagnosis
 from harness.hub.names import is_hub_name
 from mudpuppy.errors import UsageError
-from reports.text import clean, clean_lines
+from reports.text import clean
 
 if TYPE_CHECKING:
     from harness.repairs.make import RepairPlan
@@ -65,19 +67,26 @@ def check_repair_flags(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def note_repairs(diagnosis: Diagnosis, path: str | None) -> Diagnosis:
-    """Return the diagnosis with the codes of the findings for which there is a repair.
-
-    Whether a repair is certain here, only `--fix` finds out; it says so where it is not.
-    """
+def note_repairs(diagnosis: Diagnosis, arguments: argparse.Namespace) -> Diagnosis:
+    """Return the diagnosis with the codes of the findings that `--fix` would mend here."""
     found = [result for result in diagnosis.findings if result.is_open]
-    if not found or path is None or not Path(path).is_dir():
+    path = arguments.path
+    if not found or path is None or is_hub_name(path) or not Path(path).is_dir():
         return diagnosis
-    from harness.repairs.registry import load_repairs
+    from harness.repairs.make import plan_repairs
 
-    mended = {name for one in load_repairs() for name in one.mends}
-    codes = sorted({result.code for result in found if result.name in mended})
+    plan = plan_repairs(Path(path), diagnosis, _options(arguments))
+    left = {(one.code, one.subject) for one in plan.unmended}
+    codes = sorted({one.code for one in found if (one.code, one.subject) not in left})
     return replace(diagnosis, facts={**diagnosis.facts, "repairable": codes})
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """Return what makes more repairs certain."""
+    is_here = arguments.base is not None and not is_hub_name(arguments.base)
+    base = resolve_tiny(arguments.base) if is_here else None
+    adapter = None if arguments.adapter is None else Path(arguments.adapter)
+    return Options(base=base, adapter=adapter)
 
 
 def repair(
@@ -93,9 +102,7 @@ def repair(
     """
     from harness.repairs.make import describe_plan, plan_repairs, write_copy
 
-    base = None if arguments.base is None else resolve_tiny(arguments.base)
-    adapter = None if arguments.adapter is None else Path(arguments.adapter)
-    options = Options(base=base, adapter=adapter)
+    options = _options(arguments)
     words = [word for value in arguments.only for word in value.replace(",", " ").split()]
     only = {one.name for one in choose_probes(words, ())} if words else None
     plan = plan_repairs(Path(arguments.path), found, options, only)
@@ -139,6 +146,10 @@ def _say_err(text: str) -> None:
 
 
 def _cleaned(text: str) -> str:
-    return (
-        clean_lines(text) if "\n" in text else text[: len(text) - len(text.lstrip())] + clean(text)
-    )
+    """Return a line made safe and wrapped for the terminal, its indent kept."""
+    inner = text.lstrip(" ")
+    indent = " " * (len(text) - len(inner))
+    end = "\n" if text.endswith("\n") else ""
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    wrapper = textwrap.TextWrapper(width, indent, f"{indent}  ", break_long_words=False)
+    return wrapper.fill(clean(inner)) + end
