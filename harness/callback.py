@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from harness.doctor import diagnose, summarise
+from harness.doctor import choose_probes, diagnose, summarise
+from harness.doctor_paths import (
+    require_adapter,
+    require_embeddings,
+    require_model,
+    require_questions,
+    require_stage,
+)
 from harness.evidence.source import Depth
 from harness.findings import Diagnosis
+from harness.hub.names import is_hub_name
+from mudpuppy.errors import UsageError, near_names
 
 LOG = logging.getLogger(__name__)
 
@@ -18,7 +28,8 @@ LOG = logging.getLogger(__name__)
 class DoctorCallback(TrainerCallback):  # type: ignore[misc]
     """Examines `checkpoint-*` after each save, and may end a run whose checkpoints are sick.
 
-    `diagnoses` holds what was found, by step. Findings are logged as warnings.
+    `diagnoses` holds what was found, by step. Findings are logged as warnings, and so is a
+    checkpoint that could not be examined: that never ends a run, and no error of the doctor does.
     """
 
     def __init__(
@@ -30,7 +41,12 @@ class DoctorCallback(TrainerCallback):  # type: ignore[misc]
             stop: end the training when a finding fails, by `fail_on` of the options.
             depth: how deep to look; the values of the weights, but nothing is compared with them.
             options: further arguments of `harness.doctor.diagnose`.
+
+        Raises:
+            ModelError: a path of the options is not what it should be.
+            UsageError: another of the options is not usable.
         """
+        _check_options({"depth": depth, **options})
         self.stop = stop
         self.options = {"depth": depth, **options}
         self.diagnoses: dict[int, Diagnosis] = {}
@@ -46,9 +62,35 @@ class DoctorCallback(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not folder.is_dir():
             return control
-        diagnosis = diagnose(folder, **self.options)
+        try:
+            diagnosis = diagnose(folder, **self.options)
+        except Exception as failure:  # a training is worth more than a diagnosis
+            LOG.warning("%s could not be examined: %s", folder, failure, exc_info=True)
+            return control
         self.diagnoses[state.global_step] = diagnosis
-        if diagnosis.exit_code == 1:
+        if diagnosis.exit_code:
             LOG.warning("%s", summarise(diagnosis))
+        if diagnosis.exit_code == 1:
             control.should_training_stop = control.should_training_stop or self.stop
         return control
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse before a long training what would fail at each save of it."""
+    known = inspect.signature(diagnose).parameters
+    for name in options:
+        if name not in known or name == "path":
+            raise UsageError(f"DoctorCallback has no option '{name}'{near_names(name, [*known])}")
+    try:
+        Depth(options["depth"])
+    except ValueError:
+        raise UsageError(
+            f"'{options['depth']}' is no depth; there are {', '.join(Depth)}"
+        ) from None
+    choose_probes(options.get("select", ()), options.get("ignore", ()))
+    require_questions(options.get("quiz"), options.get("voice"))
+    require_embeddings(options.get("embeddings"))
+    require_stage(options.get("against"))
+    for name, require in (("base", require_model), ("adapter", require_adapter)):
+        if not is_hub_name(options.get(name)):
+            require(options.get(name))

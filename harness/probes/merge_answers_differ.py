@@ -21,6 +21,8 @@ from harness.registry import Missing, NotApplicable, probe
 LOST = 0.5
 """Share of the adapter's effect by which a merge may miss; rounding and a lower precision of the
 adapter cost a tenth."""
+NOISE = 3
+"""Times the distance of the model from itself, read again, below which a distance says nothing."""
 ROUNDING = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 """Share of the logits that storing the merged weights in a type may cost."""
 
@@ -33,12 +35,14 @@ def check(consistency: Consistency) -> Finding | str:
     error, effect = consistency.find("merge"), consistency.find("adapter")
     if error is None or effect is None:
         raise Missing(consistency.explain("merge"))
-    floor = ROUNDING.get(consistency.stored, 0.1)
+    repeat = consistency.find("repeat")
+    noise = 0.0 if repeat is None else NOISE * repeat.relative
+    most = max(ROUNDING.get(consistency.stored, 0.1), noise, LOST * effect.relative)
     text = (
         f"the merged model is {error.relative:.2g} of the logits' size away from base + adapter, "
         f"whose effect is {effect.relative:.2g}"
     )
-    if error.relative <= max(floor, LOST * effect.relative) or _is_the_base(consistency):
+    if error.relative <= most or _is_the_base(consistency):
         return text
     return Finding(
         message=text,
@@ -46,7 +50,7 @@ def check(consistency: Consistency) -> Finding | str:
             Evidence(
                 what="distance from base + adapter, share of the logits",
                 found=round(error.relative, 6),
-                expected=f"at most {max(floor, LOST * effect.relative):.2g}",
+                expected=f"at most {most:.2g}",
             ),
             Evidence(what="effect of the adapter", found=round(effect.relative, 6)),
             Evidence(what="KL divergence, nats per token", found=round(error.kl, 6)),

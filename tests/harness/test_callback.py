@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from harness.callback import DoctorCallback
 from harness.findings import Verdict
+from mudpuppy.errors import ModelError, UsageError
 from tests.harness.checkpoints import save_base
 
 
@@ -63,6 +70,43 @@ def test_a_sick_checkpoint_ends_the_run(tmp_path, caplog):
     assert doctor.diagnoses[1].verdict is Verdict.HEALTHY
     assert [one.code for one in doctor.diagnoses[2].findings] == ["MPD301"]
     assert "MPD301 weights-nonfinite" in caplog.text
+
+
+def test_what_cannot_be_used_is_refused_before_the_training(tmp_path):
+    with pytest.raises(ModelError, match="does not exist"):
+        DoctorCallback(base=tmp_path / "no-such")
+    with pytest.raises(UsageError, match="no probe is called"):
+        DoctorCallback(select=["MPD9999"])
+    with pytest.raises(UsageError, match=r"'bass'.*base"):
+        DoctorCallback(bass=tmp_path)
+    with pytest.raises(UsageError, match="no depth"):
+        DoctorCallback(depth="abyss")
+
+
+def save(doctor, tmp_path):
+    """Call it as a trainer does after step 3."""
+    (tmp_path / "checkpoint-3").mkdir()
+    args = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    state = TrainerState(global_step=3)
+    return doctor.on_save(args, state, TrainerControl())
+
+
+def test_what_could_not_be_examined_is_told_and_ends_nothing(tmp_path, caplog):
+    doctor = DoctorCallback(stop=True)
+    assert not save(doctor, tmp_path).should_training_stop
+    assert doctor.diagnoses[3].exit_code == 3
+    assert "UNKNOWN" in caplog.text
+
+
+def test_an_error_of_the_doctor_ends_no_training(tmp_path, caplog, monkeypatch):
+    def fail(*args, **options):
+        raise ModelError("the base is gone")
+
+    doctor = DoctorCallback(stop=True)
+    monkeypatch.setattr("harness.callback.diagnose", fail)
+    assert not save(doctor, tmp_path).should_training_stop
+    assert doctor.diagnoses == {}
+    assert "checkpoint-3 could not be examined: the base is gone" in caplog.text
 
 
 def test_the_fixture_tells_healthy_from_sick(tmp_path, assert_healthy):

@@ -37,7 +37,7 @@ from harness.evidence.behaviour.compare import (
 from harness.evidence.behaviour.forward import diverge, measure, prepare
 from harness.evidence.behaviour.generate import answer, find_open
 from harness.evidence.behaviour.models import attach, load_model
-from harness.facts.forward import END, Consistency, Logits
+from harness.facts.forward import END, Consistency, Gap, Logits
 from harness.registry import load_probes, run_probe
 from mudpuppy.tiny import resolve_model
 
@@ -297,3 +297,20 @@ def test_the_half_of_a_speech_model_that_writes_is_not_asked_alone(tmp_path):
     WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="neither speaks nor scores"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("noise", "status"), [(0.0, "failed"), (0.05, "failed"), (0.3, "passed")])
+def test_a_merge_is_not_blamed_for_what_the_model_does_at_each_reading(noise, status):
+    def apart(share):
+        return Gap(rms=share, scale=1, kl=0.1, flips=3, positions=40, precision="float32")
+
+    gaps = {"merge": 0.8, "adapter": 1.0, "base": 0.9, "repeat": noise}
+    compared = Consistency(
+        gaps={name: apart(share) for name, share in gaps.items()}, kind="merged", prompts=5
+    )
+
+    class Source:
+        def get(self, wanted):
+            return {"consistency": compared}[wanted]
+
+    assert run_probe(PROBES["merge-answers-differ"], Source()).status == status
