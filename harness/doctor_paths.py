@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.evidence.files.inventory import list_files
+from harness.evidence.files.kinds import recognise
 from harness.registry import Missing
-from harness.subjects import recognise
 from mudpuppy.errors import ModelError, near_names
 
 SUBJECTS = "a checkpoint folder, or a .safetensors, .gguf or .bin file"

@@ -34,8 +34,6 @@ CLOCK_BACK_S = 86_400.0
 """How far the clock is set back."""
 OPEN_BYTES = 20_000
 """Longest file that a limit on files still allows: settings fit, weights and a tokenizer do not."""
-TOO_MUCH = 1 << 40
-"""Bytes of an allocation that no limit allows."""
 SPARE_BYTES = 1 << 24
 """Memory that a process under a limit may still take."""
 

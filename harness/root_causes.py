@@ -26,7 +26,6 @@ _SAID = (
     "accuracy-collapse",
     "topic-collapse",
     "voice-collapse",
-    "topic-collapse",
     "forbidden-claims",
 )
 """What is seen when a model is asked."""

@@ -8,22 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.evidence.files.inventory import list_files, list_folders
-from harness.evidence.files.kinds import recognise
-from harness.evidence.files.manifest import read_traces
+from harness.evidence.files.presence import holds_weights, is_subject
 from harness.evidence.gguf.model import first_parts
 from harness.registry import Missing
 
-__all__ = ["Subject", "find_subjects", "holds_weights", "recognise"]
-
 SUBFOLDERS = ("merged", "gptq", "int8")
 """Folders in which this project's engine leaves further artefacts."""
-WEIGHT_NAMES = re.compile(
-    r"^(adapter_config\.json|adapter_model\.(safetensors|bin)|.*\.safetensors(\.index\.json)?|"
-    r"pytorch_model.*\.bin(\.index\.json)?)$"
-)
-"""Files that make a folder a checkpoint."""
-
-
 HUB_FOLDER = re.compile(r"(models|datasets|spaces)--.+")
 """How a model hub's cache names the folder of a repository."""
 
@@ -52,28 +42,6 @@ def find_subjects(root: Path) -> tuple[Subject, ...]:
     found = [one for one in _candidates(root) if is_subject(one.folder)]
     found += _gguf_models(root)
     return tuple(found) or (Subject(name=".", folder=root),)
-
-
-def is_subject(folder: Path) -> bool:
-    """Whether there is something to examine in a folder itself."""
-    return holds_weights(folder) or _was_run(folder)
-
-
-def holds_weights(folder: Path) -> bool:
-    """Whether a folder has files that belong to weights, readable or not."""
-    try:
-        return any(WEIGHT_NAMES.match(name) for name in list_files(folder))
-    except Missing:
-        return False
-
-
-def _was_run(folder: Path) -> bool:
-    """Whether a run of this project wrote into the folder and did not finish."""
-    try:
-        traces = read_traces(folder, list_files(folder), holds_weights=False)
-    except Missing:
-        return False
-    return traces.is_ours and not traces.finished
 
 
 def _candidates(root: Path) -> Iterator[Subject]:

@@ -27,8 +27,6 @@ class Forward:
     """Entropy of the first token, in nats; 0 where the logits are not finite."""
     top: tuple[int, ...]
     """Most probable first token; -1 where the logits are not finite."""
-    top_text: tuple[str, ...]
-    """The same, decoded."""
     nll: tuple[float, ...]
     """Mean negative log-likelihood of the reference answer, in nats per token."""
     text_nll: tuple[float, ...] = ()

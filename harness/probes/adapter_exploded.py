@@ -30,7 +30,7 @@ STANDS_OUT, LEAST = 30.0, 0.5
 """How far a module may be above the one in the middle, if it changes this share of its weight."""
 
 
-@probe("MPD313", modes=["FM61"], severity=Severity.HIGH)
+@probe("MPD313", modes=["FM61"], severity=Severity.CRITICAL)
 def check(adapter_strength: Strength) -> Finding | str:
     """Judge every module."""
     bad = sorted(_find(adapter_strength), key=lambda one: -one.ratio)

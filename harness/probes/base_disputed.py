@@ -19,7 +19,7 @@ from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD408", modes=["FM35"])
+@probe("MPD408", modes=["FM35"], severity=Severity.HIGH)
 def check(manifest: Manifest) -> Finding | str:
     """Report two bases for one adapter."""
     recorded = manifest.value.get("base")
@@ -38,5 +38,4 @@ def check(manifest: Manifest) -> Finding | str:
         cause="adapter_config.json was edited, or files of two outputs were mixed",
         remedy="write the base that it was trained on into base_model_name_or_path of "
         "adapter_config.json",
-        severity=Severity.CRITICAL if manifest.other_is_surely else Severity.HIGH,
     )

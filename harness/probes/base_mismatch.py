@@ -17,11 +17,11 @@ mudpuppy.json, or base_model_name_or_path and revision in adapter_config.json, n
 from __future__ import annotations
 
 from harness.facts.checkpoint import BaseFit
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD405", modes=["FM35"])
+@probe("MPD405", modes=["FM35"], severity=Severity.HIGH)
 def check(base_fit: BaseFit) -> Finding | str:
     """Weigh everything that ties a checkpoint to its base."""
     fit = base_fit

@@ -15,11 +15,11 @@ What to do: copy chat_template.jinja from the base model, or mend the line that 
 from __future__ import annotations
 
 from harness.facts.files import Template
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD806", modes=["FM04"])
+@probe("MPD806", modes=["FM04"], severity=Severity.HIGH)
 def check(templates: tuple[Template, ...]) -> Finding | str:
     """Report templates that jinja refuses."""
     bad = [one for one in templates if one.problem]

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from harness.facts.gguf import Gguf
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 TOKENS = "tokenizer.ggml.tokens"
@@ -32,7 +32,7 @@ UNSET = 0xFFFFFFFF
 """How some writers say that there is no such token."""
 
 
-@probe("MPD841", modes=["FM11"])
+@probe("MPD841", modes=["FM11"], severity=Severity.HIGH)
 def check(gguf: Gguf) -> Finding | str:
     """Compare every size and id of the vocabulary."""
     tokens = gguf.array(TOKENS, "string")

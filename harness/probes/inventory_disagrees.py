@@ -22,7 +22,7 @@ from harness.registry import probe
 FILE = "config.json"
 
 
-@probe("MPD823", modes=["FM46", "FM34"], severity=Severity.HIGH)
+@probe("MPD823", modes=["FM46", "FM34"], severity=Severity.CRITICAL)
 def check(counts: tuple[Count, ...]) -> Finding | str:
     """Compare every count that both sides give."""
     wrong = [one for one in counts if not one.fits]

@@ -16,11 +16,11 @@ and load it again before the next stage.
 from __future__ import annotations
 
 from harness.facts.behaviour import LiveModel
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD501", modes=["FM21"])
+@probe("MPD501", modes=["FM21"], severity=Severity.MEDIUM)
 def check(live_model: LiveModel) -> Finding | str:
     """Look for PEFT's attributes on a model without adapter layers."""
     if not live_model.leftovers:

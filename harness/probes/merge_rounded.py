@@ -26,7 +26,7 @@ NEAR_ONE = 0.3
 """Beyond it the scale is wrong, which is merge-wrongly-scaled's finding, and explains the rest."""
 
 
-@probe("MPD404", modes=["FM13"])
+@probe("MPD404", modes=["FM13"], severity=Severity.HIGH)
 def check(lineage: Lineage, drifts: Drifts, merge_story: MergeStory) -> Finding | str:
     """Look for residuals beyond rounding, where the rest of the model is that of the base."""
     judged = [one for one in lineage.modules if one.resolvable and abs(one.k - 1) < NEAR_ONE]

@@ -32,7 +32,7 @@ REWARD = -5.0
 """`rewards/chosen` that is a finding where no logps are logged."""
 
 
-@probe("MPD911", modes=["FM37"], severity=Severity.MEDIUM)
+@probe("MPD911", modes=["FM37"], severity=Severity.HIGH)
 def check(training_log: TrainingLog) -> Finding | str:
     """Report chosen answers that became much less likely while the margin grew."""
     log = training_log
@@ -62,7 +62,7 @@ def check(training_log: TrainingLog) -> Finding | str:
         cause="beta is low or training long, and the objective only sees the margin",
         remedy="use an earlier checkpoint; raise beta, lower the learning rate, or add the loss of "
         "the chosen answer",
-        severity=Severity.HIGH if share >= LARGE_SHARE else None,
+        severity=None if share >= LARGE_SHARE else Severity.MEDIUM,
     )
 
 

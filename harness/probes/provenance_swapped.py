@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.facts.files import Manifest
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 FILE = "mudpuppy.json"
@@ -33,7 +33,7 @@ _BESIDE = {
 """What lies beside the record of each kind."""
 
 
-@probe("MPD407", modes=["FM13", "FM35"])
+@probe("MPD407", modes=["FM13", "FM35"], severity=Severity.HIGH)
 def check(manifest: Manifest) -> Finding | str:
     """Compare the record with the files."""
     kind = manifest.value.get("kind")

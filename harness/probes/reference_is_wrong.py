@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 
 from harness.facts.records import TrainingLog
-from harness.findings import Finding
+from harness.findings import Finding, Severity
 from harness.record_series import show
 from harness.registry import Missing, NotApplicable, probe
 
@@ -35,7 +35,7 @@ SMALL = 0.02
 LEAST = 5
 
 
-@probe("MPD912", modes=["FM36"])
+@probe("MPD912", modes=["FM36"], severity=Severity.HIGH)
 def check(training_log: TrainingLog) -> Finding | str:
     """Report a first margin that is far from 0, and margins that are 0 throughout."""
     log = training_log

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from harness.facts.behaviour import BehaviourFacts, find_flood
 from harness.facts.text import find_loop, is_repetitive
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 SHARE = 0.25
@@ -25,7 +25,7 @@ CONTROL_SHARE = 0.5
 """Share of loops of the base from which on it is no control: most of its answers."""
 
 
-@probe("MPD603", modes=["FM16"])
+@probe("MPD603", modes=["FM16"], severity=Severity.HIGH)
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Compare the share of looping answers with that of the base."""
     if behaviour.control is None:

@@ -15,7 +15,7 @@ convert GGUF files again; until then give the server the marker as a stop text.
 from __future__ import annotations
 
 from harness.facts.served import Served
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 MARKERS = (
@@ -38,7 +38,7 @@ SHARE = 0.25
 """Share of the answers from which on it counts: one may quote a marker."""
 
 
-@probe("MPD631", modes=["FM03", "FM04"])
+@probe("MPD631", modes=["FM03", "FM04"], severity=Severity.HIGH)
 def check(served: Served) -> Finding | str:
     """Count answers with a marker in their text."""
     answered = [reply.text for reply in served.replies if not reply.problem]

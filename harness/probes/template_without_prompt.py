@@ -20,7 +20,7 @@ from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD811", modes=["FM04"], severity=Severity.MEDIUM)
+@probe("MPD811", modes=["FM04"], severity=Severity.HIGH)
 def check(chat: Chat) -> Finding | str:
     """Compare what stands before an answer with what the prompt writes."""
     if not chat.knows_answer:

@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.facts.checkpoint import Tokenizer, Vocabulary
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 FILE = "config.json"
 
 
-@probe("MPD801", modes=["FM11"])
+@probe("MPD801", modes=["FM11"], severity=Severity.HIGH)
 def check(vocabulary: Vocabulary) -> Finding | str:
     """Compare all sizes that are known."""
     tokenizer, rows, declared = vocabulary.tokenizer, vocabulary.rows, vocabulary.declared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.findings import Severity
@@ -127,12 +126,6 @@ measurements that such a fault would give."""
 def load_modes() -> tuple[Mode, ...]:
     """Return every mode in the order of the catalogue."""
     return tuple(_read(line) for line in _TABLE.strip().splitlines())
-
-
-def find_uncovered(covered: Iterable[str]) -> tuple[Mode, ...]:
-    """Return the modes that no damage shows, reasoned or not."""
-    known = set(covered)
-    return tuple(mode for mode in load_modes() if mode.number not in known)
 
 
 def _read(line: str) -> Mode:

@@ -111,9 +111,6 @@ def measure(model: Any, tokenizer: Any, reading: Reading) -> tuple[Forward, list
             end_inside=tuple(row.end_inside for row in found),
             entropy=tuple(row.entropy for row in found),
             top=tuple(row.top for row in found),
-            top_text=tuple(
-                tokenizer.decode([row.token])[:20] if row.finite else "" for row in found
-            ),
             nll=tuple(row.nll for row in found),
             text_nll=tuple(likelihoods),
             nonfinite=sum(not row.finite for row in found),
@@ -133,7 +130,6 @@ class _Row:
     end_inside: float = 0.0
     entropy: float = 0.0
     top: int = -1
-    token: int = 0
     nll: float = 0.0
 
 
@@ -159,7 +155,6 @@ def _describe(logits: Any, gold: list[int], ends: Sequence[int]) -> _Row:
         end_inside=float(end[1:-1].mean()) if len(gold) > 1 else 0.0,
         entropy=float(-(first.exp() * first).nan_to_num().sum()),
         top=END if token in known else token,
-        token=token,
         nll=-float(picked.mean()) if gold else 0.0,
     )
 

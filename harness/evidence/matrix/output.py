@@ -59,11 +59,6 @@ def read_output(evidence: CheckpointEvidence) -> Output:
         return search_lines(iter(lambda: handle.readline(BLOCK), ""))
 
 
-def search_output(text: str) -> Output:
-    """Return the lines of a text that are on the list."""
-    return search_lines(re.split(r"[\r\n]+", text))
-
-
 def search_lines(lines: Iterable[str]) -> Output:
     """Return those of the lines that are on the list; one after the other, however many."""
     found: dict[str, LethalLine] = {}

@@ -16,11 +16,11 @@ from typing import Any
 from harness.evidence.files.inventory import leaves_folder, list_files, list_folders
 from harness.evidence.files.jsonfile import UnreadableJson, parse_object, read_object
 from harness.evidence.files.model import text_settings
+from harness.evidence.files.presence import is_subject
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Adapter, Base
 from harness.facts.records import Point, TrainingLog
 from harness.registry import Missing, NotApplicable
-from harness.subjects import is_subject
 
 STATE = "trainer_state.json"
 """What transformers writes into every checkpoint."""

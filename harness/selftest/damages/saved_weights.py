@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from harness.selftest.edit import Tensors, drop_tensors, edit_json, edit_tensors, rename_tensors
@@ -34,11 +33,6 @@ def put(patient: Patient, name: str, value: float, where: tuple[int, ...]) -> No
         tensors[name][where] = value
 
     edit_tensors(patient.path, change)
-
-
-def change_one(patient: Patient, name: str, change: Callable[[object], object]) -> None:
-    """Replace a tensor by what `change` makes of it."""
-    edit_tensors(patient.path, lambda tensors: {**tensors, name: change(tensors[name])})
 
 
 # --- wrappers (FM22, FM23) -----------------------------------------------------------------------

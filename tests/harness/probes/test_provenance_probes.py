@@ -101,7 +101,7 @@ def test_a_base_that_is_another_model_is_an_error(adapter, tmp_path):
     other = save_base(tmp_path / "other", "llama", "bf16")
     edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(other))
     found = finding(adapter, "MPD408")
-    assert found.severity is Severity.CRITICAL
+    assert found.severity is Severity.HIGH
     assert str(other) in found.message
     assert found.evidence[1].found.endswith("/base")
 

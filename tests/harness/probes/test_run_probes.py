@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.evidence.matrix.output import search_output
+from harness.evidence.matrix.output import search_lines
 from harness.facts.checkpoint import Files
 from harness.findings import Status
 from harness.observations import (
@@ -65,7 +65,7 @@ TWIN = TwinFacts(
     resume=(),
 )
 DEVIATION = Deviation(what="labels", step=2, expected=[1], found=[2], tensor="q_proj")
-OUTPUT = search_output("loading tiny:llama\nstep 1/3 loss 2.0\n")
+OUTPUT = search_lines(["loading tiny:llama", "step 1/3 loss 2.0"])
 FACTS = ArtefactFacts(
     artefact="adapter",
     dtypes=("F32",),
@@ -423,7 +423,7 @@ def test_without_observations_nothing_is_judged(code):
     ],
 )
 def test_a_lethal_line_of_the_output_is_found_and_quoted(line):
-    result = ending("MPD715", HEALTHY, output=search_output(f"fine\r{line}\nfine"))
+    result = ending("MPD715", HEALTHY, output=search_lines(["fine", line, "fine"]))
 
     assert Status.FAILED is result.status
     assert line == result.evidence[0].found
@@ -433,7 +433,7 @@ def test_what_a_healthy_run_prints_is_on_no_list():
     words = "step 3/4 loss 6.9 grad_norm 1.2\nLoading weights: 100%\nwarmup is 0\n"
     words += "/x/harness/twin/compare.py:88: UserWarning: the gradient is nan\n"
 
-    assert () == search_output(words).lethal
+    assert () == search_lines([words]).lethal
 
 
 def test_the_end_is_not_asked_of_methods_that_do_not_teach_it():
