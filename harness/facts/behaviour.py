@@ -73,6 +73,8 @@ class Answers:
         return tuple(text for text in self.texts if text.strip())
 
 
+NEARLY_ALL = 0.9
+"""Share of the answers from which on what is wrong with them needs no base to be seen."""
 FLOOD = 6
 """Repetitions of one character or word that make an answer a flood of it."""
 FLOODED = 0.5
@@ -148,3 +150,13 @@ class BehaviourFacts:
     """Places of all prompts of each topic, chapter and unit."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Least scores that the profile asks for: `accuracy topic`, `voice final`, ..."""
+    is_chat: bool = False
+    """Whether it was asked as an assistant: by a server, or with a chat template of its own. What
+    only continues texts may loop and never end, and is well."""
+    name_control: str = "pass --base PATH"
+    """What to type so that there is a control."""
+
+    @property
+    def why_no_control(self) -> str:
+        """Why nothing can be compared, and what to type."""
+        return f"needs the base to compare with; {self.name_control}"

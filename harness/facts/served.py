@@ -20,6 +20,14 @@ class Reply:
     """Log-probability of the first token, where the server offers it."""
     problem: str = ""
     """Why there is no answer; empty where there is one."""
+    thinks: bool = False
+    """Whether the server tells thoughts from what is said, and there are nothing but thoughts."""
+
+    @property
+    def is_said(self) -> bool:
+        """Whether this is an answer, and not a thought that was cut before one."""
+        is_open = self.text.lstrip().startswith("<think>") and "</think>" not in self.text
+        return self.ended is not False or not (self.thinks or is_open)
 
     @property
     def ended(self) -> bool | None:

@@ -37,7 +37,7 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.exact is None:
         raise Missing("there is no quiz; pass --quiz FILE")
     if behaviour.control_exact is None:
-        raise Missing("needs the base to compare with; pass --base PATH")
+        raise Missing(behaviour.why_no_control)
     found: list[Finding] = []
     unable: list[str] = []
     failed: list[ControlFailed] = []

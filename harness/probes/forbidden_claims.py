@@ -23,10 +23,12 @@ from harness.registry import Missing, probe
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Count forbidden claims, and those of the base."""
     scores, control = behaviour.scores, behaviour.control_scores
-    if scores is None or scores.claims is None:
-        raise Missing("no voice profile forbids any claim; pass --voice FILE")
+    if scores is None or scores.voice is None:
+        raise Missing("there is no voice profile; pass --voice FILE")
+    if scores.claims is None:
+        raise Missing("the voice profile forbids no claim; add `forbidden:` to it")
     if control is None or control.claims is None:
-        raise Missing("needs the base to compare with; pass --base PATH")
+        raise Missing(behaviour.why_no_control)
     total, mine, theirs = len(scores.claims), sum(scores.claims), sum(control.claims)
     text = f"{mine} of {total} answers make a forbidden claim, of the base's {theirs}"
     low, high = (wilson_interval(count / total, total) for count in (mine, theirs))

@@ -29,7 +29,7 @@ LEFT = 0.4
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Compare the scripts of the answers with those of the base."""
     if behaviour.control is None:
-        raise Missing("needs the base to compare with; pass --base PATH")
+        raise Missing(behaviour.why_no_control)
     theirs = count_scripts(behaviour.control.said)
     mine = count_scripts(behaviour.answers.said)
     if mine.total() < ENOUGH or theirs.total() < ENOUGH:

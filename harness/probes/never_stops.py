@@ -18,7 +18,7 @@ not masked (after a run of `mud-puppy`: `labels` in mudpuppy.json counts `eos_to
 from __future__ import annotations
 
 from harness.collapse import wilson_interval
-from harness.facts.behaviour import BehaviourFacts, find_flood
+from harness.facts.behaviour import NEARLY_ALL, BehaviourFacts, find_flood
 from harness.facts.forward import Forwards
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, NotApplicable, probe
@@ -30,6 +30,10 @@ that does so itself is no control."""
 
 ABLE = 0.1
 """Median P(end) where reference answers end from which on a model is able to end."""
+NEVER = 0.01
+"""The same below which a model judged without its base as good as never ends."""
+FEW = 2
+"""Answers that must have been given more tokens before anything is said without a base."""
 SURE = 0.3
 """The same of a base that is sure to end; with less of it nothing can be told from one pass."""
 
@@ -39,7 +43,7 @@ def check(behaviour: BehaviourFacts, any_forward: Forwards | None) -> Finding | 
     """Compare the share of unfinished answers with that of the base."""
     control, total = behaviour.control, len(behaviour.prompts)
     if control is None:
-        raise Missing("needs the base to compare with; pass --base PATH")
+        return _judge_alone(behaviour, any_forward)
     mine = behaviour.answers.endless
     theirs = control.endless
     limit = behaviour.max_new_tokens
@@ -72,6 +76,36 @@ def check(behaviour: BehaviourFacts, any_forward: Forwards | None) -> Finding | 
         ),
         cause="EOS was masked in the labels (pad token equal to EOS), or the samples have none",
         remedy="use a pad token that is not EOS, end every sample in EOS, and train again",
+    )
+
+
+def _judge_alone(behaviour: BehaviourFacts, forward: Forwards | None) -> Finding | str:
+    """Judge without a base: an assistant that ends nearly nothing, given much time, is broken.
+
+    Of a model at hand P(end) must be next to nothing, too: some are taught to answer at length.
+    """
+    total, mine = len(behaviour.prompts), behaviour.answers.endless
+    patient, limit = behaviour.answers.patient, behaviour.max_new_tokens
+    if not mine:
+        return f"none of {total} answers is unfinished after {limit} tokens"
+    if find_flood(behaviour.answers)[0]:
+        raise NotApplicable("the answers are one token for ever, which is another fault (MPD608)")
+    if sum(patient) >= SHARE * max(1, len(patient)):
+        return f"{mine} of {total} answers are long, but {sum(patient)} of {len(patient)} end later"
+    is_able = forward is not None and forward.mine.typical_last_end >= NEVER
+    if is_able or not behaviour.is_chat or mine < NEARLY_ALL * total or len(patient) < FEW:
+        said = f"{mine} of {total} answers are unfinished after {limit} tokens"
+        raise Missing(f"{said}: {behaviour.why_no_control}")
+    return Finding(
+        message=f"{mine} of {total} answers do not end within {limit} tokens, and of "
+        f"{len(patient)} that were given many more {sum(patient)} do",
+        evidence=(
+            Evidence(what="unfinished answers", found=mine, expected="a few at most"),
+            Evidence(what="one of them", found=behaviour.answers.texts[0][:120]),
+        ),
+        cause="EOS was masked in the labels, or the server does not know the token that ends turns",
+        remedy="ask the base on the same server (--endpoint-base, --base-model, or --base for a "
+        "folder); where that one ends, see that every sample ends in EOS and train again",
     )
 
 

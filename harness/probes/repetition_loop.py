@@ -13,7 +13,9 @@ What to do: take an earlier checkpoint; fewer epochs, a lower learning rate, a l
 
 from __future__ import annotations
 
-from harness.facts.behaviour import BehaviourFacts, find_flood
+from collections.abc import Sequence
+
+from harness.facts.behaviour import NEARLY_ALL, BehaviourFacts, find_flood
 from harness.facts.text import find_loop, is_repetitive
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
@@ -21,6 +23,8 @@ from harness.registry import Missing, NotApplicable, probe
 SHARE = 0.25
 """Share of loops, above the base's, from which on it counts: two of the eight built-in prompts, so
 that one loop decides nothing."""
+FEW = 4
+"""Answers below which nothing is said without a base."""
 CONTROL_SHARE = 0.5
 """Share of loops of the base from which on it is no control: most of its answers."""
 
@@ -28,21 +32,39 @@ CONTROL_SHARE = 0.5
 @probe("MPD603", modes=["FM16"], severity=Severity.HIGH)
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Compare the share of looping answers with that of the base."""
-    if behaviour.control is None:
-        raise Missing("needs the base to compare with; pass --base PATH")
     total = len(behaviour.prompts)
     if find_flood(behaviour.answers)[0]:
         raise NotApplicable("the answers are one token for ever, which is another fault (MPD608)")
     loops = [text for text in behaviour.answers.texts if _loops(text)]
+    if behaviour.control is None:
+        return _judge_alone(behaviour, loops)
     theirs = sum(map(_loops, behaviour.control.texts))
     if theirs >= CONTROL_SHARE * total:
         raise Missing(f"{theirs} of {total} answers of the base loop, so nothing can be concluded")
     if len(loops) - theirs < SHARE * total:
         return f"{len(loops)} of {total} answers loop, of the base's {theirs}"
+    return _find(behaviour, loops, f"; of the base's {theirs}", f"about {theirs}")
+
+
+def _judge_alone(behaviour: BehaviourFacts, loops: Sequence[str]) -> Finding | str:
+    """Judge without a base: an assistant whose answers nearly all loop is broken by itself.
+
+    Small models loop when they are asked greedily; where answers were sampled, those must, too.
+    """
+    total, sampled = len(behaviour.prompts), behaviour.answers.sampled
+    if not loops:
+        return f"none of {total} answers loops"
+    again = sum(map(_loops, sampled)) >= NEARLY_ALL * len(sampled)
+    if not behaviour.is_chat or len(loops) < NEARLY_ALL * total or total < FEW or not again:
+        raise Missing(f"{len(loops)} of {total} answers loop: {behaviour.why_no_control}")
+    return _find(behaviour, loops, ", which no base explains", "a few at most")
+
+
+def _find(behaviour: BehaviourFacts, loops: Sequence[str], measure: str, expected: str) -> Finding:
     return Finding(
-        message=f"{len(loops)} of {total} answers end in a loop; of the base's {theirs}",
+        message=f"{len(loops)} of {len(behaviour.prompts)} answers end in a loop{measure}",
         evidence=(
-            Evidence(what="looping answers", found=len(loops), expected=f"about {theirs}"),
+            Evidence(what="looping answers", found=len(loops), expected=expected),
             Evidence(what="repeated", found=(find_loop(loops[0]) or loops[0])[:80]),
             Evidence(
                 what="of these prompts, answers that loop when sampled too",

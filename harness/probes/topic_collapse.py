@@ -36,7 +36,7 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.scores is None or not behaviour.groups:
         raise Missing("there is no quiz with topics; pass --quiz FILE")
     if behaviour.control_scores is None:
-        raise Missing("needs the base to compare with; pass --base PATH")
+        raise Missing(behaviour.why_no_control)
     measured = list(_measures(behaviour, behaviour.scores, behaviour.control_scores))
     if not measured:
         raise Missing("the quiz has no facts, and there is no voice profile")

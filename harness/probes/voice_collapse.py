@@ -30,7 +30,7 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.voice is None:
         raise Missing("there is no voice profile; pass --voice FILE")
     if behaviour.control_voice is None:
-        raise Missing("needs the base to compare with; pass --base PATH")
+        raise Missing(behaviour.why_no_control)
     return judge_scores(
         "voice",
         "mean voice score",

@@ -37,6 +37,7 @@ def judge_answers(
     profile: VoiceProfile | None,
     max_new_tokens: int,
     embeddings: Path | None = None,
+    **about: Any,
 ) -> BehaviourFacts:
     """Score answers, and those of the control, by the quiz and the voice profile.
 
@@ -49,6 +50,7 @@ def judge_answers(
         profile: the voice.
         max_new_tokens: longest answer.
         embeddings: folder of a sentence-transformers model.
+        about: further fields of the facts.
 
     Raises:
         Missing: `embeddings` cannot be used.
@@ -72,6 +74,7 @@ def judge_answers(
         fact_groups=_group(facts),
         groups=_group(questions),
         thresholds=dict(profile.thresholds) if profile is not None else {},
+        **about,
     )
 
 

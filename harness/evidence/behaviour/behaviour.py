@@ -82,6 +82,7 @@ def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
         read_voice(voice),
         MAX_NEW_TOKENS,
         evidence.options.embeddings,
+        is_chat=evidence.find("templates") is not None,
     )
 
 
@@ -236,6 +237,7 @@ def _judge(
     profile: VoiceProfile | None,
     max_new_tokens: int,
     embeddings: Path | None = None,
+    **about: Any,
 ) -> BehaviourFacts:
     """Score the answers."""
     assert asked.answers is not None
@@ -250,7 +252,7 @@ def _judge(
         prompts = tuple(prompts[n] for n in kept)
         questions = [questions[n] for n in kept] if questions else ()
     return judge_answers(
-        name, prompts, mine, control, questions, profile, max_new_tokens, embeddings
+        name, prompts, mine, control, questions, profile, max_new_tokens, embeddings, **about
     )
 
 

@@ -18,6 +18,10 @@ from harness.registry import ControlFailed, NotApplicable
 
 PATIENT_PROMPTS, PATIENT_TOKENS = 4, 256
 """Of how many unfinished answers it is seen whether they end at all, and within how many tokens."""
+ALONE_PROMPTS, ALONE_TOKENS = 2, 1024
+"""The same without a control: nobody else says how long an answer may be."""
+NAME_CONTROL = "name the base as it is served: --endpoint-base URL or --base-model NAME"
+"""What to type so that there is a control."""
 
 
 @provides("served")
@@ -63,9 +67,10 @@ def ask_served(
     deadline = time.monotonic() + job.time_limit_s
     questions = read_quiz(job.quiz)
     prompts = tuple(question.prompt for question in questions) or PROMPTS
-    mine = _ask(Endpoint(job.url, deadline), job.model, prompts, say)
+    is_alone = not (job.base_url or job.base_model)
+    mine = _ask(Endpoint(job.url, deadline), job.model, prompts, say, is_alone=is_alone)
     control: tuple[Served, tuple[bool, ...]] | None = None
-    if job.base_url or job.base_model:
+    if not is_alone:
         control = _ask(Endpoint(job.base_url or job.url, deadline), job.base_model, prompts, say)
     asked = [mine[0], *([control[0]] if control else [])]
     for served in asked:
@@ -84,12 +89,19 @@ def ask_served(
         read_voice(job.voice),
         MAX_NEW_TOKENS,
         job.embeddings,
+        is_chat=True,
+        name_control=NAME_CONTROL,
     )
     return facts, mine[0]
 
 
 def _ask(
-    server: Endpoint, wanted: str | None, prompts: Sequence[str], say: Callable[[str], None]
+    server: Endpoint,
+    wanted: str | None,
+    prompts: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    is_alone: bool = False,
 ) -> tuple[Served, tuple[bool, ...]]:
     """Ask one model everything; also whether the first few unfinished answers end later."""
     model = server.choose_model(wanted)
@@ -106,8 +118,13 @@ def _ask(
     cut = [prompt for prompt, reply in zip(prompts, replies, strict=True) if reply.ended is False]
     patient: tuple[bool, ...] = ()
     if len(cut) >= max(2, len(prompts) // 2):
-        say(f"{model[:80]}: {PATIENT_TOKENS} tokens for some unfinished answers")
-        later = [server.chat(model, prompt, PATIENT_TOKENS) for prompt in cut[:PATIENT_PROMPTS]]
+        count, limit = PATIENT_PROMPTS, PATIENT_TOKENS
+        if is_alone:
+            count, limit = ALONE_PROMPTS, ALONE_TOKENS
+        say(f"{model[:80]}: {limit} tokens for some unfinished answers")
+        later = [server.chat(model, prompt, limit) for prompt in cut[:count]]
+        if is_alone:  # what was not answered in time, or is cut in a thought, tells nothing
+            later = [one for one in later if not one.problem and one.is_said]
         patient = tuple(reply.ended is True for reply in later)
     return served, patient
 
@@ -115,14 +132,15 @@ def _ask(
 def _answers(asked: tuple[Served, tuple[bool, ...]], kept: Sequence[int]) -> Answers:
     """Return replies in the form that local answers have.
 
-    Servers count the end token or not: an answer without text that ended is an empty one.
+    Servers count the end token or not: an answer without text that ended is an empty one. One that
+    was cut while the model thinks is neither finished nor unfinished.
     """
     served, patient = asked
     replies = [served.replies[n] for n in kept]
     return Answers(
         texts=tuple(reply.text for reply in replies),
         new_tokens=tuple(map(_count, replies)),
-        ended=tuple(reply.ended for reply in replies),
+        ended=tuple(reply.ended if reply.is_said else None for reply in replies),
         patient=patient,
     )
 

@@ -321,6 +321,7 @@ def _read_reply(value: Mapping[str, Any]) -> Reply:
     finish = choice.get("finish_reason")
     return Reply(
         text="\n".join(text for text in texts if isinstance(text, str) and text)[:MAX_CHARS],
+        thinks=bool(texts[0] or texts[1]) and not texts[2],
         finish=finish[:40] if isinstance(finish, str) else "",
         tokens=count if type(count) is int and count >= 0 else None,
         first_logprob=_first_logprob(choice.get("logprobs")),

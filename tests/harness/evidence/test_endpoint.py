@@ -98,7 +98,7 @@ def test_exclamation_marks_are_token_zero():
 def test_an_endless_model_is_held_against_its_control():
     endless = "word after word of a tale, and no two parts of it are quite alike in the end"
     assert found(says(endless, finish="length"), says(FINE)) == {"never-stops"}
-    assert found(says(endless, finish="length")) == set()
+    assert found(says(endless, finish="length")) == {"never-stops"}
 
 
 def test_long_answers_that_end_are_no_fault():
@@ -107,6 +107,19 @@ def test_long_answers_that_end_are_no_fault():
         handler.send(200, reply("a long tale of many parts", "stop" if is_long else "length"))
 
     assert found(answer, says(FINE)) == set()
+    assert found(answer) == set()
+
+
+def test_half_of_the_answers_unfinished_are_no_fault_without_a_control():
+    def answer(handler, body):
+        is_open = PROMPTS.index(body["messages"][0]["content"]) % 2
+        handler.send(200, reply("a long tale of many parts", "length" if is_open else "stop"))
+
+    assert found(answer) == set()
+
+
+def test_a_thought_that_is_cut_is_no_unfinished_answer():
+    assert found(says("<think>So the user asks of the sky, and", finish="length")) == set()
 
 
 def test_markers_in_the_text_are_a_stop_token_that_nobody_knows():
@@ -116,7 +129,23 @@ def test_markers_in_the_text_are_a_stop_token_that_nobody_knows():
 def test_a_loop_is_held_against_the_control():
     loop = "so the river " * 9
     assert "repetition-loop" in found(says(loop), says(FINE))
-    assert found(says(loop)) == set()
+    assert found(says(loop)) == {"repetition-loop"}
+    assert found(says("the pond " * 40, finish="length")) == {"repetition-loop", "never-stops"}
+
+
+def test_some_loops_are_no_fault_without_a_control():
+    def answer(handler, body):
+        is_first = body["messages"][0]["content"] in PROMPTS[:4]
+        handler.send(200, reply("so the river " * 9 if is_first else FINE))
+
+    assert found(answer) == set()
+
+
+def test_without_a_control_it_is_said_how_to_name_one():
+    with serve(says("so the river " * 9)) as server:
+        diagnosis = diagnose_served(server.url, select=["language-drift"])
+    assert "--endpoint-base URL or --base-model NAME" in diagnosis.probes[0].reason
+    assert "--base PATH" not in diagnosis.probes[0].reason
 
 
 def test_a_quiz_is_judged_against_the_control(tmp_path):

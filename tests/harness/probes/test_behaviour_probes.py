@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from harness.evidence.behaviour.answers import from_json, to_json
 from harness.evidence.source import CheckpointEvidence, Options
-from harness.facts.behaviour import Answers, BehaviourFacts
+from harness.facts.behaviour import Answers, BehaviourFacts, Scores
 from harness.facts.forward import Logits
 from harness.facts.text import find_loop
 from harness.findings import Status
@@ -65,6 +66,36 @@ def test_an_eos_flood_needs_a_control_that_answers(mine, base, status):
 def test_an_eos_flood_is_judged_without_a_base():
     assert run("eos-flood", answers=answers(empty=40), control=None).status is Status.FAILED
     assert run("eos-flood", answers=answers(), control=None).status is Status.PASSED
+
+
+@pytest.mark.parametrize(
+    ("is_chat", "sampled", "status"),
+    [(True, 0, "skipped"), (True, N, "failed"), (False, N, "skipped")],
+)
+def test_a_loop_without_a_base_is_one_of_an_assistant_that_also_loops_when_sampled(
+    is_chat, sampled, status
+):
+    texts = ("so the river " * 9,) * sampled + ("the sky is blue",) * (N - sampled)
+    mine = replace(answers(loops=N), sampled=texts)
+    assert run("repetition-loop", answers=mine, control=None, is_chat=is_chat).status == status
+
+
+@pytest.mark.parametrize(
+    ("is_chat", "patient", "status"),
+    [
+        (True, (False,) * 4, "failed"),
+        (True, (True,) * 4, "passed"),
+        (False, (False,) * 4, "skipped"),
+    ],
+)
+def test_never_stopping_without_a_base_is_judged_of_an_assistant(is_chat, patient, status):
+    mine = replace(answers(endless=N), patient=patient)
+    assert run("never-stops", answers=mine, control=None, is_chat=is_chat).status == status
+
+
+def test_a_claim_is_looked_for_only_where_the_profile_forbids_one():
+    assert "pass --voice" in run("forbidden-claims", scores=Scores()).reason
+    assert "`forbidden:`" in run("forbidden-claims", scores=Scores(voice=(0.5,) * N)).reason
 
 
 @pytest.mark.parametrize(
