@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,18 @@ RUN_PROBES = "MPD7"
 """Beginning of the codes of the probes that judge what was observed of a run."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """What was seen beside the files, such as a server, before anything is concluded."""
+
+    results: Sequence[ProbeResult]
+    """The endings of its probes."""
+    subject: Mapping[str, Any]
+    """What it is, for the facts of the diagnosis."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Why it could not be examined, by the name of the subject; empty where it could."""
+
+
 def diagnose(
     path: str | Path,
     *,
@@ -66,6 +78,7 @@ def diagnose(
     scanned: Callable[[int, int], None] = lambda done, total: None,
     run_folder: str | Path | None = None,
     given: Mapping[str, Any] | None = None,
+    beside: Callable[[], Examined] | None = None,
 ) -> Diagnosis:
     """Examine a model folder, an adapter folder, a trainer output, or one file of weights.
 
@@ -97,6 +110,7 @@ def diagnose(
             the bytes of this pass.
         run_folder: folder of a matrix run, whose `behaviour.json` is read in place of generating.
         given: evidence that is already at hand, for the first subject alone: a run is judged once.
+        beside: examines something else after the files, to be judged together with them.
 
     Raises:
         HubError: a name on the hub was given, and the hub could not be asked.
@@ -145,6 +159,11 @@ def diagnose(
             described.append(_describe(subject, evidence))
             if problem := _why_unread(evidence) or _why_unasked(evidence):
                 unread[subject.name] = problem
+        if beside is not None:
+            more = beside()
+            results += more.results
+            described.append(dict(more.subject))
+            unread |= more.unread
         facts = {"subjects": described, "probes": len(chosen), "unread": unread}
         if places.facts:
             facts["hub"] = places.facts
@@ -297,7 +316,12 @@ def _why_unread(evidence: CheckpointEvidence) -> str:
 
 def _why_unasked(evidence: CheckpointEvidence) -> str:
     """Return why models that were to be asked could not be; no answer is no sign of health."""
-    why = evidence.was_missing("asked") if evidence.options.generate else ""
+    if not evidence.options.generate:
+        return ""
+    why = evidence.was_missing("asked")
+    asked = evidence.recall("asked")
+    if asked is None or asked.answers is not None:  # of one without a voice, logits are compared
+        why = why or evidence.was_missing("behaviour")
     return f"--generate could not ask it: {why}" if why else ""
 
 

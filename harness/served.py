@@ -8,11 +8,11 @@ from typing import Any
 
 from harness.acceptance import Acceptance
 from harness.baseline import Baseline
-from harness.doctor import choose_probes, conclude
+from harness.doctor import Examined, choose_probes, conclude
 from harness.doctor_paths import require_embeddings, require_file, require_questions
 from harness.evidence.behaviour.endpoint import ServedJob, ask_served
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence
-from harness.findings import Diagnosis, ProbeResult, Severity
+from harness.findings import Diagnosis, Severity
 from harness.registry import ControlFailed, Missing, Probe, run_probes
 from mudpuppy.errors import UsageError
 
@@ -25,6 +25,38 @@ OFFERED = ("behaviour", "any_forward", "served")
 def diagnose_served(
     url: str,
     *,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    fail_on: Severity | None = Severity.MEDIUM,
+    accepted: Sequence[Acceptance] = (),
+    baseline: Baseline | None = None,
+    **asking: Any,
+) -> Diagnosis:
+    """Ask a served model and judge its answers.
+
+    Args:
+        url: address of the server, such as `http://127.0.0.1:1234/v1`.
+        select: probes to run; all that a server has evidence for by default.
+        ignore: probes not to run.
+        fail_on: the least severity that fails by the exit code; None for none.
+        accepted: findings that do not count.
+        baseline: an earlier diagnosis.
+        asking: further arguments of `examine_served`.
+
+    Raises:
+        UsageError: an address, a name, or a word of `select` or `ignore` is not usable.
+        ModelError: the server cannot be reached.
+    """
+    if not choose_served(select, ignore):
+        raise UsageError("none of the selected probes can ask a server")
+    seen = examine_served(url, select=select, ignore=ignore, **asking)
+    facts = {"subjects": [seen.subject], "probes": len(seen.results), "unread": seen.unread}
+    return conclude(url, seen.results, facts, fail_on=fail_on, accepted=accepted, baseline=baseline)
+
+
+def examine_served(
+    url: str,
+    *,
     model: str | None = None,
     base_url: str | None = None,
     base_model: str | None = None,
@@ -34,13 +66,9 @@ def diagnose_served(
     time_limit_s: float = TIME_LIMIT_S,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
-    fail_on: Severity | None = Severity.MEDIUM,
-    accepted: Sequence[Acceptance] = (),
-    baseline: Baseline | None = None,
     progress: Callable[[str], None] = lambda text: None,
-    static: Diagnosis | None = None,
-) -> Diagnosis:
-    """Ask a served model and judge its answers.
+) -> Examined:
+    """Ask a served model and run the probes on its answers; nothing is concluded.
 
     Args:
         url: address of the server, such as `http://127.0.0.1:1234/v1`.
@@ -53,20 +81,13 @@ def diagnose_served(
         time_limit_s: time for all questions.
         select: probes to run; all that a server has evidence for by default.
         ignore: probes not to run.
-        fail_on: the least severity that fails by the exit code; None for none.
-        accepted: findings that do not count.
-        baseline: an earlier diagnosis.
         progress: called with one line before each question.
-        static: diagnosis of the files that are served, to which this is added.
 
     Raises:
         UsageError: an address, a name, or a word of `select` or `ignore` is not usable.
         ModelError: the server cannot be reached.
     """
     require_questions(quiz, voice)
-    probes = [one for one in choose_probes(select, ignore) if _fits(one)]
-    if not probes and static is None:
-        raise UsageError("none of the selected probes can ask a server")
     job = ServedJob(
         url=url,
         model=model,
@@ -77,30 +98,28 @@ def diagnose_served(
         embeddings=require_embeddings(embeddings),
         time_limit_s=time_limit_s,
     )
-    subject: dict[str, Any] = {"subject": SUBJECT, "kind": "served model"}
+    subject = {"subject": SUBJECT, "kind": "served model"}
+    unread: dict[str, str] = {}
     try:
         behaviour, served = ask_served(job, progress)
     except (ControlFailed, Missing) as failure:
         source: Any = _Failed(failure)
+        unread[SUBJECT] = f"--endpoint could not ask it: {failure}"
     else:
         given = {"behaviour": behaviour, "any_forward": None, "served": served}
         source = CheckpointEvidence(Path(), given=given)
         subject["type"] = served.model[:80]
-    results: list[ProbeResult] = list(run_probes(probes, source, SUBJECT))
-    subjects, count, unread = [subject], len(probes), {}
-    if static is not None:
-        results = [*static.probes, *results]
-        subjects = [*static.facts["subjects"], subject]
-        count, unread = static.facts["probes"], static.facts["unread"]
-    facts = {"subjects": subjects, "probes": count, "unread": unread}
-    return conclude(
-        url if static is None else static.path,
-        results,
-        facts,
-        fail_on=fail_on,
-        accepted=accepted,
-        baseline=baseline,
-    )
+    results = run_probes(choose_served(select, ignore), source, SUBJECT)
+    return Examined(results=results, subject=subject, unread=unread)
+
+
+def choose_served(select: Sequence[str], ignore: Sequence[str]) -> tuple[Probe, ...]:
+    """Return those of the selected probes that a server has evidence for.
+
+    Raises:
+        UsageError: a word names no probe.
+    """
+    return tuple(one for one in choose_probes(select, ignore) if _fits(one))
 
 
 class _Failed:

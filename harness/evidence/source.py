@@ -185,6 +185,10 @@ class CheckpointEvidence:
             raise
         return self._found[name]
 
+    def recall(self, name: str) -> Any | None:
+        """Return the evidence called `name` if it was gathered already, and else None."""
+        return self._found.get(name)
+
     def was_missing(self, name: str) -> str:
         """Return why evidence that was asked for is missing; empty if it is there or unasked."""
         failure = self._failed.get(name)

@@ -10,6 +10,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from harness.baseline import read_baseline
 from harness.doctor import choose_probes, diagnose
@@ -212,57 +214,51 @@ def _examine(
             accepted=settings.accept,
             baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
         )
-    diagnosis = None
-    if path is not None:
-        diagnosis = _examine_files(arguments, settings, progress, path)
+    judging: dict[str, Any] = {
+        "select": _split(arguments.select) if given else settings.select,
+        "ignore": [*_split(arguments.ignore or ()), *settings.ignore],
+        "fail_on": None if fail_on == NEVER else Severity(fail_on),
+        "accepted": settings.accept,
+        "baseline": read_baseline(arguments.baseline) if arguments.baseline else None,
+    }
+    asking = {
+        "quiz": arguments.quiz or settings.quiz,
+        "voice": arguments.voice or settings.voice,
+        "embeddings": arguments.embeddings,
+        "time_limit_s": arguments.time_limit,
+        "progress": progress.say,
+    }
+    reading: dict[str, Any] = {"scanned": progress.scanned}
     if arguments.endpoint is None:
-        assert diagnosis is not None
-        return diagnosis
-    from harness.served import diagnose_served
+        assert path is not None
+        return _examine_files(path, arguments, settings, **judging, **asking, **reading)
+    from harness.served import diagnose_served, examine_served
 
-    return diagnose_served(
-        arguments.endpoint,
-        model=arguments.endpoint_model,
-        base_url=arguments.endpoint_base,
-        base_model=arguments.base_model,
-        quiz=arguments.quiz or settings.quiz,
-        voice=arguments.voice or settings.voice,
-        embeddings=arguments.embeddings,
-        time_limit_s=arguments.time_limit,
-        select=_split(arguments.select) if given else settings.select,
-        ignore=[*_split(arguments.ignore or ()), *settings.ignore],
-        fail_on=None if fail_on == NEVER else Severity(fail_on),
-        accepted=settings.accept,
-        baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
-        progress=progress.say,
-        static=diagnosis,
-    )
+    asking_server = {
+        **asking,
+        "model": arguments.endpoint_model,
+        "base_url": arguments.endpoint_base,
+        "base_model": arguments.base_model,
+    }
+    if path is None:
+        return diagnose_served(arguments.endpoint, **judging, **asking_server)
+    chosen = {name: judging[name] for name in ("select", "ignore")}
+    reading["beside"] = partial(examine_served, arguments.endpoint, **chosen, **asking_server)
+    return _examine_files(path, arguments, settings, **judging, **asking, **reading)
 
 
 def _examine_files(
-    arguments: argparse.Namespace, settings: DoctorSettings, progress: ScanProgress, path: str
+    path: str, arguments: argparse.Namespace, settings: DoctorSettings, **more: Any
 ) -> Diagnosis:
-    fail_on = arguments.fail_on or settings.fail_on or Severity.MEDIUM
-    given = arguments.select is not None
     return diagnose(
         path,
         base=arguments.base or settings.base,
         adapter=arguments.adapter or settings.adapter,
         against=arguments.against,
         generate=arguments.generate,
-        quiz=arguments.quiz or settings.quiz,
-        voice=arguments.voice or settings.voice,
-        embeddings=arguments.embeddings,
-        time_limit_s=arguments.time_limit,
         quick=arguments.quick,
-        select=_split(arguments.select) if given else settings.select,
-        ignore=[*_split(arguments.ignore or ()), *settings.ignore],
         depth=arguments.depth or (None if arguments.generate else settings.depth),
-        fail_on=None if fail_on == NEVER else Severity(fail_on),
-        accepted=settings.accept,
-        baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
-        progress=progress.say,
-        scanned=progress.scanned,
+        **more,
     )
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from harness.doctor import diagnose
 from harness.evidence.behaviour import endpoint_client
 from harness.evidence.behaviour.endpoint import PATIENT_TOKENS
 from harness.evidence.behaviour.endpoint_client import KEY_VARIABLE, Endpoint, clean_url
 from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
-from harness.served import diagnose_served
+from harness.hub.visit import Places
+from harness.registry import Missing
+from harness.served import diagnose_served, examine_served
 from mudpuppy.errors import ModelError, UsageError
 from reports.commands.doctor import main
+from tests.harness.checkpoints import save_base
 from tests.harness.evidence.servers import (
     Answer,
     busy,
@@ -313,3 +320,69 @@ def test_the_command_adds_the_server_to_the_files(tmp_path, capsys):
     subjects = {one["subject"] for one in report["facts"]["subjects"]}
     assert subjects == {".", "endpoint"}
     assert {p["subject"] for p in report["probes"] if p["code"] == "MPD601"} == {".", "endpoint"}
+
+
+def examine(tmp_path, capsys, server, *words):
+    code = main([*words, "--endpoint", server.url, "--format", "json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_files_and_server_are_judged_together_and_once(tmp_path, capsys):
+    folder = save_base(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"")
+    project = tmp_path / "mudpuppy-doctor.toml"
+    project.write_text('[[accept]]\nprobe = "eos-flood"\nreason = "known"\n')
+    with serve(says("", tokens=1)) as server:
+        code, report = examine(tmp_path, capsys, server, str(folder), "--config", str(project))
+    assert code == 1
+    flood = [p for p in report["probes"] if p["name"] == "eos-flood" and p["status"] == "failed"]
+    assert [p["accepted"] for p in flood] == ["known"]
+    assert report["remarks"] == []
+
+
+def test_pieces_of_evidence_are_counted_once(tmp_path, capsys):
+    folder = save_base(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    spoilt = {name: value * float("nan") for name, value in tensors.items()}
+    save_file(spoilt, folder / "model.safetensors", {"format": "pt"})
+    main([str(folder), "--format", "json"])
+    alone = json.loads(capsys.readouterr().out)
+    with serve(says(FINE)) as server:
+        _, both = examine(tmp_path, capsys, server, str(folder))
+    ours = {"MPD301": "."}.items()
+    of_files, of_both = (
+        [p["evidence"] for p in one["probes"] if (p["code"], p["subject"]) in ours]
+        for one in (alone, both)
+    )
+    assert len(of_files[0]) > 5
+    assert of_both == of_files
+
+
+def test_what_the_hub_did_not_give_is_told_beside_a_server_too(tmp_path, monkeypatch):
+    folder = save_base(tmp_path / "model")
+    fact = {"revision": "a" * 40, "not_fetched": ["big.bin"]}
+
+    @contextmanager
+    def lay_out(*words, progress):
+        yield Places(paths=(folder, None, None), facts={"hf://org/name": fact})
+
+    monkeypatch.setattr("harness.doctor.at_hand", lay_out)
+    with serve(says(FINE)) as server:
+        diagnosis = diagnose("hf://org/name", beside=partial(examine_served, server.url))
+    assert diagnosis.facts["hub"] == {"hf://org/name": fact}
+    assert "big.bin" in diagnosis.remarks[0]
+
+
+def test_a_server_that_could_not_be_asked_is_not_healthy_beside_healthy_files(
+    tmp_path, monkeypatch
+):
+    def refuse(job, say):
+        raise Missing("the voice profile cannot be used")
+
+    monkeypatch.setattr("harness.served.ask_served", refuse)
+    folder = save_base(tmp_path / "model")
+    assert diagnose(folder).verdict is Verdict.HEALTHY
+    diagnosis = diagnose(folder, beside=partial(examine_served, "http://127.0.0.1:9"))
+    assert diagnosis.verdict is Verdict.UNKNOWN
+    assert diagnosis.exit_code == 3
+    assert "--endpoint could not ask it: the voice profile" in diagnosis.why
