@@ -43,6 +43,8 @@ class Converted:
 
     source: str
     """The archive."""
+    num_bytes: int
+    """Bytes of its tensors, which may share storages and be more than the archive's."""
 
 
 Content = dict[str, Any] | Renamed | Converted

@@ -13,7 +13,7 @@ from harness.evidence.files.inventory import leaves_folder
 from harness.evidence.source import CheckpointEvidence, Options
 from harness.findings import Diagnosis, ProbeResult
 from harness.registry import Missing
-from harness.repairs.draft import Change, Draft, NotCertain
+from harness.repairs.draft import Change, Converted, Draft, NotCertain
 from harness.repairs.registry import Repair, load_repairs
 from harness.repairs.write import require_room, write_draft
 from harness.subjects import Subject, find_subjects
@@ -153,7 +153,7 @@ def write_copy(plan: RepairPlan, target: Path) -> tuple[str, ...]:
     """
     root = plan.root
     require_target(root, target)
-    require_room(target, sum(_size(path) for path in _walk(root)))
+    require_room(target, sum(_size(path) for path in _walk(root)) + _added(plan))
     room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         skipped = _fill(plan, room)
@@ -210,6 +210,16 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size
+
+
+def _added(plan: RepairPlan) -> int:
+    """Return the bytes that converted files take."""
+    return sum(
+        content.num_bytes
+        for draft in plan.drafts
+        for content in draft.contents.values()
+        if isinstance(content, Converted)
+    )
 
 
 def _umask() -> int:

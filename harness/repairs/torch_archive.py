@@ -20,6 +20,10 @@ from harness.repairs.draft import NotCertain
 
 PICKLE_LIMIT_BYTES = 16_000_000
 """Longest pickle that is followed: some 100,000 tensors."""
+OPERATION_LIMIT = 2_000_000
+"""Operations that are followed; a state dictionary takes some twenty for each tensor."""
+DIMENSIONS = 64
+"""Dimensions that a tensor may have."""
 CHUNK_BYTES = 1 << 22
 """Bytes copied at once."""
 STORAGES = {
@@ -168,8 +172,12 @@ class TorchArchive:
         if not isinstance(name, str) or not isinstance(found, tuple) or len(found) != 4:
             raise NotCertain(f"the entry {str(name)[:100]!r} is no tensor")
         storage, offset, shape, strides = found
-        if not isinstance(storage, _Storage) or len(shape) != len(strides):
+        if not isinstance(storage, _Storage) or not isinstance(shape, tuple):
             raise NotCertain(f"the entry {name[:100]!r} is no tensor")
+        if not isinstance(strides, tuple) or len(shape) != len(strides):
+            raise NotCertain(f"the entry {name[:100]!r} is no tensor")
+        if len(shape) > DIMENSIONS:
+            raise NotCertain(f"{name[:100]!r} has {len(shape)} dimensions")
         numbers = (offset, *shape, *strides)
         if not all(type(one) is int and 0 <= one < 2**48 for one in numbers):
             raise NotCertain(f"the sizes of {name[:100]!r} are no sizes")
@@ -209,7 +217,9 @@ def _run(raw: bytes) -> Any:
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    for opcode, argument, _ in pickletools.genops(raw):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+        if number > OPERATION_LIMIT:
+            raise NotCertain(f"the pickle has more than {OPERATION_LIMIT:,} operations")
         if opcode.name == "STOP":
             return stack.pop()
         _step(opcode.name, argument, stack, memo)
@@ -259,6 +269,8 @@ def _combine(name: str, stack: list[Any]) -> None:
         stack.append(tuple(_take_marked(stack)))
     elif name in ("SETITEM", "SETITEMS"):
         found = _take(stack, 2) if name == "SETITEM" else _take_marked(stack)
+        if not all(isinstance(key, str) for key in found[::2]):  # hashing nested tuples recurses
+            raise NotCertain("the pickle has a key that is no text")
         stack[-1].update(zip(found[::2], found[1::2], strict=True))
     elif name in ("APPEND", "APPENDS"):
         found = _take(stack, 1) if name == "APPEND" else _take_marked(stack)
@@ -308,6 +320,8 @@ def _call(called: Any, given: Any) -> Any:
     if name == "collections.OrderedDict" and given == ():
         return {}
     if name == "torch._utils._rebuild_tensor_v2":
+        if len(given) > 6 and given[6]:  # negated or conjugated: the storage holds other values
+            raise NotCertain("a tensor is stored with marks that change its values")
         return tuple(given[:4])
     if name == "torch._utils._rebuild_parameter":
         return given[0]

@@ -20,6 +20,8 @@ SAFE_NAMES["adapter_model.bin"] = "adapter_model.safetensors"
 """What pickled weights are called once they are safe."""
 EXTRAS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler)\.(bin|pt|pth)")
 """Pickles that no loader of a model opens; only going on with the training needs them."""
+MOST_GROWTH = 3
+"""How much larger the safetensors may be than the archive: tied weights are stored twice."""
 MERGED = 0.05
 """How far k may be from 1 for an adapter to count as merged."""
 
@@ -82,18 +84,22 @@ def convert_pickles(draft: Draft, evidence: CheckpointEvidence) -> None:
     """Write pickled weights as safetensors, and leave out pickles that would run code."""
     pickles: Mapping[str, Pickled] = evidence.get("pickles")
     planned: dict[str, str] = {}
+    sizes: dict[str, int] = {}
     for name in pickles:
         new = _safe_name(name)
         if new is not None and new not in draft.names:
             archive = TorchArchive(draft.folder / name)
             archive.close()
             planned[name] = new
+            sizes[name] = sum(tensor.num_bytes for tensor in archive.tensors)
+            if sizes[name] > MOST_GROWTH * (draft.folder / name).stat().st_size:
+                raise NotCertain(f"the tensors of {name} share storages: it would grow too much")
     unsafe = [name for name, one in pickles.items() if (one.calls or one.problem)]
     stay = [name for name in unsafe if name not in planned and not _is_spare(name, draft)]
     if stay:
         raise NotCertain(f"{stay[0]} cannot be read safely, and a loader may need it")
     for name, new in planned.items():
-        draft.contents[new] = Converted(source=name)
+        draft.contents[new] = Converted(source=name, num_bytes=sizes[name])
         draft.note(new, f"the tensors of {name}, with the same values")
         draft.drop(name, f"{new} holds its tensors")
     for name in unsafe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.evidence.source import CheckpointEvidence
-from harness.facts.checkpoint import Adapter
+from harness.facts.checkpoint import Adapter, TiedPair
 from harness.repairs.draft import Draft, NotCertain
 from harness.repairs.registry import repair
 
@@ -24,7 +24,9 @@ def clear_quantisation(draft: Draft, evidence: CheckpointEvidence) -> None:
 @repair("tied-embedding-diverged")
 def untie_embeddings(draft: Draft, evidence: CheckpointEvidence) -> None:
     """Have both matrices loaded as they were saved, since they differ."""
-    del evidence
+    pair: TiedPair = evidence.get("tied_pair")
+    if pair.base_head:
+        raise NotCertain("the head is not in the files; it must be taken from a complete copy")
     config = draft.read_json(CONFIG)
     places = [config, *(config[key] for key in ("text_config", "llm_config") if key in config)]
     tied = [one for one in places if isinstance(one, dict) and one.get("tie_word_embeddings", 1)]

@@ -21,8 +21,9 @@ from harness.doctor import diagnose
 from harness.evidence.source import Options
 from harness.findings import Verdict
 from harness.registry import load_probes
+from harness.repairs.draft import NotCertain
 from harness.repairs.make import RECEIPT, plan_repairs, write_copy
-from harness.repairs.registry import load_repairs
+from harness.repairs.registry import Repair, load_repairs
 from harness.selftest.edit import edit_json, edit_tensors, rename_tensors
 from harness.selftest.ward import Recovery
 from mudpuppy.errors import OutputError
@@ -151,6 +152,54 @@ def test_pickled_weights_become_safetensors_of_the_same_values(ward, tmp_path):
     assert not (tmp_path / "copy" / "pytorch_model.bin").exists()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_an_archive_that_would_grow_without_measure_is_refused(ward):
+    with ward.copy("transformers-llama") as patient:
+        next(iter(patient.path.glob("*.safetensors"))).unlink()
+        one = torch.zeros(1000)
+        torch.save({f"w{n}": one for n in range(50)}, patient.path / "pytorch_model.bin")
+        plan = plan_repairs(patient.path, diagnose(patient.path), Options())
+
+    assert not plan.changes
+    assert any("grow" in item.why for item in plan.unmended)
+
+
+def test_two_tensors_never_get_the_same_name(ward):
+    with ward.copy("transformers-llama") as patient:
+        edit_tensors(
+            patient.path,
+            lambda tensors: {**tensors, **{f"module.{k}": v + 1 for k, v in tensors.items()}},
+        )
+        plan = plan_repairs(patient.path, diagnose(patient.path), Options())
+
+    assert not plan.changes
+    assert any("same name" in item.why for item in plan.unmended)
+
+
+def test_a_repair_that_stops_half_way_leaves_no_half(ward, monkeypatch):
+    def half(draft, evidence):
+        draft.drop("config.json", "half of a repair")
+        raise NotCertain("the other half")
+
+    one = Repair(name="half", mends=("wrapper-prefix-left",), turn=0, apply=half)
+    monkeypatch.setattr("harness.repairs.make.load_repairs", lambda: [one])
+    with ward.copy("transformers-llama") as patient:
+        wrap(patient.path)
+        plan = plan_repairs(patient.path, diagnose(patient.path), Options())
+
+    assert not plan.changes
+    assert "the other half" in {item.why for item in plan.unmended}
+
+
+@pytest.mark.parametrize("more", [{"use_rslora": True}, {"rank_pattern": {"q_proj": 4}}])
+def test_a_rank_on_which_the_scale_depends_is_left_alone(ward, more):
+    with ward.copy("peft-lora") as patient:
+        edit_json(patient.path / "adapter_config.json", r=16, **more)
+        found = diagnose(patient.path, **patient.options)
+        plan = plan_repairs(patient.path, found, Options(**patient.options))
+
+    assert not plan.changes
 
 
 def test_an_index_is_rebuilt_from_whole_shards_and_not_from_some(ward, tmp_path):

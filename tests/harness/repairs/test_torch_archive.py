@@ -169,3 +169,82 @@ def test_an_archive_in_memory_of_a_stranger_with_two_pickles_is_refused(tmp_path
 
     with pytest.raises(NotCertain):
         TorchArchive(path)
+
+
+def test_a_tensor_that_is_stored_negated_is_refused(tmp_path):
+    """torch keeps the mark beside the storage, which holds the other values."""
+    complex_numbers = torch.tensor([1 - 1j, 2 - 2j])
+    torch.save({"w": complex_numbers.conj().imag}, tmp_path / "m.bin")
+
+    with pytest.raises(NotCertain):
+        TorchArchive(tmp_path / "m.bin")
+
+
+def pickled(*parts: bytes) -> bytes:
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+def test_nested_keys_do_not_end_the_process(tmp_path):
+    content = pickled(b"}", b")", b"\x85" * 300_000, b"K\x01", b"s")
+
+    with pytest.raises(NotCertain, match="no text"):
+        TorchArchive(archive(tmp_path / "m.bin", content))
+
+
+def test_a_pickle_without_an_end_in_sight_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.repairs.torch_archive.OPERATION_LIMIT", 1000)
+    content = pickled(b"K\x01" * 2000, b"}")
+
+    with pytest.raises(NotCertain, match="operations"):
+        TorchArchive(archive(tmp_path / "m.bin", content))
+
+
+def repack(path: Path, change) -> Path:
+    """Write an archive of torch again, each member as `change` returns it; None leaves it out."""
+    new = path.with_name("changed.bin")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(new, "w") as made:
+        for name in old.namelist():
+            content = change(name, old.read(name))
+            if content is not None:
+                made.writestr(name, content)
+    return new
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as found:
+        return {name: found.read(name) for name in found.namelist()}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda name, raw: b"big" if name.endswith("byteorder") else raw, "byte order"),
+        (lambda name, raw: raw[:-4] if "/data/" in name else raw, "storage"),
+        (lambda name, raw: raw + b"\0\0\0\0" if "/data/" in name else raw, "storage"),
+        (lambda name, raw: raw.replace(b"ctorch\n", b"cplain\n"), "unknown kind"),
+        (lambda name, raw: raw.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x00/"), "unknown"),
+    ],
+)
+def test_an_archive_that_differs_from_torchs_in_one_point_is_refused(tmp_path, change, reason):
+    torch.save({"w": torch.arange(6.0)}, tmp_path / "m.bin")
+    changed = repack(tmp_path / "m.bin", change)
+    assert members(changed) != members(tmp_path / "m.bin")
+
+    with pytest.raises(NotCertain, match=reason):
+        TorchArchive(changed)
+
+
+def test_a_shape_of_absurd_length_is_refused_at_once(tmp_path):
+    torch.save({"w": torch.zeros(2)}, tmp_path / "m.bin")
+
+    def stretch(name: str, raw: bytes) -> bytes:
+        if not name.endswith("data.pkl"):
+            return raw
+        before = raw.index(b"K\x02\x85")  # the shape (2,)
+        huge = b"(" + b"\x8a\x06\xff\xff\xff\xff\xff\x7f" * 5000 + b"t"
+        return raw[:before] + huge + raw[before + 3 :]
+
+    changed = repack(tmp_path / "m.bin", stretch)
+    assert members(changed) != members(tmp_path / "m.bin")
+    with pytest.raises(NotCertain):
+        TorchArchive(changed)
