@@ -128,7 +128,7 @@ def run_probe(one: Probe, source: EvidenceSource, subject: str = ".") -> ProbeRe
         applies = not isinstance(missing, NotApplicable)
         return ProbeResult(**base, status=Status.SKIPPED, reason=str(missing), applies=applies)
     except ControlFailed as failure:
-        return ProbeResult(**base, status=Status.CRASHED, reason=f"control failed: {failure}")
+        return ProbeResult(**base, status=Status.CRASHED, reason=str(failure))
     except Exception as error:  # noqa: BLE001 - a crashing probe is a result, not the end
         return ProbeResult(**base, status=Status.CRASHED, reason=f"{type(error).__name__}: {error}")
     if isinstance(outcome, str):

@@ -85,7 +85,7 @@ def examine_served(
 
     Raises:
         UsageError: an address, a name, or a word of `select` or `ignore` is not usable.
-        ModelError: the server cannot be reached.
+        EndpointError: the server cannot be reached.
     """
     require_questions(quiz, voice)
     job = ServedJob(

@@ -26,6 +26,8 @@ def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Ve
     if crashed:
         first = crashed[0]
         more = f" (and {len(crashed) - 1} more)" if len(crashed) > 1 else ""
+        if more and len({result.reason for result in crashed}) == 1:
+            return Verdict.UNKNOWN, f"{len(crashed)} checks could not finish: {first.reason}"
         text = f"{first.code} {first.name} could not be checked: {first.reason}{more}"
         return Verdict.UNKNOWN, text
     passed = sum(result.status is Status.PASSED for result in results)

@@ -171,7 +171,7 @@ def load_voice_profile(path: Path) -> VoiceProfile:
     reader = _ProfileReader()
     profile = reader.profile(value)
     if reader.problems:
-        raise ConfigError(reader.problems, source=str(path))
+        raise ConfigError(reader.problems, source=str(path), hint=PROFILE_HINT)
     return profile
 
 
@@ -219,8 +219,7 @@ class _ProfileReader:
         self.problems: list[str] = []
 
     def profile(self, value: Any) -> VoiceProfile:
-        known = ("name", "families", "negatives", "forbidden", "refusals", "thresholds")
-        top = self._mapping(value, "the profile", known)
+        top = self._mapping(value, "the profile", PROFILE_KEYS)
         families = self._all_markers(top.get("families"), "families")
         if not families and not self.problems:
             self.problems.append("families: at least one marker family is needed")
@@ -297,6 +296,15 @@ class _ProfileReader:
 
 
 _TEXTS = ("phrases", "regexes")
+PROFILE_KEYS = ("name", "families", "negatives", "forbidden", "refusals", "thresholds")
+"""What a profile may hold."""
+PROFILE_HINT = (
+    f"the keys are {', '.join(PROFILE_KEYS)}; the least that is one:\n"
+    '    families: [{name: greeting, phrases: ["well now"]}]\n'
+    '    forbidden: {phrases: ["as an ai"]}\n'
+    "  docs/doctor.md describes them all"
+)
+"""What to type where a profile cannot be used."""
 MEASURES = ("accuracy", "voice")
 """What a profile may set thresholds for."""
 LEVELS = ("topic", "chapter", "unit", "final")

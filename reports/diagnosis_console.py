@@ -193,16 +193,22 @@ def _write_unknown(page: _Page, diagnosis: Diagnosis) -> None:
     grouped = group_reasons(r for r in diagnosis.probes if r.is_unchecked)
     if crashed or grouped:
         page.heading("could not be checked")
-    for result in crashed:
-        title = f"{result.code} {result.name}"
-        place = "" if result.subject == "." else f" in {clean(result.subject)}"
-        text = f"{title}{place} could not finish: {clean(result.reason)}"
+    for reason, results in group_reasons(crashed).items():
+        places = list(dict.fromkeys(result.subject for result in results))
+        place = "" if places == ["."] else f" in {_places(places)}"
+        title, codes = f"{results[0].code} {results[0].name}", ""
+        if len(results) > 1:  # one cause: a model that could not be asked fails all its probes
+            title, codes = f"{len(results)} checks", f" [{_codes(results)}]"
+        text = f"{title}{place} could not finish: {clean(reason)}{codes}"
         page.wrapped(f"  {page.marks.unknown} ", text, paint=(title, "yellow"))
     for reason, results in grouped.items():
-        codes = list(dict.fromkeys(result.code for result in results))
-        more = f" and {len(codes) - _SHOWN_CODES} more" if len(codes) > _SHOWN_CODES else ""
-        shown = ", ".join(codes[:_SHOWN_CODES]) + more
-        page.wrapped(f"  {page.marks.absent} ", f"{clean(reason)} [{shown}]")
+        page.wrapped(f"  {page.marks.absent} ", f"{clean(reason)} [{_codes(results)}]")
+
+
+def _codes(results: Sequence[ProbeResult]) -> str:
+    codes = list(dict.fromkeys(result.code for result in results))
+    more = f" and {len(codes) - _SHOWN_CODES} more" if len(codes) > _SHOWN_CODES else ""
+    return ", ".join(codes[:_SHOWN_CODES]) + more
 
 
 def _write_area(page: _Page, count: AreaCount) -> None:

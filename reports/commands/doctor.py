@@ -168,6 +168,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
             "a path, --endpoint or --env is wanted, and --env alone",
             hint="mudpuppy-doctor out/my-lora   # or mudpuppy-doctor --env",
         )
+    _check_control(arguments)
     outputs = plan_outputs(arguments.format, arguments.output)
     settings, remark = load_settings(arguments.config, arguments.path or ".")
     if remark:
@@ -185,6 +186,24 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         diagnosis = note_repairs(diagnosis, arguments)
     deliver(diagnosis, outputs)
     return diagnosis.exit_code
+
+
+def _check_control(arguments: argparse.Namespace) -> None:
+    """Refuse folders to compare with where a server alone is asked: nothing would read them.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if arguments.path is not None or arguments.endpoint is None:
+        return
+    for flag in ("base", "adapter", "against"):
+        if getattr(arguments, flag) is not None:
+            raise UsageError(
+                f"--{flag} names a folder, and --endpoint alone asks servers",
+                hint="name the base as it is served (--endpoint-base URL or --base-model NAME), "
+                f"or give the folder of the model, too: mudpuppy-doctor out/model --{flag} PATH "
+                "--endpoint URL",
+            )
 
 
 def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str | None) -> Diagnosis:

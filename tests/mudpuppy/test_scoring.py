@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mudpuppy.errors import ConfigError, DatasetError
 from mudpuppy.patterns import compile_pattern, phrase_pattern, worst_steps
 from mudpuppy.scoring import (
+    PROFILE_HINT,
     VoiceProfile,
     exact_match,
     is_refusal,
@@ -129,6 +130,15 @@ def test_all_problems_of_a_profile_are_listed_at_once(tmp_path: Path) -> None:
     assert "families[0].weight" in str(caught.value)
     assert "a group may not be repeated" in str(caught.value)
     assert "voice.yaml" in str(caught.value)
+    assert "families, negatives, forbidden, refusals, thresholds" in caught.value.hint
+    assert "docs/doctor.md" in caught.value.hint
+
+
+def test_the_example_of_a_profile_that_is_shown_is_one(tmp_path: Path) -> None:
+    lines = [line.strip() for line in PROFILE_HINT.splitlines() if line.startswith("    ")]
+    profile = read_profile(tmp_path, "\n".join(lines))
+    assert score_voice("Well now, hello.", profile) == 1.0
+    assert profile.forbidden
 
 
 @pytest.mark.parametrize(

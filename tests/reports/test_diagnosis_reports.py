@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from harness.doctor import conclude
 from harness.findings import Diagnosis, Evidence, ProbeResult, Severity, Status, Verdict
 from reports.diagnosis_console import ASCII, write_console
 from reports.diagnosis_json import write_json
@@ -49,7 +50,7 @@ def made(name: str = "model.q_proj.weight", found: object = 3) -> Diagnosis:
                 code="MPD604",
                 name="accuracy-collapse",
                 status=Status.CRASHED,
-                reason="control failed: the base scores 0",
+                reason="the base scores 0",
                 **common,
             ),
         ),
@@ -69,7 +70,7 @@ def test_the_console_report_reads_like_this():
         "    more     mudpuppy-doctor explain MPD301\n"
         "\n"
         "could not be checked\n"
-        "  ? MPD604 accuracy-collapse could not finish: control failed: the base scores 0\n"
+        "  ? MPD604 accuracy-collapse could not finish: the base scores 0\n"
         "  – no base is known [MPD401]\n"
         "\n"
         "checked\n"
@@ -123,6 +124,19 @@ def test_a_healthy_report_says_what_was_not_checked_and_what_does_not_apply():
         False,
         True,
     ]
+
+
+def test_one_cause_of_many_checks_that_could_not_finish_is_told_once():
+    why = "q could not be asked within 5 s; raise --time-limit"
+    probes = [
+        ProbeResult(code=f"MPD60{n}", name="b", modes=(), status=Status.CRASHED, reason=why)
+        for n in range(8)
+    ]
+    text = write_console(conclude("x", probes, {}), width=200)
+    shown = "MPD600, MPD601, MPD602, MPD603, MPD604, MPD605 and 2 more"
+    assert f"  ? 8 checks could not finish: {why} [{shown}]\n" in text
+    assert text.startswith(f"UNKNOWN - x: 8 checks could not finish: {why}\n")
+    assert text.count(why) == 2
 
 
 def test_folders_that_are_alike_are_told_together():

@@ -175,7 +175,9 @@ def _run(folder: Path, job: Job, progress: Callable[[str], None]) -> int:
             told = _tell(folder, told, progress)
             if time.monotonic() > ends:
                 limit = f"{job.time_limit_s:g} s"
-                raise ControlFailed(f"{job.path.name} could not be asked within {limit}")
+                raise ControlFailed(
+                    f"{job.path.name} could not be asked within {limit}; raise --time-limit"
+                )
             time.sleep(LOOK_S)
         _tell(folder, told, progress)
         return process.returncode

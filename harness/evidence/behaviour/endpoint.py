@@ -61,7 +61,7 @@ def ask_served(
 
     Raises:
         UsageError: a server's address or a model's name is not usable.
-        ModelError: a server cannot be reached.
+        EndpointError: a server cannot be reached.
         ControlFailed: no prompt was answered, or not by the control.
     """
     deadline = time.monotonic() + job.time_limit_s

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.facts.served import Reply
-from mudpuppy.errors import ModelError, UsageError, near_names
+from mudpuppy.errors import MudpuppyError, UsageError, near_names
 
 KEY_VARIABLE = "MUDPUPPY_ENDPOINT_KEY"
 """Environment variable with the API key. Not OPENAI_API_KEY: that is not every server's to see."""
@@ -42,6 +42,10 @@ REFUSED = (400, 404, 405, 415, 422, 501)
 MAX_MODELS = 1000
 OPTIONAL: Mapping[str, Any] = {"logprobs": True, "seed": 0}
 """Fields that some servers refuse; they are asked without."""
+
+
+class EndpointError(MudpuppyError):
+    """A server that cannot be asked, so that nothing can be said (exit code 3)."""
 
 
 class EndpointProblem(Exception):
@@ -70,14 +74,14 @@ class Endpoint:
 
         Raises:
             UsageError: the server has several, or not the one that is wanted.
-            ModelError: it cannot be reached, or lists no model.
+            EndpointError: it cannot be reached, or lists no model.
         """
         try:
             names = self._list_models()
         except EndpointProblem as problem:
             if wanted and not isinstance(problem.__cause__, OSError):
                 return wanted  # a server without a list of models may still answer
-            raise ModelError(
+            raise EndpointError(
                 f"{self.url}/models: {problem}",
                 hint="is the server running? the address ends in /v1, such as "
                 "http://127.0.0.1:1234/v1",

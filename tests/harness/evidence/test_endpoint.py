@@ -13,13 +13,18 @@ from safetensors.torch import load_file, save_file
 from harness.doctor import diagnose
 from harness.evidence.behaviour import endpoint_client
 from harness.evidence.behaviour.endpoint import PATIENT_TOKENS
-from harness.evidence.behaviour.endpoint_client import KEY_VARIABLE, Endpoint, clean_url
+from harness.evidence.behaviour.endpoint_client import (
+    KEY_VARIABLE,
+    Endpoint,
+    EndpointError,
+    clean_url,
+)
 from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
 from harness.hub.visit import Places
 from harness.registry import Missing
 from harness.served import diagnose_served, examine_served
-from mudpuppy.errors import ModelError, UsageError
+from mudpuppy.errors import UsageError
 from reports.commands.doctor import main
 from tests.harness.checkpoints import save_base
 from tests.harness.evidence.servers import (
@@ -271,13 +276,25 @@ def test_the_model_is_chosen_or_asked_for():
         assert Endpoint(server.url).choose_model("llama3") == "llama3"
     with serve(says(FINE), None) as server:
         assert Endpoint(server.url).choose_model("any") == "any"
-        with pytest.raises(ModelError, match="status 404"):
+        with pytest.raises(EndpointError, match="status 404"):
             Endpoint(server.url).choose_model(None)
 
 
 def test_a_server_that_is_not_there_is_named():
-    with pytest.raises(ModelError, match=r"127\.0\.0\.1:9/v1/models"):
+    with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1/models"):
         Endpoint("http://127.0.0.1:9").choose_model("any")
+
+
+def test_the_command_says_that_a_server_that_is_not_there_could_not_be_checked(capsys):
+    assert main(["--endpoint", "http://127.0.0.1:9"]) == 3
+    assert "is the server running?" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_control_of_a_server_alone(tmp_path, capsys):
+    with serve(says(FINE)) as server:
+        assert main(["--endpoint", server.url, "--base", str(tmp_path)]) == 2
+        assert not server.asked
+    assert "--endpoint-base URL or --base-model NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
