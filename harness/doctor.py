@@ -24,7 +24,9 @@ from harness.evidence.files.header_only import is_header_only
 from harness.evidence.live.live import describe_live
 from harness.evidence.live.state import describe_state
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
-from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
+from harness.facts.checkpoint import Files
+from harness.facts.files import list_unread
+from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status, agree
 from harness.hub.names import is_hub_name
 from harness.hub.visit import at_hand
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
@@ -298,9 +300,11 @@ def _cap(result: ProbeResult) -> ProbeResult:
 
 
 def _why_unread(evidence: CheckpointEvidence) -> str:
-    """Return why no weight could be read; by the headers, unless a probe asked for the values."""
+    """Return why not all weights could be read; by the headers, unless a probe asked for values."""
+    files: Files | None = evidence.glance("files")
+    if files is not None and files.unlisted:
+        return f"the folder holds more than {len(files.names):,} files, and the rest is not listed"
     if is_header_only(evidence.folder):
-        files = evidence.glance("files")
         held = files is not None and (files.weights or files.adapter)
         return "" if held else "of its files none is one whose header can be fetched"
     if not evidence.options.depth.reaches(Depth.WEIGHTS):
@@ -311,7 +315,21 @@ def _why_unread(evidence: CheckpointEvidence) -> str:
         return str(missing)
     except Exception as failure:  # noqa: BLE001 - told by the probes that need it
         return f"{type(failure).__name__}: {failure}"
-    return evidence.was_missing("numbers")
+    return evidence.was_missing("numbers") or (_name_unread(files) if files else "")
+
+
+def _name_unread(files: Files) -> str:
+    """Return which of the files that loaders would open were not read, where others were."""
+    unread = list_unread(files)
+    if not unread:
+        return ""
+    total = len(files.weights) + len(files.adapter)
+    first = unread[0]
+    more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+    return (
+        f"{len(unread)} of {agree(total, 'weight file was', 'weight files were')} not read: "
+        f"{first.name} ({first.detail or first.problem}){more}"
+    )
 
 
 def _why_unasked(evidence: CheckpointEvidence) -> str:

@@ -12,7 +12,7 @@ def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Ve
 
     Args:
         results: the endings of every probe on every subject.
-        unread: subjects whose weights could not be read at all, and why; never healthy.
+        unread: subjects whose weights could not all be read, and why; never healthy.
     """
     sick = [result for result in results if result.is_sick]
     crashed = [result for result in results if result.status is Status.CRASHED]

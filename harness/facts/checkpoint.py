@@ -110,6 +110,8 @@ class Files:
     """Configuration files that are not JSON objects, and why."""
     alone: bool = False
     """Whether one file was given, so that nothing is known of what belongs beside it."""
+    unlisted: int = 0
+    """Files of the folder beyond those that are listed, of which nothing is known."""
 
     @property
     def readable(self) -> tuple[WeightFile, ...]:

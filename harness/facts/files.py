@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.facts.checkpoint import Files, WeightFile
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
@@ -93,3 +95,15 @@ class Traces:
     def is_ours(self) -> bool:
         """Whether the engine ever wrote into this folder."""
         return self.last_step is not None or self.has_record or bool(self.staging)
+
+
+def list_unread(files: Files) -> tuple[WeightFile, ...]:
+    """Return the weight files that loaders would open and of whose values none can be read here.
+
+    A file that is cut off is read up to there, and a pickle without a tensor has no values.
+    """
+    return tuple(
+        one
+        for one in (*files.weights, *files.adapter)
+        if one.problem not in ("", "truncated") and (one.problem, one.kind) != ("empty", "pickle")
+    )

@@ -19,13 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
-from harness.facts.checkpoint import Numbers, Tensor
+from harness.facts.checkpoint import Files, Numbers, Tensor
+from harness.facts.files import list_unread
 from harness.findings import Evidence, Finding, agree
 from harness.registry import Missing, probe
 
 
 @probe("MPD301", modes=["FM41", "FM12"])
 def check(
+    files: Files,
     numbers: Mapping[str, Numbers],
     undecodable: Sequence[Tensor],
     sample: str,
@@ -48,7 +50,8 @@ def check(
         )
     if not bad:
         every = "every value read" if sample else "every value"
-        return f"{every} of {len(numbers)} tensors is finite" + (f"; {sample}" if sample else "")
+        said = f"{every} of {len(numbers)} tensors is finite" + (f"; {sample}" if sample else "")
+        return said + _name_unread(files)
     worst = bad[0].tensor
     return Finding(
         message=f"NaN or infinite values in {len(bad)} of {len(numbers)} tensors"
@@ -68,6 +71,14 @@ def check(
         remedy="resume from an earlier checkpoint with bf16 or fp32, a lower learning rate and "
         "gradient clipping; do not replace the values by zeros",
     )
+
+
+def _name_unread(files: Files) -> str:
+    """Return in how many files nobody has looked, as the end of a sentence."""
+    total, unread = len(files.weights) + len(files.adapter), list_unread(files)
+    if not unread:
+        return ""
+    return f", in {total - len(unread)} of {total} weight files; {unread[0].name} was not read"
 
 
 def _broken(broken: Mapping[str, int]) -> Finding:

@@ -33,11 +33,15 @@ def check(files: Files, pickles: Mapping[str, Pickled]) -> Finding | str:
     cut = {name: one.problem for name, one in pickles.items() if one.problem}
     if cut:
         return _cut(cut)
+    total = len(files.weights) + len(files.adapter)
     only = [f.name for f in (*files.weights, *files.adapter) if f.problem == "pickled"]
     if not only:
         return f"{len(pickles)} pickled files name nothing but what training files hold"
+    some = (
+        f"{len(only)} of {total} weight files exist" if len(only) < total else "the weights exist"
+    )
     return Finding(
-        message=f"the weights exist only as a pickle ({only[0]}), so their values are not examined",
+        message=f"{some} only as a pickle ({only[0]}), so their values are not examined",
         evidence=tuple(Evidence(what="pickled weights", file=name) for name in only),
         cause="saved by an old version, or with safe_serialization=False",
         remedy="convert it: AutoModelForCausalLM.from_pretrained(PATH, weights_only=True)"

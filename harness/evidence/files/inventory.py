@@ -47,11 +47,15 @@ ADAPTER_KEY = re.compile(r"^base_model\.model\.|\.lora_(A|B|embedding_A|embeddin
 LEAST_PICKLE = 4_096
 """Bytes below which a pickle may well hold no tensor at all: `torch.save({})` leaves 443 to 1,161,
 by the version."""
-NAME_LIMIT = 20_000
-"""Files of one folder that are listed."""
+NAME_LIMIT = 200_000
+"""Files of one folder that are listed; what lies beyond is counted, and told."""
+MATTERS = re.compile(
+    r"(?i)\.(safetensors|gguf|bin|pt|pth|pkl|pickle|ckpt|json|jsonl|jinja|model|ya?ml|toml)$"
+)
+"""Ends of names that are kept first where not all can be: weights, pickles, settings, texts."""
 LONGEST_NAME = 255
 """Bytes of a file name that file systems allow."""
-FOLDER_LIMIT = 1_000
+FOLDER_LIMIT = 10_000
 """Folders of one folder that are looked into."""
 
 
@@ -61,7 +65,7 @@ def take_inventory(evidence: CheckpointEvidence) -> Files:
     root = evidence.folder
     if evidence.file:
         return _describe_alone(evidence)
-    names = list_files(root)
+    names, unlisted = list_most(root)
     index_name = find_index(names)
     index = read_index(root, index_name) if index_name else None
     chosen = choose_weights(names, index)
@@ -74,6 +78,7 @@ def take_inventory(evidence: CheckpointEvidence) -> Files:
         index=index,
         ignored_weights=tuple(name for name in standard if name not in chosen),
         unreadable_json=_unreadable(evidence, names),
+        unlisted=unlisted,
     )
 
 
@@ -103,11 +108,22 @@ def list_files(root: Path) -> tuple[str, ...]:
     Raises:
         Missing: the folder cannot be listed.
     """
+    return list_most(root)[0]
+
+
+def list_most(root: Path) -> tuple[tuple[str, ...], int]:
+    """Return the names of at most `NAME_LIMIT` plain files, sorted, and how many more there are.
+
+    Raises:
+        Missing: the folder cannot be listed.
+    """
     try:
         found = [path.name for path in root.iterdir() if path.is_file()]
     except OSError as problem:
         raise Missing(f"the folder cannot be listed: {problem.strerror}") from problem
-    return tuple(sorted(found)[:NAME_LIMIT])
+    if len(found) > NAME_LIMIT:
+        found.sort(key=lambda name: (MATTERS.search(name) is None, name))
+    return tuple(sorted(found[:NAME_LIMIT])), max(0, len(found) - NAME_LIMIT)
 
 
 def list_folders(root: Path) -> list[str]:
