@@ -25,7 +25,10 @@ NEVER = "never"
 """The word for no severity at all."""
 LIMIT_BYTES = 4_000_000
 """Largest project file that is read."""
-KEYS = ("select", "ignore", "fail-on", "depth", "base", "adapter", "quiz", "voice", "accept")
+KEYS = (
+    *("select", "ignore", "fail-on", "depth", "quick", "accept"),
+    *("base", "adapter", "against", "quiz", "voice", "embeddings"),
+)
 ACCEPT_KEYS = ("probe", "reason", "subject", "tensor", "file", "until")
 
 
@@ -43,14 +46,20 @@ class DoctorSettings:
     """A severity, or `never`."""
     depth: str | None = None
     """How deep to look."""
+    quick: bool = False
+    """Whether a sample of large tensors will do."""
     base: str | None = None
     """The base model; paths are relative to the project file."""
     adapter: str | None = None
     """The adapter a merged model came from."""
+    against: str | None = None
+    """An earlier stage, in place of the base, for what is asked."""
     quiz: str | None = None
     """Questions with answers."""
     voice: str | None = None
     """Voice profile."""
+    embeddings: str | None = None
+    """A sentence-transformers model."""
     accept: tuple[Acceptance, ...] = ()
     """Findings that do not count."""
 
@@ -109,8 +118,11 @@ def parse_settings(file: Path, table: Mapping[str, Any]) -> DoctorSettings:
         depth=_read_choice(table, "depth", depths, problems),
         base=_read_path(table, "base", file.parent, problems),
         adapter=_read_path(table, "adapter", file.parent, problems),
+        quick=_read_switch(table, "quick", problems),
+        against=_read_path(table, "against", file.parent, problems),
         quiz=_read_path(table, "quiz", file.parent, problems),
         voice=_read_path(table, "voice", file.parent, problems),
+        embeddings=_read_path(table, "embeddings", file.parent, problems),
         accept=_read_acceptances(table.get("accept", []), problems),
     )
     if problems:
@@ -158,6 +170,14 @@ def _read_choice(
         return value
     problems.append(f"'{key}' is {shown(value)}; expected one of {', '.join(choices)}")
     return None
+
+
+def _read_switch(table: Mapping[str, Any], key: str, problems: list[str]) -> bool:
+    value = table.get(key, False)
+    if isinstance(value, bool):
+        return value
+    problems.append(f"'{key}' is {shown(value)}; expected true or false")
+    return False
 
 
 def _read_path(table: Mapping[str, Any], key: str, folder: Path, problems: list[str]) -> str | None:

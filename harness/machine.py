@@ -59,10 +59,12 @@ def diagnose_machine(
     chosen = choose_probes(select, ignore)
     is_here = facts is None
     if facts is None:
-        from mudpuppy.env.probe import collect
+        from mudpuppy.env.probe import collect, find_versions
 
         facts = collect()
-    packages = _versions() if is_here else dict(facts.packages)
+        packages = find_versions(PACKAGES)
+    else:
+        packages = dict(facts.packages)
     if facts.torch is not None:
         packages["torch"] = facts.torch.version
     results: list[ProbeResult] = []
@@ -135,16 +137,6 @@ def find_unmet(asked: Sequence[str]) -> Iterator[str]:
             continue
         if not wanted.specifier.contains(version, prereleases=True):
             yield f"{wanted.name}{wanted.specifier}, installed {version}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _describe(facts: Facts) -> str:

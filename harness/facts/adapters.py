@@ -32,7 +32,9 @@ _FACTOR = re.compile(
 """What PEFT's methods put behind the name of a module."""
 STARTS_IN_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of the values of init_lora_weights that take a part of the base away."""
-HEADS = ("lm_head", "embed_out", "output_projection", "output_layer", "proj_out")
+SURE_HEADS = ("lm_head", "embed_out")
+"""Last names that are given to nothing but the layer that gives tokens."""
+HEADS = (*SURE_HEADS, "output_projection", "output_layer", "proj_out")
 """Last names of the layer that gives tokens."""
 SCORES = ("score", "classifier", "qa_outputs", "v_head", "reward_head", "classification_head")
 """Last names of layers that give anything but tokens."""

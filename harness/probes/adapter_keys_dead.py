@@ -26,7 +26,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.facts.adapters import LiveNames
+from harness.facts.adapters import HEADS, SCORES, LiveNames
 from harness.facts.checkpoint import Adapter, find_wrapper
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
@@ -34,7 +34,7 @@ from harness.registry import Missing, probe
 _NESTED = re.compile(r"^(?:base_model\.model\.){2,}|\.base_layer\.lora_|^base_model\.model\.lora_")
 _UNCLEAR = r"experts|\.base_layer|lora_[AB]|router|\.gate$|^base_model\.model\."
 _LAYER = re.compile(r"^(.*?(?:layers|h|blocks|block)\.)(\d+)(\..+)$")
-_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs")
+_HEADS = (*HEADS, *SCORES)
 """Heads that a base may lack: tied to its embedding, or made for a task that it was not made
 for."""
 FILE = "adapter_model.safetensors"

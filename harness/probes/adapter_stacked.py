@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from harness.facts.adapters import EMBEDDINGS, HEADS
 from harness.facts.checkpoint import Adapter, strip_wrappers
 from harness.findings import Evidence, Finding, agree
 from harness.registry import NotApplicable, probe
@@ -30,7 +31,6 @@ _TWICE = re.compile(r"^(?:base_model\.model\.){2,}")
 _NUMBERED = re.compile(r"\.lora_(?:embedding_)?[AB](?:_|\.(?:default|adapter)_)\d+(?:\.|$)")
 """Factors of a second adapter that a name of its own keeps apart: `lora_A_1`, `default_0`."""
 _INSIDE = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB])(?:\.|$)")
-_TIED = ("lm_head", "embed_tokens", "embed_out", "wte")
 FILE = "adapter_model.safetensors"
 
 
@@ -93,7 +93,7 @@ def _untargeted(adapter: Adapter) -> list[str]:
     if isinstance(parameters, list) and parameters:
         return []  # factors of parameters carry the name of the module around them
     if adapter.settings.get("ensure_weight_tying"):
-        targets = [*targets, *_TIED]  # PEFT adapts the partner of a tied module too
+        targets = [*targets, *HEADS, *EMBEDDINGS]  # PEFT adapts the partner of a tied module too
     wanted = frozenset(targets)
     return [
         pair.module

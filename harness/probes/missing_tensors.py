@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from harness.facts.adapters import SURE_HEADS
 from harness.facts.checkpoint import Base, Weights, find_wrapper, strip_wrappers
 from harness.findings import Evidence, Finding, agree
 from harness.registry import Missing, probe
@@ -280,7 +281,7 @@ def _lost_outside(names: set[str], config: Mapping[str, Any]) -> list[str]:
     scores = isinstance(kinds, list) and any(
         str(kind).endswith("ForSequenceClassification") for kind in kinds
     )
-    heads = [name for name in names if "lm_head" in name or "embed_out" in name]
+    heads = [name for name in names if any(head in name for head in SURE_HEADS)]
     if kind == "qwen2" and names and not any(name.endswith("q_proj.bias") for name in names):
         lost.append("model.layers.0.self_attn.q_proj.bias")
     if causal and config.get("tie_word_embeddings") is False and not heads:

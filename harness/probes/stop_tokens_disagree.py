@@ -21,12 +21,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.facts.chat import Marker, StopTokens
+from harness.facts.tokenizers import GENERAL
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 GENERATION, CONFIG = "generation_config.json", "config.json"
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""Classes of tokenizers that have no end token of their own."""
 
 
 @probe("MPD808", modes=["FM03"], severity=Severity.HIGH)
@@ -137,7 +136,7 @@ def _unnamed(facts: StopTokens) -> Iterator[tuple[Severity, Evidence]]:
     """Yield that a tokenizer of no class of its own names no end, where the model has one."""
     naming = facts.naming
     kind = naming.settings.get("tokenizer_class")
-    if naming.chosen.get("eos_token") or kind not in GENERIC or not facts.effective:
+    if naming.chosen.get("eos_token") or kind not in GENERAL or not facts.effective:
         return
     stops = ", ".join(naming.name(number)[:40] for number in sorted(facts.effective)[:5])
     yield (

@@ -20,14 +20,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.facts.chat import Naming
+from harness.facts.tokenizers import NEW, TAKEN_AS_IT_IS
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 FILE = "tokenizer_config.json"
-GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "AutoTokenizer")
-"""Classes that take tokenizer.json as it is."""
-NEW = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend", "MistralCommonBackend")
-"""Classes that transformers 5 brought."""
 
 
 @probe("MPD818", modes=["FM31"], severity=Severity.NOTE)
@@ -48,7 +45,7 @@ def check(
         raise NotApplicable("the tokenizer of the base names no class")
     if mine.removesuffix("Fast") == theirs.removesuffix("Fast"):
         return f"both are of the class {mine[:60]}"
-    if (mine in GENERIC and mine not in NEW) or theirs in NEW:
+    if (mine in TAKEN_AS_IT_IS and mine not in NEW) or theirs in NEW:
         return f"the class is {mine[:60]}, that of the base {theirs[:60]}"
     return _find(mine, f"{theirs[:60]}, the class of the base")
 

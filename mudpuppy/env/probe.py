@@ -9,7 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def collect(torch: TorchFacts | None = None, root: Path = Path("/")) -> Facts:
         driver=_first_line(root / "sys/module/amdgpu/version")
         or _first_line(root / "sys/module/nvidia/version"),
         variables=chosen_variables(os.environ),
-        packages=_versions(),
+        packages=find_versions(PACKAGES),
         memlock_bytes=_memlock(),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
@@ -144,9 +144,10 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _versions() -> dict[str, str]:
+def find_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

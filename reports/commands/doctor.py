@@ -243,7 +243,7 @@ def _examine(
     asking = {
         "quiz": arguments.quiz or settings.quiz,
         "voice": arguments.voice or settings.voice,
-        "embeddings": arguments.embeddings,
+        "embeddings": arguments.embeddings or settings.embeddings,
         "time_limit_s": arguments.time_limit,
         "progress": progress.say,
     }
@@ -273,9 +273,9 @@ def _examine_files(
         path,
         base=arguments.base or settings.base,
         adapter=arguments.adapter or settings.adapter,
-        against=arguments.against,
+        against=arguments.against or settings.against,
         generate=arguments.generate,
-        quick=arguments.quick,
+        quick=arguments.quick or settings.quick,
         depth=arguments.depth or (None if arguments.generate else settings.depth),
         **more,
     )

@@ -73,6 +73,18 @@ def test_tiny_and_hub_names_are_no_paths(tmp_path):
     assert load_settings(str(file), "x")[0].base == "tiny:llama"
 
 
+def test_a_project_can_set_all_that_a_flag_compares_with(tmp_path):
+    file = tmp_path / "mudpuppy-doctor.toml"
+    file.write_text('against = "out/sft"\nembeddings = "models/minilm"\nquick = true\n')
+    found = load_settings(str(file), "x")[0]
+    assert found.against == str(tmp_path / "out/sft")
+    assert found.embeddings == str(tmp_path / "models/minilm")
+    assert found.quick
+    file.write_text("quick = 1\n")
+    with pytest.raises(ConfigError, match="'quick' is 1; expected true or false"):
+        load_settings(str(file), "x")
+
+
 def test_all_mistakes_are_told_at_once_with_near_names(tmp_path):
     file = tmp_path / "mudpuppy-doctor.toml"
     file.write_text(

@@ -11,11 +11,10 @@ from harness.evidence.source import CheckpointEvidence, provides
 from harness.evidence.text.naming import RESERVED, find_begins
 from harness.facts.chat import TokenizerChange
 from harness.facts.checkpoint import Files
+from harness.facts.tokenizers import GENERAL
 from harness.registry import Missing, NotApplicable
 
 FILE = "tokenizer.json"
-GENERAL = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""Classes that belong to no family of models."""
 LISTED = 5
 """Tokens that are listed by name."""
 _MODEL_SETTINGS = {

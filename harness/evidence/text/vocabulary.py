@@ -9,6 +9,7 @@ from typing import Any
 from harness.evidence.files.model import text_settings
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.evidence.values.decodable import can_decode
+from harness.facts.adapters import SURE_HEADS
 from harness.facts.checkpoint import Adapter, Base, Tensor, TiedPair, Tokenizer, Vocabulary, Weights
 from harness.registry import Missing, NotApplicable
 
@@ -18,7 +19,7 @@ EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$"
 )
 """Names of token embeddings."""
-HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out)\.weight$")
+HEAD = re.compile(rf"(?:^|\.)(?:{'|'.join(SURE_HEADS)})\.weight$")
 """Names of output heads."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Settings that hold token ids."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.evidence.source import CheckpointEvidence
 from harness.facts.chat import Naming, RopeFacts, StopTokens
+from harness.facts.tokenizers import NEW_OF_FILES
 from harness.repairs.draft import Draft, NotCertain
 from harness.repairs.registry import repair
 
@@ -13,8 +14,6 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ROPE_KEYS = ("rope_parameters", "rope_theta", "rope_scaling")
 """How the two dialects declare rotary positions."""
-NEW_CLASSES = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend")
-"""Classes of transformers 5 that older readers do not know."""
 
 
 @repair("stop-tokens-disagree")
@@ -50,7 +49,7 @@ def restore_tokenizer_class(draft: Draft, evidence: CheckpointEvidence) -> None:
     base: Naming | None = evidence.get("base_naming")
     theirs = base.settings.get("tokenizer_class") if base else None
     value = draft.read_json(TOKENIZER_CONFIG)
-    if value.get("tokenizer_class") not in NEW_CLASSES or not isinstance(theirs, str):
+    if value.get("tokenizer_class") not in NEW_OF_FILES or not isinstance(theirs, str):
         raise NotCertain("the two classes cut texts in different ways; only a person can decide")
     value["tokenizer_class"] = theirs
     draft.put_json(
