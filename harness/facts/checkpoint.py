@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -309,6 +310,11 @@ class ModuleLineage:
         return abs(self.k - 2) < 0.1 + 3 * self.k_error
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether most of it is neither the base's nor the change's: the rest outweighs both."""
+        return self.residual > 0.5 + 3 * self.noise
+
+    @property
     def k_margin(self) -> float:
         """How far k may be from 1: roundings of k itself stay below 0.05 and four deviations."""
         return 0.05 + 4 * self.k_error
@@ -347,6 +353,13 @@ class Drift:
     is_target: bool = False
     """Whether training was meant to change it."""
 
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle to the base: 1 where it is the base, near 0 where it is unrelated."""
+        if not (math.isfinite(self.relative) and 0 < self.norm_ratio < math.inf):
+            return math.nan
+        return (1 + self.norm_ratio**2 - self.relative**2) / (2 * self.norm_ratio)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drifts:
@@ -380,6 +393,13 @@ class BaseFit:
     """Untrained tensors that differ, when so many do that the base must be another; worst first."""
     astray: tuple[Drift, ...]
     """Untrained tensors that differ in a model whose base is the right one; worst first."""
+    unrelated: tuple[Drift, ...] = ()
+    """Where any tensor may have been trained: matrices that have nothing of the base in them, when
+    so many are that the base must be another; the least alike first."""
+    frozen: int = 0
+    """Tensors of a model that were compared and that its adapter leaves alone; 0 without one."""
+    adapter_alone: bool = False
+    """Whether an adapter's shapes were compared and no values of a model."""
     stored_fingerprint: str = ""
     """Fingerprint of the base that was written while training."""
     found_fingerprint: str = ""

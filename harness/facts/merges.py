@@ -71,3 +71,15 @@ class StageBase:
     """Adapted modules whose weight differs between the two, with the share of its norm."""
     modules: int
     """Adapted modules that were looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strangers:
+    """Matrices that have nothing of the base in them, beside others that are near theirs."""
+
+    base: str
+    """Folder of the base."""
+    found: Mapping[str, float]
+    """By tensor: the cosine of its angle to the base's."""
+    near: int
+    """Matrices inside the model that are near the base's."""

@@ -2,7 +2,8 @@
 
 What it does: compares adapter and merged model with the base that is named: shapes, the fingerprint
 stored while training, tensors that training did not touch, and what is left over after the
-adapter's change is taken away.
+adapter's change is taken away. Where no adapter is known, any tensor may have been trained; then
+it looks whether the matrices have anything in common with the base's at all.
 
 Why it is bad: an adapter is a difference. On another model or another revision of the same name the
 shapes may fit and the result is slightly to badly wrong (FM35).
@@ -47,8 +48,17 @@ def check(base_fit: BaseFit) -> Finding | str:
         )
         for one in fit.moved
     ]
+    evidence += [
+        Evidence(
+            what="cosine of the angle to the base's",
+            tensor=one.name,
+            found=round(one.cosine, 4),
+            expected="above 0.9 after training",
+        )
+        for one in fit.unrelated
+    ]
     if not evidence:
-        return f"{fit.compared} shapes and values fit the base {fit.base}"
+        return _say_what_fits(fit)
     first = evidence[0]
     return Finding(
         message=f"this is not the base it was made from ({fit.base}, named by {fit.named_by}): "
@@ -57,3 +67,12 @@ def check(base_fit: BaseFit) -> Finding | str:
         cause="another model or revision of the same name, or an adapter trained on a merged model",
         remedy="pass the folder of the base that was used with --base, or fetch its revision",
     )
+
+
+def _say_what_fits(fit: BaseFit) -> str:
+    """Return what was compared, and no more: values say little where any may have been trained."""
+    if fit.frozen:
+        return f"{fit.frozen} tensors that were not trained are those of the base {fit.base}"
+    if fit.adapter_alone:
+        return f"the shapes of {fit.compared} adapted modules fit the base {fit.base}"
+    return f"{fit.compared} tensors have the shapes of the base {fit.base} and resemble its values"

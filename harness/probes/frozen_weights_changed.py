@@ -16,12 +16,18 @@ from __future__ import annotations
 from harness.facts.checkpoint import BaseFit
 from harness.facts.merges import MergeStory
 from harness.findings import Evidence, Finding
-from harness.registry import probe
+from harness.registry import Missing, NotApplicable, probe
 
 
 @probe("MPD406", modes=["FM52"])
 def check(base_fit: BaseFit, merge_story: MergeStory) -> Finding | str:
     """Look for a few tensors that moved in a model whose base is otherwise the right one."""
+    if base_fit.adapter_alone:
+        raise NotApplicable("the folder holds an adapter alone, which changes no weights")
+    if not base_fit.frozen:
+        raise Missing("no adapter is known that leaves tensors alone; pass --adapter PATH")
+    if base_fit.moved:
+        return "the base is another one: see base-mismatch"
     if not base_fit.astray:
         return f"tensors that the adapter leaves alone are those of the base {base_fit.base}"
     if merge_story.is_on_four_bits:

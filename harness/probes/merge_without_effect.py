@@ -15,11 +15,15 @@ the dequantised weights: `mud-puppy ... --method qlora --merge-lora` does while 
 
 from __future__ import annotations
 
-from harness.facts.checkpoint import Drifts, Lineage
+from collections.abc import Sequence
+
+from harness.facts.checkpoint import Drifts, Lineage, ModuleLineage
 from harness.facts.merges import MergeStory
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
+UNRELATED = 0.2
+"""Cosine below which a weight has nothing of the base in it; matrix-unlike-its-base reports it."""
 _REMEDY = "merge again and save the model that merge_and_unload() returns"
 
 
@@ -33,6 +37,11 @@ def check(any_lineage: Lineage | None, drifts: Drifts, merge_story: MergeStory) 
         raise Missing("the adapter's change is smaller than the rounding of the merged weights")
     # What came in its place, if anything, is the finding of merge-carries-another.
     other = merge_story.modules_of("low-rank", "transposed")
+    others = {one.name for one in drifts.tensors if abs(one.cosine) < UNRELATED}
+    strange = [one for one in judged if f"{one.module}.weight" in others and one.is_foreign]
+    judged = [one for one in judged if one not in strange]
+    if not judged:
+        return "the adapted weights are not those of this base: see base-mismatch"
     lost = [one for one in judged if one.has_no_effect and one.module not in other]
     if not lost and any_lineage.not_compared:
         module, why = next(iter(any_lineage.not_compared.items()))
@@ -41,11 +50,13 @@ def check(any_lineage: Lineage | None, drifts: Drifts, merge_story: MergeStory) 
             f"{module} ({why}); the change arrived in the other {len(judged)}"
         )
     if not lost:
-        return f"the adapter's change arrived in {len(judged)} modules"
+        unlike = f"; {len(strange)} are unlike the base's" if strange else ""
+        return f"the adapter's change arrived in {len(judged)} modules{unlike}"
     lost.sort(key=lambda one: (abs(one.k), one.module))
     return Finding(
         message=f"the merge had no effect in {len(lost)} of {len(judged)} modules (k = "
-        f"{lost[0].k:.3f}, 1 expected): they are those of the base"
+        f"{lost[0].k:.3f}, 1 expected): "
+        + _say_what_is_there(lost)
         + (", and only part of the adapter was merged" if len(lost) < len(judged) else ""),
         evidence=tuple(
             Evidence(what="k", tensor=one.module, found=round(one.k, 4), expected=1.0)
@@ -55,6 +66,14 @@ def check(any_lineage: Lineage | None, drifts: Drifts, merge_story: MergeStory) 
         "on a copy of their weight",
         remedy=_REMEDY,
     )
+
+
+def _say_what_is_there(lost: Sequence[ModuleLineage]) -> str:
+    """Return what is in the modules: without the change they need not be the base's."""
+    foreign = sum(one.is_foreign for one in lost)
+    if not foreign:
+        return "they are those of the base"
+    return f"{'they' if foreign == len(lost) else foreign} differ from the base in another way"
 
 
 def _judge_identity(drifts: Drifts) -> Finding | str:

@@ -7,9 +7,19 @@ from typing import Any
 
 from harness.evidence.lineage.base import read_origin
 from harness.evidence.source import CheckpointEvidence, Depth, provides
-from harness.facts.checkpoint import Adapter, Base, BaseFit, Drift, Drifts, Lineage, Pair
+from harness.facts.checkpoint import Adapter, Base, BaseFit, Drift, Drifts, Lineage, Pair, Tensor
 from harness.registry import Missing
 from mudpuppy.provenance import fingerprint_model
+
+UNRELATED = 0.2
+"""Cosine below which two matrices have nothing in common: of two drawn at random it is
+1 / sqrt(elements), and what was trained as a whole stays above 0.9."""
+LARGE = 1024
+"""Elements from which that is seven standard deviations of chance."""
+MOST = 0.9
+"""Share of the matrices that are unrelated where the base is another."""
+LEAST_MATRICES = 2
+"""So many of them at least."""
 
 
 @provides("any_lineage")
@@ -30,9 +40,14 @@ def weigh_base(evidence: CheckpointEvidence) -> BaseFit:
     shapes = _adapter_shapes(adapter, base) if adapter else {}
     moved: tuple[Drift, ...] = ()
     astray: tuple[Drift, ...] = ()
+    unrelated: tuple[Drift, ...] = ()
+    frozen = 0
     if drifts is not None:
         shapes |= _model_shapes(drifts)
         moved, astray = _sort_moved(drifts)
+        frozen = sum(not one.is_target for one in drifts.tensors)
+        if not frozen:
+            unrelated = _find_unrelated(drifts, base)
     stored, found = _fingerprints(evidence.folder, base)
     return BaseFit(
         base=base.root,
@@ -41,6 +56,9 @@ def weigh_base(evidence: CheckpointEvidence) -> BaseFit:
         shapes=shapes,
         moved=moved,
         astray=astray,
+        unrelated=unrelated,
+        frozen=frozen,
+        adapter_alone=drifts is None,
         stored_fingerprint=stored,
         found_fingerprint=found,
     )
@@ -89,6 +107,24 @@ def _sort_moved(drifts: Drifts) -> tuple[tuple[Drift, ...], tuple[Drift, ...]]:
     if matrices and 2 * len(off_matrices) > len(matrices):
         return tuple(off), ()
     return (), tuple(off)
+
+
+def _find_unrelated(drifts: Drifts, base: Base) -> tuple[Drift, ...]:
+    """Return the matrices that are unrelated to the base's, when nearly all are.
+
+    Training leaves every matrix near where it began; another model has nothing in common with it,
+    of which the same permutation of some rows is told by the matrices it spares.
+    """
+    matrices = [one for one in drifts.tensors if is_large_matrix(base.tensors[one.name])]
+    found = [one for one in matrices if abs(one.cosine) < UNRELATED]
+    if len(found) < max(LEAST_MATRICES, MOST * len(matrices)):
+        return ()
+    return tuple(sorted(found, key=lambda one: (abs(one.cosine), one.name)))
+
+
+def is_large_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor is a matrix so large that chance makes no two of them alike."""
+    return len(tensor.shape) == 2 and min(tensor.shape) >= 8 and tensor.elements >= LARGE
 
 
 def _fingerprints(folder: Path, base: Base) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.evidence.values.arrays import Floats, iterate_rows
 from harness.evidence.values.decodable import is_float
 from harness.facts.checkpoint import Base, Drifts, Tensor, Weights
-from harness.facts.merges import ChangeRanks
+from harness.facts.merges import ChangeRanks, Strangers
 from harness.registry import Missing, NotApplicable
 
 SKETCH = 96
@@ -85,14 +85,18 @@ def rank_changes(evidence: CheckpointEvidence) -> ChangeRanks:
         raise NotApplicable("the adapter of this merge is known: k says more")
     base: Base = evidence.get("base")
     drifts: Drifts = evidence.get("drifts")
-    moved = [one.name for one in drifts.tensors if one.relative > one.tolerance]
-    names = [n for n in moved if _is_matrix(weights.tensors[n]) and not _is_outer(n)]
+    strangers: Strangers | None = evidence.find("strangers")
+    apart = strangers.found if strangers else {}  # no change of theirs: another matrix
+    moved = [
+        one.name for one in drifts.tensors if one.relative > one.tolerance and one.name not in apart
+    ]
+    names = [n for n in moved if _is_matrix(weights.tensors[n]) and not is_outer(n)]
     if not names:
         raise Missing(f"no matrix inside the model differs from the base {base.root}")
     low, full = {}, []
     for name in _spread(names):
         new, old = weights.tensors[name], base.tensors[name]
-        blocks = _differences(evidence.folder, new, Path(base.root), old)
+        blocks = find_difference(evidence.folder, new, Path(base.root), old)
         rank = sketch_rank(blocks, new.shape[1])
         if rank is None:
             full.append(name)
@@ -106,7 +110,8 @@ def _is_matrix(tensor: Tensor) -> bool:
     return len(tensor.shape) == 2 and min(tensor.shape) >= 8
 
 
-def _is_outer(name: str) -> bool:
+def is_outer(name: str) -> bool:
+    """Whether a matrix is an embedding, a head or a router, which are often trained apart."""
     return any(word in name for word in ("embed", "lm_head", "wte", "router", ".gate.", "score"))
 
 
@@ -118,7 +123,8 @@ def _spread(names: list[str]) -> list[str]:
     return [names[int(number * step)] for number in range(2 * SAMPLED)]
 
 
-def _differences(new_root: Path, new: Tensor, old_root: Path, old: Tensor) -> Iterator[Floats]:
+def find_difference(new_root: Path, new: Tensor, old_root: Path, old: Tensor) -> Iterator[Floats]:
+    """Yield the difference of two tensors of one shape by blocks of rows."""
     pairs = zip(iterate_rows(new_root, new), iterate_rows(old_root, old), strict=True)
     for after, before in pairs:
         yield after - before
