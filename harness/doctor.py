@@ -15,6 +15,7 @@ from harness.doctor_paths import (
     require_embeddings,
     require_file,
     require_model,
+    require_others,
     require_questions,
     require_stage,
     require_subject,
@@ -62,6 +63,7 @@ def diagnose(
     *,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
+    named_in: Mapping[str, str] | None = None,
     against: str | Path | None = None,
     generate: bool = False,
     quiz: str | Path | None = None,
@@ -90,6 +92,7 @@ def diagnose(
         base: the model it was made from; otherwise taken from the checkpoint where it names a
             local folder.
         adapter: the adapter that a merged model was made with; otherwise found beside it.
+        named_in: the file that named `base` or `adapter`, where it was not the caller.
         against: an earlier stage, a model or an adapter folder, whose answers are the control in
             place of the base's.
         generate: load the models and ask them (slow; the only part that starts torch).
@@ -117,7 +120,8 @@ def diagnose(
     Raises:
         HubError: a name on the hub was given, and the hub could not be asked.
         ModelError: a path that does not exist or is not what it should be.
-        UsageError: a word of `select` or `ignore` names no probe; `generate` at a lesser depth.
+        UsageError: a word of `select` or `ignore` names no probe; `generate` at a lesser depth;
+            `base` or `adapter` is the folder that is examined.
     """
     chosen = choose_probes(select, ignore)
     require_questions(quiz, voice)
@@ -131,9 +135,14 @@ def diagnose(
         root = resolve_tiny(at_path or "")
         require_subject(root)
         deep = _choose_depth(depth, generate)
+        subjects = find_subjects(root)
+        sources = named_in or {}
+        asked = {"base": at_base, "adapter": at_adapter}
+        require_others(subjects, {k: v for k, v in asked.items() if k not in sources})
         options = Options(
             depth=deep,
             base=require_model(at_base),
+            base_source=sources.get("base", "--base"),
             adapter=require_adapter(at_adapter),
             against=require_stage(against),
             generate=generate or deep is Depth.BEHAVIOUR,
@@ -152,7 +161,7 @@ def diagnose(
         results: list[ProbeResult] = []
         unread: dict[str, str] = {}
         described: list[dict[str, Any]] = []
-        for number, subject in enumerate(find_subjects(root)):
+        for number, subject in enumerate(subjects):
             progress(f"examining {subject.path}")
             mine = {} if number else dict(given or {})
             evidence = CheckpointEvidence(subject.folder, options, given=mine, file=subject.file)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.evidence.files.inventory import list_files
 from harness.evidence.files.kinds import recognise
 from harness.registry import Missing
-from mudpuppy.errors import ModelError, near_names
+from harness.subjects import Subject
+from mudpuppy.errors import ModelError, UsageError, near_names
 
 SUBJECTS = "a checkpoint folder, or a .safetensors, .gguf or .bin file"
 """What can be examined."""
@@ -125,6 +127,31 @@ def require_adapter(path: str | Path | None) -> Path | None:
             hint="--adapter wants the folder that save_pretrained() of a PEFT model wrote",
         )
     return folder
+
+
+def require_others(subjects: Sequence[Subject], asked: Mapping[str, str | Path | None]) -> None:
+    """Refuse a base or an adapter that is the very folder that is examined.
+
+    An output may hold its adapter and the merged model: there the adapter is one of several.
+
+    Args:
+        subjects: what is examined.
+        asked: the folders to compare with, by flag.
+
+    Raises:
+        UsageError: nothing would be compared with anything else.
+    """
+    if any(subject.file for subject in subjects):
+        return
+    examined = {subject.folder.resolve() for subject in subjects}
+    for flag, named in asked.items():
+        if named is not None and examined == {resolve_tiny(named).resolve()}:
+            raise UsageError(
+                f"--{flag} {named} is the folder that is examined: it can only be compared with "
+                "another",
+                hint=f"leave --{flag} out, or name the "
+                + ("model it was made from" if flag == "base" else "adapter that was merged"),
+            )
 
 
 def require_stage(path: str | Path | None) -> Path | None:

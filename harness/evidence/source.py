@@ -109,6 +109,8 @@ class Options:
 
     base: Path | None = None
     """The base model, when named."""
+    base_source: str = "--base"
+    """What named it: the flag, or a project file."""
     against: Path | None = None
     """An earlier stage that answers are held against in place of the base's, when named."""
     adapter: Path | None = None

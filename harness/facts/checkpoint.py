@@ -375,38 +375,3 @@ class Drifts:
     """Whether every shared tensor is equal byte for byte, and none is missing on either side."""
     same_names: bool = True
     """Whether none is missing on either side."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseFit:
-    """Whether a checkpoint belongs to the base that is named."""
-
-    base: str
-    """Folder of the base."""
-    named_by: str
-    """Where the path of the base comes from."""
-    compared: int
-    """Tensors that were compared."""
-    shapes: Mapping[str, str]
-    """Adapter or model tensors whose shape does not fit the base, and how."""
-    moved: tuple[Drift, ...]
-    """Untrained tensors that differ, when so many do that the base must be another; worst first."""
-    astray: tuple[Drift, ...]
-    """Untrained tensors that differ in a model whose base is the right one; worst first."""
-    unrelated: tuple[Drift, ...] = ()
-    """Where any tensor may have been trained: matrices that have nothing of the base in them, when
-    so many are that the base must be another; the least alike first."""
-    frozen: int = 0
-    """Tensors of a model that were compared and that its adapter leaves alone; 0 without one."""
-    adapter_alone: bool = False
-    """Whether an adapter's shapes were compared and no values of a model."""
-    stored_fingerprint: str = ""
-    """Fingerprint of the base that was written while training."""
-    found_fingerprint: str = ""
-    """Fingerprint of the base as it is now."""
-
-    @property
-    def fingerprint_differs(self) -> bool:
-        """Whether both fingerprints are known and differ."""
-        both = self.stored_fingerprint and self.found_fingerprint
-        return bool(both) and self.stored_fingerprint != self.found_fingerprint

@@ -17,7 +17,7 @@ mudpuppy.json, or base_model_name_or_path and revision in adapter_config.json, n
 
 from __future__ import annotations
 
-from harness.facts.checkpoint import BaseFit
+from harness.facts.merges import BaseFit
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 

@@ -13,8 +13,7 @@ the original base, then compare the outputs of adapter and merged model.
 
 from __future__ import annotations
 
-from harness.facts.checkpoint import BaseFit
-from harness.facts.merges import MergeStory
+from harness.facts.merges import BaseFit, MergeStory
 from harness.findings import Evidence, Finding
 from harness.registry import Missing, NotApplicable, probe
 

@@ -273,6 +273,11 @@ def _examine_files(
         path,
         base=arguments.base or settings.base,
         adapter=arguments.adapter or settings.adapter,
+        named_in={
+            name: settings.source
+            for name in ("base", "adapter")
+            if getattr(settings, name) and not getattr(arguments, name)
+        },
         against=arguments.against or settings.against,
         generate=arguments.generate,
         quick=arguments.quick or settings.quick,

@@ -17,7 +17,7 @@ import torch
 from reports.commands.doctor import main
 from reports.commands.doctor_output import ENDINGS, FORMATS
 from reports.commands.doctor_progress import PATIENCE_S, ScanProgress
-from tests.harness.checkpoints import copy, edit_tensors, save_base
+from tests.harness.checkpoints import copy, edit_tensors, save_adapter, save_base
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +278,20 @@ def test_help_is_quick(tmp_path):
     assert done.returncode == 0
     assert "--baseline" in done.stdout
     assert "rich" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("flag", ["base", "adapter"])
+def test_a_folder_is_not_compared_with_itself(base, tmp_path, capsys, flag):
+    named = base if flag == "base" else save_adapter(tmp_path / "adapter", base)
+    assert main([str(named), f"--{flag}", str(named)]) == 2
+    assert "is the folder that is examined" in capsys.readouterr().err
+
+
+def test_the_base_of_a_project_is_examined_too_and_named_by_its_file(base, sick, tmp_path, capsys):
+    (tmp_path / "mudpuppy-doctor.toml").write_text(f'base = "{base}"\n')
+    assert main([str(base)]) == 0
+    capsys.readouterr()
+    report = json.loads(told(capsys, sick, "--format", "json"))
+    named_by = report["facts"]["subjects"][0]["base_named_by"]
+    assert named_by == str(tmp_path / "mudpuppy-doctor.toml")
+    assert "(from --base)" in told(capsys, sick, "--base", base)

@@ -76,7 +76,7 @@ def _locate_base(evidence: CheckpointEvidence) -> tuple[Path, str]:
         Missing: nobody did, or what they named is no local folder.
     """
     if evidence.options.base is not None:
-        return evidence.options.base, "--base"
+        return evidence.options.base, evidence.options.base_source
     named: list[tuple[str, str]] = []
     origin = evidence.get("origin").get("base")
     if isinstance(origin, dict) and isinstance(origin.get("path"), str):

@@ -7,7 +7,8 @@ from typing import Any
 
 from harness.evidence.lineage.base import read_origin
 from harness.evidence.source import CheckpointEvidence, Depth, provides
-from harness.facts.checkpoint import Adapter, Base, BaseFit, Drift, Drifts, Lineage, Pair, Tensor
+from harness.facts.checkpoint import Adapter, Base, Drift, Drifts, Lineage, Pair, Tensor
+from harness.facts.merges import BaseFit
 from harness.registry import Missing
 from mudpuppy.provenance import fingerprint_model
 

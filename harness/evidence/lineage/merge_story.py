@@ -15,8 +15,8 @@ from harness.evidence.lineage.change_rank import SAMPLED, lies_on_grid, sketch_r
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.evidence.values.arrays import Floats, iterate_rows, read_array
 from harness.evidence.values.decodable import is_float
-from harness.facts.checkpoint import Adapter, Base, BaseFit, Lineage, Pair, Tensor, Weights
-from harness.facts.merges import Leftover, MergeStory
+from harness.facts.checkpoint import Adapter, Base, Lineage, Pair, Tensor, Weights
+from harness.facts.merges import BaseFit, Leftover, MergeStory
 
 LEAST_RESIDUAL = 0.05
 """Residual beyond three times the rounding's from which something else must be in the tensor."""

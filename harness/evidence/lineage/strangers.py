@@ -8,8 +8,8 @@ from pathlib import Path
 from harness.evidence.lineage.base_fit import UNRELATED, is_large_matrix
 from harness.evidence.lineage.change_rank import SAMPLED, find_difference, is_outer, sketch_rank
 from harness.evidence.source import CheckpointEvidence, Depth, provides
-from harness.facts.checkpoint import Adapter, Base, BaseFit, Drift, Drifts, Lineage, Weights
-from harness.facts.merges import Strangers
+from harness.facts.checkpoint import Adapter, Base, Drift, Drifts, Lineage, Weights
+from harness.facts.merges import BaseFit, Strangers
 from harness.registry import Missing, NotApplicable
 
 NEAR = 0.7
