@@ -1,21 +1,18 @@
 """An adapter on parts of the model that hardly touch what it says.
 
-What it does:
-    Sorts the adapted modules into body, experts, shared experts, router, vision, prediction of
-    further tokens, embedding and head, and looks whether the body or its experts are among them.
+What it does: sorts the adapted modules into body, experts, shared experts, router, vision,
+prediction of further tokens, embedding and head, and looks whether the body or its experts are
+among them.
 
-Why it is bad:
-    An adapter on the router alone, on layers that only guess further tokens, or on the vision
-    tower of a model that was to learn a text trains without an error, and the answers stay as they
-    were (FM50). PEFT stops only when nothing at all matches.
+Why it is bad: an adapter on the router alone, on layers that only guess further tokens, or on the
+vision tower of a model that was to learn a text trains without an error, and the answers stay as
+they were (FM50). PEFT stops only when nothing at all matches.
 
-Example:
-    `target_modules: [q_proj, v_proj]` on a model whose text layers have a fused `qkv_proj`: only
-    the vision tower is adapted.
+Example: `target_modules: [q_proj, v_proj]` on a model whose text layers have a fused `qkv_proj`:
+only the vision tower is adapted.
 
-What to do:
-    List the names with `model.named_modules()` and set `target_modules` to those of the text
-    layers; for experts that are one parameter, `target_parameters`.
+What to do: list the names with `model.named_modules()` and set `target_modules` to those of the
+text layers; for experts that are one parameter, `target_parameters`.
 """
 
 from __future__ import annotations

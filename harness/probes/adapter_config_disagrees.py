@@ -1,22 +1,19 @@
 """The adapter's settings and its tensors do not say the same.
 
-What it does:
-    The rank in `adapter_config.json` (with `rank_pattern`) is not that of the tensors, the two
-    factors of a module do not fit each other, the scale is zero or absent, magnitudes of DoRA are
-    there without `use_dora` or the reverse, or there are no settings at all.
+What it does: the rank in `adapter_config.json` (with `rank_pattern`) is not that of the tensors,
+the two factors of a module do not fit each other, the scale is zero or absent, magnitudes of DoRA
+are there without `use_dora` or the reverse, or there are no settings at all.
 
-Why it is bad:
-    PEFT builds the modules from the settings and then fails on the tensors with `size mismatch`, or
-    leaves out what it has no place for; a scale of zero loads and switches the adapter off; a wrong
-    or absent one makes it too weak or too strong without a word (FM26). Factors of one dimension
-    are pieces of a sharded run that were never put together (FM24).
+Why it is bad: PEFT builds the modules from the settings and then fails on the tensors with `size
+mismatch`, or leaves out what it has no place for; a scale of zero loads and switches the adapter
+off; a wrong or absent one makes it too weak or too strong without a word (FM26). Factors of one
+dimension are pieces of a sharded run that were never put together (FM24).
 
-Example:
-    `r: 16` in the config and `lora_A` of shape [8, 4096]: the config of another run was copied.
+Example: `r: 16` in the config and `lora_A` of shape [8, 4096]: the config of another run was
+copied.
 
-What to do:
-    Put the rank of the tensors into `r` (or `rank_pattern`), and the `lora_alpha` that was trained
-    with; the run's log or its mudpuppy.json holds it.
+What to do: put the rank of the tensors into `r` (or `rank_pattern`), and the `lora_alpha` that was
+trained with; the run's log or its mudpuppy.json holds it.
 """
 
 from __future__ import annotations

@@ -1,21 +1,17 @@
 """An adapter for a task with a head of its own, without that head.
 
-What it does:
-    For classifiers, taggers and reward models looks for `score` or `classifier` in the adapter;
-    for every adapter, looks for the modules that `modules_to_save` promises.
+What it does: for classifiers, taggers and reward models looks for `score` or `classifier` in the
+adapter; for every adapter, looks for the modules that `modules_to_save` promises.
 
-Why it is bad:
-    The base has no such head, so the loader makes a random one ("Some weights ... were not
-    initialized"), other numbers every time, and the scores mean nothing (FM63). A module of
-    modules_to_save that is not in the file stops PEFT with a KeyError or falls back to the base.
+Why it is bad: the base has no such head, so the loader makes a random one ("Some weights ... were
+not initialized"), other numbers every time, and the scores mean nothing (FM63). A module of
+modules_to_save that is not in the file stops PEFT with a KeyError or falls back to the base.
 
-Example:
-    `task_type: SEQ_CLS` with factors of q_proj and v_proj and nothing else: saved through a state
-    dict filter that kept `lora_` only.
+Example: `task_type: SEQ_CLS` with factors of q_proj and v_proj and nothing else: saved through a
+state dict filter that kept `lora_` only.
 
-What to do:
-    Save again with `save_pretrained()` of the PEFT model; without the run, the head is lost and
-    must be trained again.
+What to do: save again with `save_pretrained()` of the PEFT model; without the run, the head is lost
+and must be trained again.
 """
 
 from __future__ import annotations

@@ -1,21 +1,17 @@
 """Weights of the base inside an adapter's file.
 
-What it does:
-    Lists whole tensors in the file that neither modules_to_save nor bias nor a trained embedding
-    explains, and compares them with the base when it is known.
+What it does: lists whole tensors in the file that neither modules_to_save nor bias nor a trained
+embedding explains, and compares them with the base when it is known.
 
-Why it is bad:
-    An adapter as large as a model was saved from a run that trained, or kept, the base itself
-    (FM52): the freeze was lost on reload, or MLX's `load_adapters` left all weights trainable.
-    Loaders leave the tensors out, and what they learnt with them.
+Why it is bad: an adapter as large as a model was saved from a run that trained, or kept, the base
+itself (FM52): the freeze was lost on reload, or MLX's `load_adapters` left all weights trainable.
+Loaders leave the tensors out, and what they learnt with them.
 
-Example:
-    `base_model.model.model.layers.0.mlp.up_proj.weight` beside the factors; 14 GB of adapter.
+Example: `base_model.model.model.layers.0.mlp.up_proj.weight` beside the factors; 14 GB of adapter.
 
-What to do:
-    Look at `model.print_trainable_parameters()` before training. If the tensors differ from the
-    base, the adapter fits a model nobody has: train again. If they are equal, leave them out of a
-    copy.
+What to do: look at `model.print_trainable_parameters()` before training. If the tensors differ from
+the base, the adapter fits a model nobody has: train again. If they are equal, leave them out of a
+copy.
 """
 
 from __future__ import annotations

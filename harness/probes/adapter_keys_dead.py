@@ -1,23 +1,19 @@
 """Adapter keys that match nothing in the base model.
 
-What it does:
-    PEFT puts the tensors of an adapter onto modules by name, as the model has them in memory. The
-    names here lead nowhere, all of them or some. Without a base, names are held against the forms
-    that language models have.
+What it does: PEFT puts the tensors of an adapter onto modules by name, as the model has them in
+memory. The names here lead nowhere, all of them or some. Without a base, names are held against the
+forms that language models have.
 
-Why it is bad:
-    Loading goes on with "Found missing adapter keys while loading the checkpoint", the modules keep
-    their fresh, zero factors, and the output is that of the base (FM06, FM07).
+Why it is bad: loading goes on with "Found missing adapter keys while loading the checkpoint", the
+modules keep their fresh, zero factors, and the output is that of the base (FM06, FM07).
 
-Example:
-    `base_model.model.model.layers.0...` for a base whose layers are called
-    `model.language_model.layers.0...`: trained on the text model, or with an older transformers,
-    and loaded into the vision model.
+Example: `base_model.model.model.layers.0...` for a base whose layers are called
+`model.language_model.layers.0...`: trained on the text model, or with an older transformers, and
+loaded into the vision model.
 
-What to do:
-    Load the adapter with the class it was trained with (`AutoModelForCausalLM`), or rename the keys
-    in a copy. Keys without `base_model.model.` were saved from the wrong object: save again with
-    `model.save_pretrained(DIR)` of the PEFT model.
+What to do: load the adapter with the class it was trained with (`AutoModelForCausalLM`), or rename
+the keys in a copy. Keys without `base_model.model.` were saved from the wrong object: save again
+with `model.save_pretrained(DIR)` of the PEFT model.
 """
 
 from __future__ import annotations

@@ -1,19 +1,15 @@
 """An adapter with holes: modules that it targets have no factors in some layers.
 
-What it does:
-    `target_modules` names q_proj (and `layers_to_transform`, if set, the layers); layers 0 and 2
-    have factors for it, layer 1 has none.
+What it does: `target_modules` names q_proj (and `layers_to_transform`, if set, the layers); layers
+0 and 2 have factors for it, layer 1 has none.
 
-Why it is bad:
-    PEFT fills the holes with fresh factors, which add nothing, and says "Found missing adapter keys
-    while loading the checkpoint". Part of the training is lost (FM34, FM24).
+Why it is bad: PEFT fills the holes with fresh factors, which add nothing, and says "Found missing
+adapter keys while loading the checkpoint". Part of the training is lost (FM34, FM24).
 
-Example:
-    60 of 64 pairs, after a sharded save in which one rank failed.
+Example: 60 of 64 pairs, after a sharded save in which one rank failed.
 
-What to do:
-    Save again from the run, or take an older checkpoint. If the holes are intended, say so with
-    `layers_to_transform` in adapter_config.json.
+What to do: save again from the run, or take an older checkpoint. If the holes are intended, say so
+with `layers_to_transform` in adapter_config.json.
 """
 
 from __future__ import annotations

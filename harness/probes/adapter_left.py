@@ -1,18 +1,14 @@
 """A stage of a lifecycle left another number of adapters than it should.
 
-What it does:
-    Counts the adapters in what every stage left, beside and inside each other: one in an adapter's
-    folder, none in a merged model or in a base that an adapter was taken off.
+What it does: counts the adapters in what every stage left, beside and inside each other: one in an
+adapter's folder, none in a merged model or in a base that an adapter was taken off.
 
-Why it is bad:
-    What is left is trained upon, or loaded again, by the next stage: adapter stacking (FM17, FM18,
-    FM19, FM21).
+Why it is bad: what is left is trained upon, or loaded again, by the next stage: adapter stacking
+(FM17, FM18, FM19, FM21).
 
-Example:
-    A file that holds the adapters of three rounds, of which one is loaded.
+Example: a file that holds the adapters of three rounds, of which one is loaded.
 
-What to do:
-    Merge or unload between the stages, and save what that returns into an empty folder.
+What to do: merge or unload between the stages, and save what that returns into an empty folder.
 """
 
 from __future__ import annotations

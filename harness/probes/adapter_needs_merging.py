@@ -1,18 +1,14 @@
 """An adapter with parts that most servers of adapters cannot take.
 
-What it does:
-    Looks for whole tensors that the adapter replaces (`modules_to_save`), for factors on the
-    embedding or the output head, and for rows of tokens that were trained alone.
+What it does: looks for whole tensors that the adapter replaces (`modules_to_save`), for factors on
+the embedding or the output head, and for rows of tokens that were trained alone.
 
-Why it is bad:
-    Servers that put adapters on a running base take factors of linear layers and refuse or drop
-    the rest; new tokens are dead then (FM28): vllm#9280, vllm#4186.
+Why it is bad: servers that put adapters on a running base take factors of linear layers and refuse
+or drop the rest; new tokens are dead then (FM28): vllm#9280, vllm#4186.
 
-Example:
-    `lm_head.weight` in the adapter, 500 MB of it: served with `--enable-lora` it is left out.
+Example: `lm_head.weight` in the adapter, 500 MB of it: served with `--enable-lora` it is left out.
 
-What to do:
-    Merge the adapter into its base before it is served. With PEFT it works as it is.
+What to do: merge the adapter into its base before it is served. With PEFT it works as it is.
 """
 
 from __future__ import annotations

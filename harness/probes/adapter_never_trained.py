@@ -1,23 +1,19 @@
 """Adapter tensors that are still as they were made: the adapter adds exactly nothing.
 
-What it does:
-    Every method starts at the base model. LoRA does so with a factor of zeros (lora_B; for
-    embeddings lora_embedding_A), AdaLoRA with lora_E, VeRA with lambda_b, LoHa, LoKr and others
-    with one of their factors, OFT and BOFT with a rotation of zero, IA3 with a vector of ones.
-    Here they still hold exactly that.
+What it does: every method starts at the base model. LoRA does so with a factor of zeros (lora_B;
+for embeddings lora_embedding_A), AdaLoRA with lora_E, VeRA with lambda_b, LoHa, LoKr and others
+with one of their factors, OFT and BOFT with a rotation of zero, IA3 with a vector of ones. Here
+they still hold exactly that.
 
-Why it is bad:
-    Base + adapter is the base, bit for bit, and nothing says so (FM08). Either training never
-    reached the adapter, or a fresh one was saved instead of the trained one.
+Why it is bad: base + adapter is the base, bit for bit, and nothing says so (FM08). Either training
+never reached the adapter, or a fresh one was saved instead of the trained one.
 
-Example:
-    `lora_B is zero in 64 of 64 modules`: a learning rate of 0, labels that are all -100, a loss
-    that does not reach the layers, or `get_peft_model(model, config)` used to *load* a checkpoint.
+Example: `lora_B is zero in 64 of 64 modules`: a learning rate of 0, labels that are all -100, a
+loss that does not reach the layers, or `get_peft_model(model, config)` used to *load* a checkpoint.
 
-What to do:
-    Load with `PeftModel.from_pretrained(base, PATH)`, never with `get_peft_model`. If the file in
-    the run's own folder is untrained, look at the log: was the loss 0 or nan, grad_norm 0? Then
-    train again.
+What to do: load with `PeftModel.from_pretrained(base, PATH)`, never with `get_peft_model`. If the
+file in the run's own folder is untrained, look at the log: was the loss 0 or nan, grad_norm 0? Then
+train again.
 """
 
 from __future__ import annotations

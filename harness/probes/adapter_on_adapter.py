@@ -1,19 +1,15 @@
 """An adapter whose base is an adapter, not a model.
 
-What it does:
-    Looks into the folder that `base_model_name_or_path` names.
+What it does: looks into the folder that `base_model_name_or_path` names.
 
-Why it is bad:
-    The second stage was trained on base + first adapter. Loaded through its settings it lands on
-    whatever the reader makes of that folder: the first adapter as well, or the bare base without
-    it, so that the SFT below a DPO is lost (FM36), or one adapter on top of the other (FM17).
+Why it is bad: the second stage was trained on base + first adapter. Loaded through its settings it
+lands on whatever the reader makes of that folder: the first adapter as well, or the bare base
+without it, so that the SFT below a DPO is lost (FM36), or one adapter on top of the other (FM17).
 
-Example:
-    `base_model_name_or_path: runs/sft`, where runs/sft holds adapter_config.json and no model.
+Example: `base_model_name_or_path: runs/sft`, where runs/sft holds adapter_config.json and no model.
 
-What to do:
-    Merge the first adapter into its base, and train the second on the result; to use what is
-    there, load the base, merge the first adapter, then load the second.
+What to do: merge the first adapter into its base, and train the second on the result; to use what
+is there, load the base, merge the first adapter, then load the second.
 """
 
 from __future__ import annotations

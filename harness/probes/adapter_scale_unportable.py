@@ -1,20 +1,16 @@
 """An adapter whose strength some servers get wrong.
 
-What it does:
-    Looks for settings that change how strongly an adapter works and that not every reader follows:
-    rsLoRA, alpha_pattern, rank_pattern, DoRA, biases of LoRA, repeated layers.
+What it does: looks for settings that change how strongly an adapter works and that not every reader
+follows: rsLoRA, alpha_pattern, rank_pattern, DoRA, biases of LoRA, repeated layers.
 
-Why it is bad:
-    PEFT applies them all. A server that ignores one scales the change by alpha / r instead, too
-    weak by the root of the rank under rsLoRA, or leaves the magnitudes of DoRA out, and says
-    nothing (FM26): sglang#40835, vllm#10798, vllm#55545, TensorRT-LLM#1668, mlx-vlm#845.
+Why it is bad: PEFT applies them all. A server that ignores one scales the change by alpha / r
+instead, too weak by the root of the rank under rsLoRA, or leaves the magnitudes of DoRA out, and
+says nothing (FM26): sglang#40835, vllm#10798, vllm#55545, TensorRT-LLM#1668, mlx-vlm#845.
 
-Example:
-    `use_rslora: true` with rank 64: a reader that divides by r is eight times too weak.
+Example: `use_rslora: true` with rank 64: a reader that divides by r is eight times too weak.
 
-What to do:
-    Merge before serving (`mud-puppy merge`, or PEFT's `merge_and_unload()`), or compare one answer
-    of the server with one of PEFT.
+What to do: merge before serving (`mud-puppy merge`, or PEFT's `merge_and_unload()`), or compare one
+answer of the server with one of PEFT.
 """
 
 from __future__ import annotations

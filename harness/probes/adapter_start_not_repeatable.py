@@ -1,20 +1,16 @@
 """An adapter whose start changed the base, in a way that cannot be repeated exactly.
 
-What it does:
-    Reads `init_lora_weights`. PiSSA, OLoRA, CorDA and LoftQ take a part of the base weights away
-    and put it into the factors, so the adapter belongs to the *changed* base.
+What it does: reads `init_lora_weights`. PiSSA, OLoRA, CorDA and LoftQ take a part of the base
+weights away and put it into the factors, so the adapter belongs to the *changed* base.
 
-Why it is bad:
-    PEFT repeats the decomposition whenever it loads the adapter; `pissa_niter_N` and EVA do it with
-    random numbers, so every load gives other weights (FM53). Servers and converters that read the
-    factors alone add them to the untouched base, which counts that part twice.
+Why it is bad: PEFT repeats the decomposition whenever it loads the adapter; `pissa_niter_N` and EVA
+do it with random numbers, so every load gives other weights (FM53). Servers and converters that
+read the factors alone add them to the untouched base, which counts that part twice.
 
-Example:
-    `init_lora_weights: pissa_niter_16` in adapter_config.json.
+Example: `init_lora_weights: pissa_niter_16` in adapter_config.json.
 
-What to do:
-    Convert to plain LoRA when saving: `model.save_pretrained(DIR,
-    path_initial_model_for_weight_conversion=START)`, or merge in the process that trained.
+What to do: convert to plain LoRA when saving: `model.save_pretrained(DIR,
+path_initial_model_for_weight_conversion=START)`, or merge in the process that trained.
 """
 
 from __future__ import annotations

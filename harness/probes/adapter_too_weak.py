@@ -1,20 +1,16 @@
 """An adapter whose change is too small to be seen.
 
-What it does:
-    Compares the size of scale * B A with that of the weight it is added to, module by module
-    (without the base, with the size that such weights usually have).
+What it does: compares the size of scale * B A with that of the weight it is added to, module by
+module (without the base, with the size that such weights usually have).
 
-Why it is bad:
-    The factors are not zero, so nothing looks wrong, but the answers are those of the base (FM51).
-    What is smaller than the steps of bf16 is partly rounded away when it is merged.
+Why it is bad: the factors are not zero, so nothing looks wrong, but the answers are those of the
+base (FM51). What is smaller than the steps of bf16 is partly rounded away when it is merged.
 
-Example:
-    B of 5e-5 after ten steps: the change is 0.01 % of the weight; ordinary trained adapters have
-    0.5 to 10 %.
+Example: B of 5e-5 after ten steps: the change is 0.01 % of the weight; ordinary trained adapters
+have 0.5 to 10 %.
 
-What to do:
-    Train longer or with a larger learning rate (1e-4 to 2e-4 is usual for LoRA), and look whether
-    lora_alpha is what was meant.
+What to do: train longer or with a larger learning rate (1e-4 to 2e-4 is usual for LoRA), and look
+whether lora_alpha is what was meant.
 """
 
 from __future__ import annotations

@@ -1,20 +1,16 @@
 """Adapter layers of one live model that are not in the same state.
 
-What it does:
-    Compares the layers that carry adapters: which adapters each applies, which are merged into its
-    weight, whether it applies any. PEFT calls a state that differs between layers "irregular".
+What it does: compares the layers that carry adapters: which adapters each applies, which are merged
+into its weight, whether it applies any. PEFT calls a state that differs between layers "irregular".
 
-Why it is bad:
-    Part of the model answers with the adapter and part without it, or with the adapter twice; what
-    is saved or merged from it is right in some layers only (FM17, FM20). `get_model_status()` says
-    so to whoever asks.
+Why it is bad: part of the model answers with the adapter and part without it, or with the adapter
+twice; what is saved or merged from it is right in some layers only (FM17, FM20).
+`get_model_status()` says so to whoever asks.
 
-Example:
-    `merge_adapter()` was interrupted: 12 of 64 layers hold the change in their weight.
+Example: `merge_adapter()` was interrupted: 12 of 64 layers hold the change in their weight.
 
-What to do:
-    `model.unmerge_adapter()`, `model.set_adapter(NAME)` and `model.enable_adapter_layers()`; then
-    look again. If that does not help, load base and adapter anew.
+What to do: `model.unmerge_adapter()`, `model.set_adapter(NAME)` and
+`model.enable_adapter_layers()`; then look again. If that does not help, load base and adapter anew.
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
 """An artefact lacks what belongs to a model beside its weights.
 
-What it does:
-    Compares tokenizer, chat template and the ids that end a generation with those of the base.
+What it does: compares tokenizer, chat template and the ids that end a generation with those of the
+base.
 
-Why it is bad:
-    A model without its tokenizer or template is served with another one and answers oddly (FM04);
-    without its EOS ids it runs on for ever on some servers (FM03).
+Why it is bad: a model without its tokenizer or template is served with another one and answers
+oddly (FM04); without its EOS ids it runs on for ever on some servers (FM03).
 
-Example:
-    Only the weights are saved, and the generation config is made anew.
+Example: only the weights are saved, and the generation config is made anew.
 
-What to do:
-    Copy tokenizer files, chat_template.jinja and generation_config.json from the base.
+What to do: copy tokenizer files, chat_template.jinja and generation_config.json from the base.
 """
 
 from __future__ import annotations

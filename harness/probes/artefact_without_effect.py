@@ -1,16 +1,14 @@
 """The artefact answers exactly like the untouched base.
 
-What it does:
-    Compares the logits of every reloaded artefact with those of the base it was made from.
+What it does: compares the logits of every reloaded artefact with those of the base it was made
+from.
 
-Why it is bad:
-    The training is lost, and everything else about the file looks fine (FM06, FM08, FM20).
+Why it is bad: the training is lost, and everything else about the file looks fine (FM06, FM08,
+FM20).
 
-Example:
-    The adapter's keys match no module: PEFT warns once and answers like the base.
+Example: the adapter's keys match no module: PEFT warns once and answers like the base.
 
-What to do:
-    Compare the keys in the file with the base's module names.
+What to do: compare the keys in the file with the base's module names.
 """
 
 from __future__ import annotations

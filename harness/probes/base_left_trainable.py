@@ -1,19 +1,16 @@
 """A live model with adapters whose base would be trained too.
 
-What it does:
-    Looks at `requires_grad` of the weights inside adapted layers.
+What it does: looks at `requires_grad` of the weights inside adapted layers.
 
-Why it is bad:
-    An adapter run with a trainable base moves weights that the adapter does not hold: the file that
-    is saved fits a model nobody has (FM52), and the optimizer needs many times the memory.
+Why it is bad: an adapter run with a trainable base moves weights that the adapter does not hold:
+the file that is saved fits a model nobody has (FM52), and the optimizer needs many times the
+memory.
 
-Example:
-    `model.requires_grad_(True)` after `get_peft_model`, to make gradient checkpointing work.
+Example: `model.requires_grad_(True)` after `get_peft_model`, to make gradient checkpointing work.
 
-What to do:
-    `for name, p in model.named_parameters(): p.requires_grad = "lora_" in name`, or
-    `model.enable_input_require_grads()` for gradient checkpointing; then
-    `model.print_trainable_parameters()`.
+What to do: `for name, p in model.named_parameters(): p.requires_grad = "lora_" in name`, or
+`model.enable_input_require_grads()` for gradient checkpointing; then
+`model.print_trainable_parameters()`.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """The base of an adapter is named so that others may get another one.
 
-What it does:
-    Reads `base_model_name_or_path` and `revision`: a 4-bit twin of a model, a path of another
-    machine, no name at all, or a name of a hub without a revision.
+What it does: reads `base_model_name_or_path` and `revision`: a 4-bit twin of a model, a path of
+another machine, no name at all, or a name of a hub without a revision.
 
-Why it is bad:
-    Every reader follows that name. The 4-bit twin of a model has other weights than the model, so
-    a merge into it is rounded and a merge into the model is not what was trained (FM35, FM13); a
-    name without revision is whatever lies there on the day.
+Why it is bad: every reader follows that name. The 4-bit twin of a model has other weights than the
+model, so a merge into it is rounded and a merge into the model is not what was trained (FM35,
+FM13); a name without revision is whatever lies there on the day.
 
-Example:
-    `unsloth/llama-3-8b-bnb-4bit` in an adapter that is merged into `meta-llama/Meta-Llama-3-8B`.
+Example: `unsloth/llama-3-8b-bnb-4bit` in an adapter that is merged into
+`meta-llama/Meta-Llama-3-8B`.
 
-What to do:
-    Name the 16-bit model and its revision in adapter_config.json, or pass `--base`.
+What to do: name the 16-bit model and its revision in adapter_config.json, or pass `--base`.
 """
 
 from __future__ import annotations

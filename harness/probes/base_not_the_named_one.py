@@ -1,19 +1,15 @@
 """The base that is compared with is not the one that the adapter names.
 
-What it does:
-    Where `base_model_name_or_path` is a model in a local folder, compares the weights of the
-    adapted modules in it with those of the base that was passed, or that the merge was made with.
+What it does: where `base_model_name_or_path` is a model in a local folder, compares the weights of
+the adapted modules in it with those of the base that was passed, or that the merge was made with.
 
-Why it is bad:
-    An adapter is a difference. Put on another model, or on an earlier stage of the same one, it is
-    slightly to badly wrong (FM35); a DPO adapter that was trained on the merged SFT model and is
-    merged into the original base has lost the SFT, and k = 1 all the same (FM36).
+Why it is bad: an adapter is a difference. Put on another model, or on an earlier stage of the same
+one, it is slightly to badly wrong (FM35); a DPO adapter that was trained on the merged SFT model
+and is merged into the original base has lost the SFT, and k = 1 all the same (FM36).
 
-Example:
-    adapter_config.json names runs/sft-merged, the merge began on models/base.
+Example: adapter_config.json names runs/sft-merged, the merge began on models/base.
 
-What to do:
-    Merge into the model that adapter_config.json names; or pass that one with `--base`.
+What to do: merge into the model that adapter_config.json names; or pass that one with `--base`.
 """
 
 from __future__ import annotations

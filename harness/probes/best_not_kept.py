@@ -1,18 +1,14 @@
 """The weights that were kept are not the best ones.
 
-What it does:
-    Evaluates the held-out rows once more with the weights of each evaluation, and compares the
-    weights at the end with those of the lowest loss.
+What it does: evaluates the held-out rows once more with the weights of each evaluation, and
+compares the weights at the end with those of the lowest loss.
 
-Why it is bad:
-    Early stopping that keeps the last weights instead of the best gives back the model that it
-    was to protect from (FM15).
+Why it is bad: early stopping that keeps the last weights instead of the best gives back the model
+that it was to protect from (FM15).
 
-Example:
-    The best checkpoint is removed as the oldest, and the newest is loaded in its place.
+Example: the best checkpoint is removed as the oldest, and the newest is loaded in its place.
 
-What to do:
-    Compare `eval_loss` in steps.jsonl with the step whose weights were kept.
+What to do: compare `eval_loss` in steps.jsonl with the step whose weights were kept.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """Checkpoints of the same step grow from round to round.
 
-What it does:
-    Compares bytes and tensors of what the same step left in the first and in every later round:
-    the same settings on a model of the same shape make files of the same size.
+What it does: compares bytes and tensors of what the same step left in the first and in every later
+round: the same settings on a model of the same shape make files of the same size.
 
-Why it is bad:
-    Something is carried along: the adapters of earlier rounds, an untied copy of the embedding, a
-    wider type. It is the one sign of stacking that is seen without opening a file (FM18).
+Why it is bad: something is carried along: the adapters of earlier rounds, an untied copy of the
+embedding, a wider type. It is the one sign of stacking that is seen without opening a file (FM18).
 
-Example:
-    87 MB after the first resumption, 110 MB after the next.
+Example: 87 MB after the first resumption, 110 MB after the next.
 
-What to do:
-    List the tensors of the first and the last checkpoint; what only the last one has is it.
+What to do: list the tensors of the first and the last checkpoint; what only the last one has is it.
 """
 
 from __future__ import annotations

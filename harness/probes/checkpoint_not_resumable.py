@@ -1,19 +1,15 @@
 """A checkpoint that a run cannot go on from as it was.
 
-What it does:
-    Looks for what transformers' trainer reads when it resumes: optimizer, scheduler, random state,
-    trainer_state.json.
+What it does: looks for what transformers' trainer reads when it resumes: optimizer, scheduler,
+random state, trainer_state.json.
 
-Why it is bad:
-    What is absent is made anew without a word: a fresh optimizer forgets its moments, a fresh
-    scheduler warms up again, a fresh state starts at step 0 (FM14, FM58).
+Why it is bad: what is absent is made anew without a word: a fresh optimizer forgets its moments, a
+fresh scheduler warms up again, a fresh state starts at step 0 (FM14, FM58).
 
-Example:
-    checkpoint-400 without optimizer.pt: the disk was full while it was written.
+Example: checkpoint-400 without optimizer.pt: the disk was full while it was written.
 
-What to do:
-    Resume from the newest checkpoint that is complete. A checkpoint of weights alone
-    (`save_only_model`) is fine to load, and cannot be resumed from.
+What to do: resume from the newest checkpoint that is complete. A checkpoint of weights alone
+(`save_only_model`) is fine to load, and cannot be resumed from.
 """
 
 from __future__ import annotations

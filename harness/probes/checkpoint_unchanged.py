@@ -1,20 +1,16 @@
 """A checkpoint that holds exactly what the one before it held.
 
-What it does:
-    Compares the values of a `checkpoint-N` with those of the one before it, and, for adapters,
-    module by module.
+What it does: compares the values of a `checkpoint-N` with those of the one before it, and, for
+adapters, module by module.
 
-Why it is bad:
-    Steps were counted and nothing moved: the optimizer holds other tensors than the model, every
-    gradient was zero, or the same object was saved twice (FM08, FM09). Where only some modules
-    stand still, the gradient does not reach them.
+Why it is bad: steps were counted and nothing moved: the optimizer holds other tensors than the
+model, every gradient was zero, or the same object was saved twice (FM08, FM09). Where only some
+modules stand still, the gradient does not reach them.
 
-Example:
-    All 128 tensors of checkpoint-400 are byte for byte those of checkpoint-200.
+Example: all 128 tensors of checkpoint-400 are byte for byte those of checkpoint-200.
 
-What to do:
-    Look at grad_norm and learning_rate of the log between the two steps, and at
-    `model.print_trainable_parameters()` after resuming.
+What to do: look at grad_norm and learning_rate of the log between the two steps, and at
+`model.print_trainable_parameters()` after resuming.
 """
 
 from __future__ import annotations

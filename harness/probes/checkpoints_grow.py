@@ -1,20 +1,17 @@
 """A checkpoint of a run holds more than the one before it.
 
-What it does:
-    Compares a `checkpoint-N` with the one before it in the same output: tensors that only the later
-    one has, tensors that are larger, folders of further adapters.
+What it does: compares a `checkpoint-N` with the one before it in the same output: tensors that only
+the later one has, tensors that are larger, folders of further adapters.
 
-Why it is bad:
-    The settings of a run do not change, so its checkpoints have one size. A larger one carries a
-    second adapter, because the resumption put a new one on top of the first (FM18); part of the
-    tensors is left out whenever it is loaded.
+Why it is bad: the settings of a run do not change, so its checkpoints have one size. A larger one
+carries a second adapter, because the resumption put a new one on top of the first (FM18); part of
+the tensors is left out whenever it is loaded.
 
-Example:
-    87 MB in checkpoint-500, 110 MB in checkpoint-1000, with keys that end in `default_0`.
+Example: 87 MB in checkpoint-500, 110 MB in checkpoint-1000, with keys that end in `default_0`.
 
-What to do:
-    Go on from the last checkpoint of the smaller size, with `PeftModel.from_pretrained(base, PATH,
-    is_trainable=True)` or `--resume`, never with `get_peft_model` on a loaded adapter.
+What to do: go on from the last checkpoint of the smaller size, with
+`PeftModel.from_pretrained(base, PATH, is_trainable=True)` or `--resume`, never with
+`get_peft_model` on a loaded adapter.
 """
 
 from __future__ import annotations

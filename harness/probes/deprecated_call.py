@@ -1,18 +1,14 @@
 """The engine calls something that its libraries are about to take away.
 
-What it does:
-    Listens to DeprecationWarning, PendingDeprecationWarning and FutureWarning while the engine
-    trains, and keeps those whose caller is a file of the engine.
+What it does: listens to DeprecationWarning, PendingDeprecationWarning and FutureWarning while the
+engine trains, and keeps those whose caller is a file of the engine.
 
-Why it is bad:
-    Such a warning is next month's TypeError: whoever installs the newest release cannot train
-    (FM42 was one). Python hides it by default, so nobody sees it in time.
+Why it is bad: such a warning is next month's TypeError: whoever installs the newest release cannot
+train (FM42 was one). Python hides it by default, so nobody sees it in time.
 
-Example:
-    `Trainer(tokenizer=...)` warned for a year before it raised.
+Example: `Trainer(tokenizer=...)` warned for a year before it raised.
 
-What to do:
-    Call what the warning names instead.
+What to do: call what the warning names instead.
 """
 
 from __future__ import annotations

@@ -1,19 +1,15 @@
 """A release that the project supports says that a call of ours will end.
 
-What it does:
-    Runs a smoke set under the oldest supported, the pinned and the newest releases of
-    transformers, peft and trl, and lists the deprecation warnings whose caller is a file of ours.
+What it does: runs a smoke set under the oldest supported, the pinned and the newest releases of
+transformers, peft and trl, and lists the deprecation warnings whose caller is a file of ours.
 
-Why it is bad:
-    Today's warning in the newest release is the TypeError of the next one, for everybody who
-    installs without pins (FM42).
+Why it is bad: today's warning in the newest release is the TypeError of the next one, for everybody
+who installs without pins (FM42).
 
-Example:
-    `mudpuppy/loading.py:88: torch_dtype is deprecated, use dtype`.
+Example: `mudpuppy/loading.py:88: torch_dtype is deprecated, use dtype`.
 
-What to do:
-    Call what the warning names instead, if the oldest supported release has it; raise the floor in
-    pyproject.toml if it does not.
+What to do: call what the warning names instead, if the oldest supported release has it; raise the
+floor in pyproject.toml if it does not.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 """Dropout of a live model that is switched on.
 
-What it does:
-    Looks for dropout modules of the base with a probability above zero that are in training mode.
+What it does: looks for dropout modules of the base with a probability above zero that are in
+training mode.
 
-Why it is bad:
-    What such a model answers, and every number measured on it, is random (as in FM53). In the
-    middle of training that is as it should be; a model that is in evaluation mode with some of its
-    modules left training was switched in part.
+Why it is bad: what such a model answers, and every number measured on it, is random (as in FM53).
+In the middle of training that is as it should be; a model that is in evaluation mode with some of
+its modules left training was switched in part.
 
-Example:
-    `model.eval()` was called before a module was exchanged.
+Example: `model.eval()` was called before a module was exchanged.
 
-What to do:
-    `model.eval()` before asking, merging or comparing; `model.train()` before training.
+What to do: `model.eval()` before asking, merging or comparing; `model.train()` before training.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """Training did not stop where its evaluations and its patience say.
 
-What it does:
-    Counts the patience once more on the evaluation losses of steps.jsonl: the first is the best,
-    each that is not below the best takes one off. The run must end exactly where none is left, or
-    at its last step; and where the scenario says that it must stop early, before that.
+What it does: counts the patience once more on the evaluation losses of steps.jsonl: the first is
+the best, each that is not below the best takes one off. The run must end exactly where none is
+left, or at its last step; and where the scenario says that it must stop early, before that.
 
-Why it is bad:
-    An early-stopping test that never stops proves nothing, and a run that ignores the setting
-    overfits while its settings say that it cannot.
+Why it is bad: an early-stopping test that never stops proves nothing, and a run that ignores the
+setting overfits while its settings say that it cannot.
 
-Example:
-    The callback is added and no evaluation ever runs; or it waits for one evaluation more.
+Example: the callback is added and no evaluation ever runs; or it waits for one evaluation more.
 
-What to do:
-    Check that samples are held out, and that evaluations happen (`eval_loss` in steps.jsonl).
+What to do: check that samples are held out, and that evaluations happen (`eval_loss` in
+steps.jsonl).
 """
 
 from __future__ import annotations

@@ -1,20 +1,17 @@
 """A run that met a fault does not say clearly how it ended.
 
-What it does:
-    Compares exit code or signal with what the design says (0 done, 2 a person's mistake, 3 could
-    not be finished, 130 interrupted, 143 terminated), and reads the standard error: one message of
-    ours that names the cause, and no traceback.
+What it does: compares exit code or signal with what the design says (0 done, 2 a person's mistake,
+3 could not be finished, 130 interrupted, 143 terminated), and reads the standard error: one message
+of ours that names the cause, and no traceback.
 
-Why it is bad:
-    A scheduler restarts what cannot work, or does not restart what could; a person reads a
-    traceback of somebody else's code about a full disk. NaN that ends with exit code 0 is taken
-    for a success (FM41).
+Why it is bad: a scheduler restarts what cannot work, or does not restart what could; a person reads
+a traceback of somebody else's code about a full disk. NaN that ends with exit code 0 is taken for a
+success (FM41).
 
-Example:
-    `RuntimeError: [enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory`.
+Example: `RuntimeError: [enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory`.
 
-What to do:
-    Raise one of the project's errors where it happens, with what was found and what to type next.
+What to do: raise one of the project's errors where it happens, with what was found and what to type
+next.
 """
 
 from __future__ import annotations

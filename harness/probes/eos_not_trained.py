@@ -1,18 +1,14 @@
 """The end of an answer is not trained.
 
-What it does:
-    Counts, on the batches that the model was really given, the rows whose last label is an EOS id;
-    for a reward model, those whose last token is one.
+What it does: counts, on the batches that the model was really given, the rows whose last label is
+an EOS id; for a reward model, those whose last token is one.
 
-Why it is bad:
-    A model that never sees EOS as a target never stops: answers run to the token limit and new
-    turns are invented (FM01, FM02). The loss looks healthy all the while.
+Why it is bad: a model that never sees EOS as a target never stops: answers run to the token limit
+and new turns are invented (FM01, FM02). The loss looks healthy all the while.
 
-Example:
-    `pad_token = eos_token` and a collator that turns every pad id into -100.
+Example: `pad_token = eos_token` and a collator that turns every pad id into -100.
 
-What to do:
-    Mask padding by position, never by id, and check that the template ends the turn.
+What to do: mask padding by position, never by id, and check that the template ends the turn.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """A result that was finished, or steps that were saved, are lost after a fault.
 
-What it does:
-    Disturbs a run at a chosen moment and goes on from what is left: artefacts whose manifest was
-    written before the fault must be there afterwards, bit for bit; the run must go on from the
-    newest complete checkpoint; and at the end everything must be there that was promised.
+What it does: disturbs a run at a chosen moment and goes on from what is left: artefacts whose
+manifest was written before the fault must be there afterwards, bit for bit; the run must go on from
+the newest complete checkpoint; and at the end everything must be there that was promised.
 
-Why it is bad:
-    Hours of work are gone though they lay on the disk: an older checkpoint is taken, a complete
-    adapter is removed because its merge failed, a good folder is refused (FM43).
+Why it is bad: hours of work are gone though they lay on the disk: an older checkpoint is taken, a
+complete adapter is removed because its merge failed, a good folder is refused (FM43).
 
-Example:
-    A merge that runs out of disk space takes the finished adapter with it.
+Example: a merge that runs out of disk space takes the finished adapter with it.
 
-What to do:
-    Look at the recovery's output in the cell's log: what did it remove, and where did it go on?
+What to do: look at the recovery's output in the cell's log: what did it remove, and where did it go
+on?
 """
 
 from __future__ import annotations

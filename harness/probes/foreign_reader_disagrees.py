@@ -1,19 +1,16 @@
 """Someone else's code opens the artefact and sees something else.
 
-What it does:
-    Has every artefact opened by other people's readers in a clean interpreter: models by plain
-    transformers, adapters by plain PEFT, tensors by safetensors, logs by TensorBoard, and compares
-    logits, ids and losses with those of the run.
+What it does: has every artefact opened by other people's readers in a clean interpreter: models by
+plain transformers, adapters by plain PEFT, tensors by safetensors, logs by TensorBoard, and
+compares logits, ids and losses with those of the run.
 
-Why it is bad:
-    People serve and evaluate with those readers, not with ours: what only our own code reads
-    rightly is broken for everybody else, and no error says so (FM20, FM22, FM34).
+Why it is bad: people serve and evaluate with those readers, not with ours: what only our own code
+reads rightly is broken for everybody else, and no error says so (FM20, FM22, FM34).
 
-Example:
-    A merged model whose keys carry a wrapper's prefix: transformers makes the weights up.
+Example: a merged model whose keys carry a wrapper's prefix: transformers makes the weights up.
 
-What to do:
-    Open the artefact with the reader that is named, and compare its tensors with those in memory.
+What to do: open the artefact with the reader that is named, and compare its tensors with those in
+memory.
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
 """Someone else's code does not open the artefact.
 
-What it does:
-    Has every artefact opened by other people's readers in a clean interpreter, and looks at those
-    that ended in an error or by a signal. A reader that is not installed is no refusal.
+What it does: has every artefact opened by other people's readers in a clean interpreter, and looks
+at those that ended in an error or by a signal. A reader that is not installed is no refusal.
 
-Why it is bad:
-    The artefact works on the machine that made it and nowhere else (FM33, FM53).
+Why it is bad: the artefact works on the machine that made it and nowhere else (FM33, FM53).
 
-Example:
-    An adapter without `base_model_name_or_path`: PEFT cannot find what to put it on.
+Example: an adapter without `base_model_name_or_path`: PEFT cannot find what to put it on.
 
-What to do:
-    The error of the reader is in the cell's output; open the artefact with that reader alone.
+What to do: the error of the reader is in the cell's output; open the artefact with that reader
+alone.
 """
 
 from __future__ import annotations

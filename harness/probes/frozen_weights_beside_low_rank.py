@@ -1,18 +1,15 @@
 """A merged adapter, and beside it weights that changed as no adapter changes them.
 
-What it does:
-    Where no adapter is known, measures the rank of merged - base, matrix by matrix. Most are of low
-    rank, as an adapter leaves them; some are of full rank.
+What it does: where no adapter is known, measures the rank of merged - base, matrix by matrix. Most
+are of low rank, as an adapter leaves them; some are of full rank.
 
-Why it is bad:
-    A LoRA run changes nothing else. Frozen weights that moved are in no adapter, and the adapter
-    that was saved fits a model nobody has (FM52).
+Why it is bad: a LoRA run changes nothing else. Frozen weights that moved are in no adapter, and the
+adapter that was saved fits a model nobody has (FM52).
 
-Example:
-    q_proj and v_proj differ by rank 8 in all layers, `mlp.up_proj` of layer 3 by full rank.
+Example: q_proj and v_proj differ by rank 8 in all layers, `mlp.up_proj` of layer 3 by full rank.
 
-What to do:
-    Pass the adapter with `--adapter`. Merge again from the original base, and compare the answers.
+What to do: pass the adapter with `--adapter`. Merge again from the original base, and compare the
+answers.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 """Training moved weights that were to stay as they are.
 
-What it does:
-    Compares a hash of every frozen tensor before the first and after the last step. Under GPTQ the
-    quantised layers may change, and nothing else.
+What it does: compares a hash of every frozen tensor before the first and after the last step. Under
+GPTQ the quantised layers may change, and nothing else.
 
-Why it is bad:
-    A "LoRA" run that drifts its base saves an adapter that fits a model nobody has: on the real
-    base it is wrong, and nothing says so (FM52).
+Why it is bad: a "LoRA" run that drifts its base saves an adapter that fits a model nobody has: on
+the real base it is wrong, and nothing says so (FM52).
 
-Example:
-    A custom adapter wrapper sets a flag and leaves `requires_grad` on for the base.
+Example: a custom adapter wrapper sets a flag and leaves `requires_grad` on for the base.
 
-What to do:
-    Freeze the base before the optimizer is made, and train again: the adapter cannot be mended.
+What to do: freeze the base before the optimizer is made, and train again: the adapter cannot be
+mended.
 """
 
 from __future__ import annotations

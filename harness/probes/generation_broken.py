@@ -1,19 +1,15 @@
 """The artefact does not answer as a model should.
 
-What it does:
-    Generates one batch of answers from the reloaded artefact and from its base: logits must be
-    finite at every step, answers neither empty nor without an end where the base's are not, and,
-    where the base brings a quiz and a voice, facts and voice not lower than chance explains.
+What it does: generates one batch of answers from the reloaded artefact and from its base: logits
+must be finite at every step, answers neither empty nor without an end where the base's are not,
+and, where the base brings a quiz and a voice, facts and voice not lower than chance explains.
 
-Why it is bad:
-    Reloaded logits may agree with the trained model's while that one is ruined: NaN after a few
-    tokens (FM12), an end at once (FM40) or never (FM01), everything forgotten (FM66).
+Why it is bad: reloaded logits may agree with the trained model's while that one is ruined: NaN
+after a few tokens (FM12), an end at once (FM40) or never (FM01), everything forgotten (FM66).
 
-Example:
-    6 of 6 answers are empty; of the base's none.
+Example: 6 of 6 answers are empty; of the base's none.
 
-What to do:
-    Lower the learning rate, and look at the label mask: is EOS what training taught most?
+What to do: lower the learning rate, and look at the label mask: is EOS what training taught most?
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """GPTQ quantised a layer worse than plain rounding does.
 
-What it does:
-    Compares, layer by layer, the squared output error of GPTQ with that of round-to-nearest on the
-    same grid, both measured on the calibration samples.
+What it does: compares, layer by layer, the squared output error of GPTQ with that of
+round-to-nearest on the same grid, both measured on the calibration samples.
 
-Why it is bad:
-    GPTQ exists to be better than rounding: where it is not, the Hessian, the order of the columns
-    or the error feedback is wrong (FM48).
+Why it is bad: GPTQ exists to be better than rounding: where it is not, the Hessian, the order of
+the columns or the error feedback is wrong (FM48).
 
-Example:
-    The quantisation error is fed back with the wrong sign.
+Example: the quantisation error is fed back with the wrong sign.
 
-What to do:
-    Calibrate on more samples of the kind the model will see, or raise the damping.
+What to do: calibrate on more samples of the kind the model will see, or raise the damping.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 """The gradient that reached the optimizer is not that of the loss.
 
-What it does:
-    Takes the gradient of every step from the optimizer and compares it with the twin's: plain
-    autograd from the same weights and rows, clipped to the norm that is asked for.
+What it does: takes the gradient of every step from the optimizer and compares it with the twin's:
+plain autograd from the same weights and rows, clipped to the norm that is asked for.
 
-Why it is bad:
-    A scale that is applied twice, a missing accumulation or a norm that is not clipped changes
-    how far each step goes, and no loss shows it at once (FM08, FM26, FM39, FM61).
+Why it is bad: a scale that is applied twice, a missing accumulation or a norm that is not clipped
+changes how far each step goes, and no loss shows it at once (FM08, FM26, FM39, FM61).
 
-Example:
-    Alpha is doubled in the forward pass: B is zero, so the first loss is right all the same.
+Example: alpha is doubled in the forward pass: B is zero, so the first loss is right all the same.
 
-What to do:
-    Look at the tensor named; a factor common to all is the clipping, the accumulation or a scale.
+What to do: look at the tensor named; a factor common to all is the clipping, the accumulation or a
+scale.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """A fault left something half written that a loader, or a manifest, takes for whole.
 
-What it does:
-    Right after the fault, before anything is mended: every folder that holds a config, an adapter
-    config or a manifest must hold every file and every tensor that the undisturbed run writes
-    there, and every checkpoint with a manifest must be what the manifest says.
+What it does: right after the fault, before anything is mended: every folder that holds a config, an
+adapter config or a manifest must hold every file and every tensor that the undisturbed run writes
+there, and every checkpoint with a manifest must be what the manifest says.
 
-Why it is bad:
-    A folder with a config is opened by whoever comes first. Half a set of weights loads without an
-    error: shards of two saves, zeros at the end of a short file, no tokenizer (FM43, FM45).
+Why it is bad: a folder with a config is opened by whoever comes first. Half a set of weights loads
+without an error: shards of two saves, zeros at the end of a short file, no tokenizer (FM43, FM45).
 
-Example:
-    A run killed between `config.json` and the second weights file.
+Example: a run killed between `config.json` and the second weights file.
 
-What to do:
-    Write into a folder of another name, make it durable, and rename what makes it a model last.
+What to do: write into a folder of another name, make it durable, and rename what makes it a model
+last.
 """
 
 from __future__ import annotations

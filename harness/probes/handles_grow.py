@@ -1,18 +1,15 @@
 """Open files or threads grow with every run in one process.
 
-What it does:
-    Fits a line through the number of open files and of threads after each of many cycles of load,
-    train, save, merge and unload, and compares the 95% interval of its slope with a stated bound.
+What it does: fits a line through the number of open files and of threads after each of many cycles
+of load, train, save, merge and unload, and compares the 95% interval of its slope with a stated
+bound.
 
-Why it is bad:
-    The limit of open files is often 1024: the run after the last one fails in a place that has
-    nothing to do with the cause. Threads that stay keep what they refer to, and their stacks.
+Why it is bad: the limit of open files is often 1024: the run after the last one fails in a place
+that has nothing to do with the cause. Threads that stay keep what they refer to, and their stacks.
 
-Example:
-    A log file is opened for each run and closed by nobody: one more file a cycle.
+Example: a log file is opened for each run and closed by nobody: one more file a cycle.
 
-What to do:
-    Open files in a `with` block; stop and join every thread and pool that a run starts.
+What to do: open files in a `with` block; stop and join every thread and pool that a run starts.
 """
 
 from __future__ import annotations

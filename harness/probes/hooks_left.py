@@ -1,18 +1,15 @@
 """Hooks that somebody left on a live model.
 
-What it does:
-    Lists the forward and backward hooks of all modules, without those of torch, transformers,
-    PEFT, accelerate, DeepSpeed and bitsandbytes.
+What it does: lists the forward and backward hooks of all modules, without those of torch,
+transformers, PEFT, accelerate, DeepSpeed and bitsandbytes.
 
-Why it is bad:
-    A hook may change what a module gives, or keep every activation in memory; what is measured or
-    trained with it is not the model that is saved: one more thing that a stage left behind (FM21).
+Why it is bad: a hook may change what a module gives, or keep every activation in memory; what is
+measured or trained with it is not the model that is saved: one more thing that a stage left behind
+(FM21).
 
-Example:
-    A probe of activations registered `forward` hooks on 32 layers and never called `remove()`.
+Example: a probe of activations registered `forward` hooks on 32 layers and never called `remove()`.
 
-What to do:
-    Keep the handle that `register_forward_hook` returns and call `handle.remove()`.
+What to do: keep the handle that `register_forward_hook` returns and call `handle.remove()`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """A library warned of something that ruins a model, and the run went on.
 
-What it does:
-    Searches the whole output of the run for upstream texts that mean a wrong model, an ignored
-    setting or text that was left out: the list is in harness/lethal_warnings.yaml.
+What it does: searches the whole output of the run for upstream texts that mean a wrong model, an
+ignored setting or text that was left out: the list is in harness/lethal_warnings.yaml.
 
-Why it is bad:
-    "Some weights were newly initialized" is one line among hundreds, and the model is random
-    (FM34); a missing adapter key is only a UserWarning, and the adapter is dead (FM06).
+Why it is bad: "Some weights were newly initialized" is one line among hundreds, and the model is
+random (FM34); a missing adapter key is only a UserWarning, and the adapter is dead (FM06).
 
-Example:
-    `You are trying to modify a model with PEFT for a second time`, between two progress bars.
+Example: `You are trying to modify a model with PEFT for a second time`, between two progress bars.
 
-What to do:
-    Read what the line means below, and mend that before anything else.
+What to do: read what the line means below, and mend that before anything else.
 """
 
 from __future__ import annotations

@@ -1,18 +1,16 @@
 """What fits into the memory is not what the estimate says.
 
-What it does:
-    Compares the largest batch or sequence that was trained under a memory limit, found by trying,
-    with the largest of which `mud-puppy estimate` says that it fits, within a stated factor.
+What it does: compares the largest batch or sequence that was trained under a memory limit, found by
+trying, with the largest of which `mud-puppy estimate` says that it fits, within a stated factor.
 
-Why it is bad:
-    An estimate that promises too much costs a run that dies after an hour in the queue; one that
-    promises too little sends people to a larger machine, or to settings that train more slowly.
+Why it is bad: an estimate that promises too much costs a run that dies after an hour in the queue;
+one that promises too little sends people to a larger machine, or to settings that train more
+slowly.
 
-Example:
-    The logits of a large vocabulary were not counted: 12 sequences fit, 40 were promised.
+Example: the logits of a large vocabulary were not counted: 12 sequences fit, 40 were promised.
 
-What to do:
-    Compare the parts that `mud-puppy estimate` prints with a memory profile of the size that died.
+What to do: compare the parts that `mud-puppy estimate` prints with a memory profile of the size
+that died.
 """
 
 from __future__ import annotations

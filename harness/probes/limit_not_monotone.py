@@ -1,20 +1,16 @@
 """A larger size fitted where a smaller one did not.
 
-What it does:
-    Looks at every run of a search for the largest batch or sequence: nothing
-    that fitted may be larger, beyond the resolution of the search, than what did not, the runs that
-    were repeated after the search included; and the search must have kept to its number of runs.
+What it does: looks at every run of a search for the largest batch or sequence: nothing that fitted
+may be larger, beyond the resolution of the search, than what did not, the runs that were repeated
+after the search included; and the search must have kept to its number of runs.
 
-Why it is bad:
-    A limit that comes and goes is no limit: the same run fits today and dies tomorrow, and every
-    search by doubling and bisection says something else.
+Why it is bad: a limit that comes and goes is no limit: the same run fits today and dies tomorrow,
+and every search by doubling and bisection says something else.
 
-Example:
-    Batch 24 fits and batch 16 does not: a buffer is allocated in steps, or a run's memory is not
-    given back before the next.
+Example: batch 24 fits and batch 16 does not: a buffer is allocated in steps, or a run's memory is
+not given back before the next.
 
-What to do:
-    Repeat the runs that are named; look for allocations that depend on earlier ones.
+What to do: repeat the runs that are named; look for allocations that depend on earlier ones.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """TensorBoard shows other losses than the step log holds.
 
-What it does:
-    Reads the event files back by TensorBoard's own reader and compares every step's loss with
-    steps.jsonl.
+What it does: reads the event files back by TensorBoard's own reader and compares every step's loss
+with steps.jsonl.
 
-Why it is bad:
-    People decide by the curve that they look at: one that is empty, or of another run, or shifted
-    by a step, decides wrongly, and nothing in the model tells.
+Why it is bad: people decide by the curve that they look at: one that is empty, or of another run,
+or shifted by a step, decides wrongly, and nothing in the model tells.
 
-Example:
-    `--report-to tensorboard` was asked for, and the folder of events is empty.
+Example: `--report-to tensorboard` was asked for, and the folder of events is empty.
 
-What to do:
-    Look for events.out.tfevents files below the output folder.
+What to do: look for events.out.tfevents files below the output folder.
 """
 
 from __future__ import annotations

@@ -1,20 +1,16 @@
 """The method's objective is not finite, or does not fall.
 
-What it does:
-    Compares what the method lowers (log-likelihood, preference margin, scores, judged steps) on the
-    same rows before and after training, and asks it to fall by more than two measurements on the
-    untouched model differ. Asks every step's loss to be finite, and above zero where the method's
-    cannot be zero; of generated answers, every step's reward to be a number.
+What it does: compares what the method lowers (log-likelihood, preference margin, scores, judged
+steps) on the same rows before and after training, and asks it to fall by more than two measurements
+on the untouched model differ. Asks every step's loss to be finite, and above zero where the
+method's cannot be zero; of generated answers, every step's reward to be a number.
 
-Why it is bad:
-    A loss of zero or NaN with a finished file is a run that taught nothing or ruined the model
-    (FM09, FM41).
+Why it is bad: a loss of zero or NaN with a finished file is a run that taught nothing or ruined the
+model (FM09, FM41).
 
-Example:
-    All labels are -100: the loss is 0.0 from the first step and the model does not change.
+Example: all labels are -100: the loss is 0.0 from the first step and the model does not change.
 
-What to do:
-    Render one sample with its mask, then lower the learning rate.
+What to do: render one sample with its mask, then lower the learning rate.
 """
 
 from __future__ import annotations

@@ -1,21 +1,17 @@
 """The loss is not what the rows cost.
 
-What it does:
-    Computes the loss of every step once more in plain torch, from the run's own weights: one row
-    after the other, without padding or packing, by the formula of the method's paper, divided by
-    all labels of the step. For GRPO also asks for the rewards again and works out the advantages.
+What it does: computes the loss of every step once more in plain torch, from the run's own weights:
+one row after the other, without padding or packing, by the formula of the method's paper, divided
+by all labels of the step. For GRPO also asks for the rewards again and works out the advantages.
 
-Why it is bad:
-    A loss that counts the wrong tokens, lets packed rows look at each other or divides by the
-    wrong number trains something else, while it falls as nicely as the right one (FM09, FM38,
-    FM39, FM56).
+Why it is bad: a loss that counts the wrong tokens, lets packed rows look at each other or divides
+by the wrong number trains something else, while it falls as nicely as the right one (FM09, FM38,
+FM39, FM56).
 
-Example:
-    With gradient accumulation each micro-batch is divided by its own labels: short ones weigh
-    more.
+Example: with gradient accumulation each micro-batch is divided by its own labels: short ones weigh
+more.
 
-What to do:
-    Compare the two losses named with the code that computes the loss of this method.
+What to do: compare the two losses named with the code that computes the loss of this method.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """What trains is held in less than fp32.
 
-What it does:
-    Looks at the type of every trainable tensor before the first step.
+What it does: looks at the type of every trainable tensor before the first step.
 
-Why it is bad:
-    A step changes a weight by a thousandth of it or less, and bf16 tells apart what differs by a
-    two-hundredth: small steps are rounded away, and the loss stops falling for no visible reason.
-    In fp16 the gradients cannot be unscaled (FM42).
+Why it is bad: a step changes a weight by a thousandth of it or less, and bf16 tells apart what
+differs by a two-hundredth: small steps are rounded away, and the loss stops falling for no visible
+reason. In fp16 the gradients cannot be unscaled (FM42).
 
-Example:
-    A model that is loaded in bf16 and trained as it is.
+Example: a model that is loaded in bf16 and trained as it is.
 
-What to do:
-    Hold master weights and adapters in fp32, and compute under autocast.
+What to do: hold master weights and adapters in fp32, and compute under autocast.
 """
 
 from __future__ import annotations

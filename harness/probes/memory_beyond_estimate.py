@@ -1,19 +1,15 @@
 """Training took far more memory than the engine predicted.
 
-What it does:
-    Compares how much the process grew from the first step to its peak, and on a GPU the peak of
-    the tensors, with the prediction in run.json. More than twice as much, beyond what libraries
-    and the allocator take once whatever the model is, is a finding.
+What it does: compares how much the process grew from the first step to its peak, and on a GPU the
+peak of the tensors, with the prediction in run.json. More than twice as much, beyond what libraries
+and the allocator take once whatever the model is, is a finding.
 
-Why it is bad:
-    Whoever believed the estimate runs out of memory in the middle of the night; and memory
-    that nobody planned for is often a copy that nobody wanted, such as a second set of logits.
+Why it is bad: whoever believed the estimate runs out of memory in the middle of the night; and
+memory that nobody planned for is often a copy that nobody wanted, such as a second set of logits.
 
-Example:
-    2.1 GB predicted, 9.8 GB taken: the reference model was on the device twice.
+Example: 2.1 GB predicted, 9.8 GB taken: the reference model was on the device twice.
 
-What to do:
-    Compare the parts that `mud-puppy estimate` lists with a memory profile of one step.
+What to do: compare the parts that `mud-puppy estimate` lists with a memory profile of one step.
 """
 
 from __future__ import annotations

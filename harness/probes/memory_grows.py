@@ -1,20 +1,16 @@
 """Memory grows with every run in one process.
 
-What it does:
-    Fits a line through the memory of a process after each of many cycles of load, train, save,
-    merge and unload, and compares the 95% interval of its slope with a stated bound. Host memory
-    and, where there is a device, the memory allocated on it.
+What it does: fits a line through the memory of a process after each of many cycles of load, train,
+save, merge and unload, and compares the 95% interval of its slope with a stated bound. Host memory
+and, where there is a device, the memory allocated on it.
 
-Why it is bad:
-    A server that trains adapters one after the other, a notebook, or a sweep ends when the memory
-    does, hours in; something still holds the models that are gone.
+Why it is bad: a server that trains adapters one after the other, a notebook, or a sweep ends when
+the memory does, hours in; something still holds the models that are gone.
 
-Example:
-    A list of callbacks keeps a reference to each trainer: 1.2 MB a cycle on a model of 1 MB.
+Example: a list of callbacks keeps a reference to each trainer: 1.2 MB a cycle on a model of 1 MB.
 
-What to do:
-    Look for what outlives `train()`: a module-level list or cache, a hook that was not removed, a
-    registered function. `gc.get_referrers` of an old model names its holder.
+What to do: look for what outlives `train()`: a module-level list or cache, a hook that was not
+removed, a registered function. `gc.get_referrers` of an old model names its holder.
 """
 
 from __future__ import annotations

@@ -1,22 +1,18 @@
 """A merged model that carries another adapter than the one it should.
 
-What it does:
-    Takes base and k times the adapter's change away from the merged weights and measures the rank
-    of what is left. Rounding and other bases leave noise of full rank; here a few directions are
-    left, as only another adapter leaves them.
+What it does: takes base and k times the adapter's change away from the merged weights and measures
+the rank of what is left. Rounding and other bases leave noise of full rank; here a few directions
+are left, as only another adapter leaves them.
 
-Why it is bad:
-    The merge began on a model that had another adapter in it already, or took another adapter, or
-    another step of this one: what is served is not the model that was tested (FM18, FM36). In a
-    chain such as SFT then DPO it also tells that the base that was named is not the model of the
-    stage before.
+Why it is bad: the merge began on a model that had another adapter in it already, or took another
+adapter, or another step of this one: what is served is not the model that was tested (FM18, FM36).
+In a chain such as SFT then DPO it also tells that the base that was named is not the model of the
+stage before.
 
-Example:
-    k = 1.00, and a rest of rank 8 as large as the change itself, in 64 of 64 modules.
+Example: k = 1.00, and a rest of rank 8 as large as the change itself, in 64 of 64 modules.
 
-What to do:
-    Merge once, from the base that the adapter was trained on. If an earlier stage is meant to be in
-    it, compare with the merged model of that stage: `--base STAGE`.
+What to do: merge once, from the base that the adapter was trained on. If an earlier stage is meant
+to be in it, compare with the merged model of that stage: `--base STAGE`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 """A merge in a lifecycle did not put exactly its adapter into its base.
 
-What it does:
-    For every merge, and every module whose change can be told from rounding, computes k, the share
-    of the adapter's change that arrived between the stage's own base and its result. It must be 1.
+What it does: for every merge, and every module whose change can be told from rounding, computes k,
+the share of the adapter's change that arrived between the stage's own base and its result. It must
+be 1.
 
-Why it is bad:
-    Small errors of a merge add up over the rounds, and a merge into the wrong round's base loses a
-    whole topic while everything looks right (FM20, FM35, FM36).
+Why it is bad: small errors of a merge add up over the rounds, and a merge into the wrong round's
+base loses a whole topic while everything looks right (FM20, FM35, FM36).
 
-Example:
-    The second topic merged into the first base: k = 1, and the first topic is gone.
+Example: the second topic merged into the first base: k = 1, and the first topic is gone.
 
-What to do:
-    Merge again from the base that the adapter was trained on; its manifest names it.
+What to do: merge again from the base that the adapter was trained on; its manifest names it.
 """
 
 from __future__ import annotations

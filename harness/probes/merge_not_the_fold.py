@@ -1,19 +1,15 @@
 """The merged model is not base plus adapter.
 
-What it does:
-    Folds the saved adapter into the base once more in float64, DoRA and rsLoRA by their own
-    formulas, and compares every tensor of the merged model with it: how far it is off, and
-    whether all roundings together lean to one side of zero.
+What it does: folds the saved adapter into the base once more in float64, DoRA and rsLoRA by their
+own formulas, and compares every tensor of the merged model with it: how far it is off, and whether
+all roundings together lean to one side of zero.
 
-Why it is bad:
-    A merge that scales wrongly, leaves layers out or starts from other weights than training saw
-    answers like another model, most often only a little (FM13, FM20, FM26, FM62).
+Why it is bad: a merge that scales wrongly, leaves layers out or starts from other weights than
+training saw answers like another model, most often only a little (FM13, FM20, FM26, FM62).
 
-Example:
-    rsLoRA's root is forgotten: the change is too small by the root of the rank.
+Example: rsLoRA's root is forgotten: the change is too small by the root of the rank.
 
-What to do:
-    Compare the tensor named with `W + scale * B @ A`, by hand.
+What to do: compare the tensor named with `W + scale * B @ A`, by hand.
 """
 
 from __future__ import annotations

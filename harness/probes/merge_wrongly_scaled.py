@@ -1,22 +1,18 @@
 """A merge with a wrong scale.
 
-What it does:
-    Compares merged - base with the change that the adapter describes; k is how much of it arrived.
-    Here k is neither 0, 1 nor 2, or the change arrived in another form: without DoRA's magnitudes,
-    or with rows and columns exchanged. The k of the usual mistakes are known, and the one that fits
-    is named.
+What it does: compares merged - base with the change that the adapter describes; k is how much of it
+arrived. Here k is neither 0, 1 nor 2, or the change arrived in another form: without DoRA's
+magnitudes, or with rows and columns exchanged. The k of the usual mistakes are known, and the one
+that fits is named.
 
-Why it is bad:
-    The trained change is too weak, too strong or reversed (FM26, FM62). Usual causes: rsLoRA's
-    alpha / sqrt(r) read as alpha / r (k = 1 / sqrt(r)), alpha_pattern or rank_pattern ignored, a
-    missing lora_alpha replaced by a default.
+Why it is bad: the trained change is too weak, too strong or reversed (FM26, FM62). Usual causes:
+rsLoRA's alpha / sqrt(r) read as alpha / r (k = 1 / sqrt(r)), alpha_pattern or rank_pattern ignored,
+a missing lora_alpha replaced by a default.
 
-Example:
-    k = 0.25 in all modules of an rsLoRA adapter of rank 16.
+Example: k = 0.25 in all modules of an rsLoRA adapter of rank 16.
 
-What to do:
-    Merge with PEFT, which knows all settings: `PeftModel.from_pretrained(base, ADAPTER)
-    .merge_and_unload()`.
+What to do: merge with PEFT, which knows all settings: `PeftModel.from_pretrained(base, ADAPTER)
+.merge_and_unload()`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,16 @@
 """The optimizer's state is not that of the tensors that are trained.
 
-What it does:
-    Lists optimizer.pt without loading it, counts its parameters and takes the shapes of its
-    moments, and compares them with the tensors of the adapter, or of the model, beside it.
+What it does: lists optimizer.pt without loading it, counts its parameters and takes the shapes of
+its moments, and compares them with the tensors of the adapter, or of the model, beside it.
 
-Why it is bad:
-    Resuming stops with "loaded state dict contains a parameter group that doesn't match the size of
-    optimizer's group", or moments of one tensor are used for another (FM14): the trainable set of
-    the run was another one than what was saved, as when modules_to_save come back frozen.
+Why it is bad: resuming stops with "loaded state dict contains a parameter group that doesn't match
+the size of optimizer's group", or moments of one tensor are used for another (FM14): the trainable
+set of the run was another one than what was saved, as when modules_to_save come back frozen.
 
-Example:
-    130 parameters in optimizer.pt, 128 trained tensors in adapter_model.safetensors.
+Example: 130 parameters in optimizer.pt, 128 trained tensors in adapter_model.safetensors.
 
-What to do:
-    Resume from a checkpoint in which both agree, with the PEFT version and the settings of the run;
-    or load the weights and start a new optimizer, knowingly.
+What to do: resume from a checkpoint in which both agree, with the PEFT version and the settings of
+the run; or load the weights and start a new optimizer, knowingly.
 """
 
 from __future__ import annotations

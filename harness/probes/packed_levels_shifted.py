@@ -1,20 +1,17 @@
 """The packed weights are not the base's where others read them.
 
-What it does:
-    Unpacks every layer of a GPTQ folder by the format that its config declares, and compares the
-    levels with the base's weights: on average they must lie where the weights lie, and the levels
-    of a group must span what its weights span.
+What it does: unpacks every layer of a GPTQ folder by the format that its config declares, and
+compares the levels with the base's weights: on average they must lie where the weights lie, and the
+levels of a group must span what its weights span.
 
-Why it is bad:
-    Zero points that are stored by one version of the format and read by another shift every weight
-    by a level. The own loader may agree with the own writer; everybody else's gives noise (FM47).
+Why it is bad: zero points that are stored by one version of the format and read by another shift
+every weight by a level. The own loader may agree with the own writer; everybody else's gives noise
+(FM47).
 
-Example:
-    Zeros stored as 8 under `checkpoint_format: gptq`, whose readers add 1. Or scales that are a
-    fifth too large: GPTQ still beats rounding on the same grid, and both lose precision.
+Example: zeros stored as 8 under `checkpoint_format: gptq`, whose readers add 1. Or scales that are
+a fifth too large: GPTQ still beats rounding on the same grid, and both lose precision.
 
-What to do:
-    Store one less than the zero under version 1, or declare `gptq_v2`.
+What to do: store one less than the zero under version 1, or declare `gptq_v2`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,16 @@
 """Parameters of a live model that are not where, or what, the others are.
 
-What it does:
-    Looks for parameters on the meta device (without values), for several devices with nothing that
-    moves data between them, and for weights of one kind whose type differs between layers.
+What it does: looks for parameters on the meta device (without values), for several devices with
+nothing that moves data between them, and for weights of one kind whose type differs between layers.
 
-Why it is bad:
-    What is on meta has no values: saving or running it fails or makes random ones (FM34). Layers on
-    another device stop the forward pass; layers in another type round otherwise than their
-    neighbours.
+Why it is bad: what is on meta has no values: saving or running it fails or makes random ones
+(FM34). Layers on another device stop the forward pass; layers in another type round otherwise than
+their neighbours.
 
-Example:
-    `model.layers.31.*` on meta after a load with `low_cpu_mem_usage` from a file without them.
+Example: `model.layers.31.*` on meta after a load with `low_cpu_mem_usage` from a file without them.
 
-What to do:
-    Load again with `from_pretrained` and look at its warnings; `model.to(device, dtype)` as a
-    whole.
+What to do: load again with `from_pretrained` and look at its warnings; `model.to(device, dtype)` as
+a whole.
 """
 
 from __future__ import annotations

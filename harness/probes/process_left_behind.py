@@ -1,20 +1,17 @@
 """A command ended and left a process running, or could not be ended when it hung.
 
-What it does:
-    Looks for processes that a command had started once it has ended. A run that is made to hang,
-    with a child in a session of its own, must be ended at its time limit together with that child,
-    and the place where it hung must be in its output.
+What it does: looks for processes that a command had started once it has ended. A run that is made
+to hang, with a child in a session of its own, must be ended at its time limit together with that
+child, and the place where it hung must be in its output.
 
-Why it is bad:
-    What is left holds memory, devices and locks: the next run on the machine fails, or is slow, for
-    a reason that nobody finds; and a hang without a stack is found by nobody either (FM18 is one
-    way in which two runs meet in a folder).
+Why it is bad: what is left holds memory, devices and locks: the next run on the machine fails, or
+is slow, for a reason that nobody finds; and a hang without a stack is found by nobody either (FM18
+is one way in which two runs meet in a folder).
 
-Example:
-    A data loader's workers that wait for ever for a parent that was killed.
+Example: a data loader's workers that wait for ever for a parent that was killed.
 
-What to do:
-    Start children so that they end with their parent, and let the runner end the whole group.
+What to do: start children so that they end with their parent, and let the runner end the whole
+group.
 """
 
 from __future__ import annotations

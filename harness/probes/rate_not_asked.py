@@ -1,18 +1,14 @@
 """The optimizer worked with other settings than those that were asked for.
 
-What it does:
-    Reads the learning rate, weight decay, betas and epsilon that the optimizer used in every
-    step, and compares them with the schedule over the steps that the settings ask for.
+What it does: reads the learning rate, weight decay, betas and epsilon that the optimizer used in
+every step, and compares them with the schedule over the steps that the settings ask for.
 
-Why it is bad:
-    A schedule that is declared and not passed on, or a decay that is dropped, makes a run that
-    cannot be compared with any other (FM58).
+Why it is bad: a schedule that is declared and not passed on, or a decay that is dropped, makes a
+run that cannot be compared with any other (FM58).
 
-Example:
-    `--lr-scheduler cosine` is accepted, and the rate falls linearly.
+Example: `--lr-scheduler cosine` is accepted, and the rate falls linearly.
 
-What to do:
-    Follow the setting to the optimizer; the schedule needs the number of all steps.
+What to do: follow the setting to the optimizer; the schedule needs the number of all steps.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 """The record of the run says something else than was seen.
 
-What it does:
-    Compares `run.json` with what was counted while the run went on: steps, first and last loss,
-    trained tensors, samples, tokens and labels of the dataset, the settings, the chat template.
+What it does: compares `run.json` with what was counted while the run went on: steps, first and last
+loss, trained tensors, samples, tokens and labels of the dataset, the settings, the chat template.
 
-Why it is bad:
-    What a checkpoint was made from is believed for years, by people and by the doctor. A record
-    that is filled in from intentions makes every later diagnosis wrong.
+Why it is bad: what a checkpoint was made from is believed for years, by people and by the doctor. A
+record that is filled in from intentions makes every later diagnosis wrong.
 
-Example:
-    The record says that 100 % of the samples end in EOS, and the collator has masked every one.
+Example: the record says that 100 % of the samples end in EOS, and the collator has masked every
+one.
 
-What to do:
-    Record what was counted, at the place where it happened.
+What to do: record what was counted, at the place where it happened.
 """
 
 from __future__ import annotations

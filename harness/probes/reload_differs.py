@@ -1,18 +1,14 @@
 """The saved artefact is not the model that was trained.
 
-What it does:
-    Opens every artefact in a fresh process, by plain PEFT or transformers where they can read it,
-    and compares logits with those of the model right after its last step.
+What it does: opens every artefact in a fresh process, by plain PEFT or transformers where they can
+read it, and compares logits with those of the model right after its last step.
 
-Why it is bad:
-    A merge that did nothing, a wrapper's prefix in the keys or a tensor that was not saved all load
-    without an error, and answer like another model (FM20, FM22, FM33, FM34, FM53).
+Why it is bad: a merge that did nothing, a wrapper's prefix in the keys or a tensor that was not
+saved all load without an error, and answer like another model (FM20, FM22, FM33, FM34, FM53).
 
-Example:
-    QLoRA's merge writes into a temporary copy: the merged model equals the base.
+Example: QLoRA's merge writes into a temporary copy: the merged model equals the base.
 
-What to do:
-    Run `mudpuppy-doctor` on the folder with `--base`; do not ship it.
+What to do: run `mudpuppy-doctor` on the folder with `--base`; do not ship it.
 """
 
 from __future__ import annotations

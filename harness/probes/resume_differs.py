@@ -1,20 +1,16 @@
 """A run that was killed and resumed is another run.
 
-What it does:
-    Trains once more, kills it by SIGKILL in the step after its first checkpoint, resumes, and
-    compares losses, norms, learning rates and the bytes of the weights with the run that was left
-    alone.
+What it does: trains once more, kills it by SIGKILL in the step after its first checkpoint, resumes,
+and compares losses, norms, learning rates and the bytes of the weights with the run that was left
+alone.
 
-Why it is bad:
-    A resume that loses the optimizer's state, the random state or its place in the data goes on,
-    and its result cannot be had again (FM14, FM18, FM58).
+Why it is bad: a resume that loses the optimizer's state, the random state or its place in the data
+goes on, and its result cannot be had again (FM14, FM18, FM58).
 
-Example:
-    The order of the epoch is drawn anew: some rows come twice and others never.
+Example: the order of the epoch is drawn anew: some rows come twice and others never.
 
-What to do:
-    The first number that differs tells what was lost: the loss the data, the norm after it the
-    optimizer.
+What to do: the first number that differs tells what was lost: the loss the data, the norm after it
+the optimizer.
 """
 
 from __future__ import annotations

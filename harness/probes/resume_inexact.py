@@ -1,18 +1,15 @@
 """A run that was disturbed ends as another run than the same one undisturbed.
 
-What it does:
-    Compares every step of the log and every tensor of every artefact with a twin that nothing
-    disturbed, bit for bit (on a CPU), and the names of what is left in the folder.
+What it does: compares every step of the log and every tensor of every artefact with a twin that
+nothing disturbed, bit for bit (on a CPU), and the names of what is left in the folder.
 
-Why it is bad:
-    Something was not restored: the optimizer, the schedule, the random state, the place in the
-    data. The loss goes on falling and nothing shows it (FM14, FM58, FM18).
+Why it is bad: something was not restored: the optimizer, the schedule, the random state, the place
+in the data. The loss goes on falling and nothing shows it (FM14, FM58, FM18).
 
-Example:
-    A resumed run whose dropout starts from the seed again.
+Example: a resumed run whose dropout starts from the seed again.
 
-What to do:
-    Find the first step that differs; what that step reads and the checkpoint does not hold is it.
+What to do: find the first step that differs; what that step reads and the checkpoint does not hold
+is it.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """A stage of a lifecycle left something sick, or the doctor missed what was planted.
 
-What it does:
-    Has the doctor look at what every stage left, with the base of that stage: everything must be
-    healthy, but for the stages that were damaged on purpose, where it must find something.
+What it does: has the doctor look at what every stage left, with the base of that stage: everything
+must be healthy, but for the stages that were damaged on purpose, where it must find something.
 
-Why it is bad:
-    One sick stage spoils all that follow, and the loss of the next one falls as before: an adapter
-    on an adapter took 28 topics with it before anybody looked (FM17, FM36).
+Why it is bad: one sick stage spoils all that follow, and the loss of the next one falls as before:
+an adapter on an adapter took 28 topics with it before anybody looked (FM17, FM36).
 
-Example:
-    SFT of rank 8, then DPO of rank 1 on the same model object.
+Example: SFT of rank 8, then DPO of rank 1 on the same model object.
 
-What to do:
-    `mudpuppy-doctor` on the folder of that stage, with `--base` of the stage before it.
+What to do: `mudpuppy-doctor` on the folder of that stage, with `--base` of the stage before it.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 """A step of a lifecycle takes more memory in later rounds.
 
-What it does:
-    Compares the peak memory of the process of the same step, over the rounds: the last may not lie
-    above the first by more than its noise.
+What it does: compares the peak memory of the process of the same step, over the rounds: the last
+may not lie above the first by more than its noise.
 
-Why it is bad:
-    A model that grows in memory and not on disk: an embedding that was untied, a type that became
-    wider, a tensor that is held twice. After enough rounds the machine is too small (FM18).
+Why it is bad: a model that grows in memory and not on disk: an embedding that was untied, a type
+that became wider, a tensor that is held twice. After enough rounds the machine is too small (FM18).
 
-Example:
-    bf16 that comes back as fp32 from every merge.
+Example: bf16 that comes back as fp32 from every merge.
 
-What to do:
-    `mud-puppy estimate` on the base of the first and of the last round tells which part has grown.
+What to do: `mud-puppy estimate` on the base of the first and of the last round tells which part has
+grown.
 """
 
 from __future__ import annotations

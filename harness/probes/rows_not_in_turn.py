@@ -1,19 +1,15 @@
 """The rows that were trained are not the dataset's, or did not come in turn.
 
-What it does:
-    Renders the dataset by itself and compares every row of every batch with it, token by token
-    and label by label; counts that each comes once an epoch, none that is held out, in batches of
-    the size that is asked for.
+What it does: renders the dataset by itself and compares every row of every batch with it, token by
+token and label by label; counts that each comes once an epoch, none that is held out, in batches of
+the size that is asked for.
 
-Why it is bad:
-    A mask that is off by one, rows that are skipped or come twice, or an evaluation on rows that
-    were trained leave no trace in the loss (FM02, FM09, FM10).
+Why it is bad: a mask that is off by one, rows that are skipped or come twice, or an evaluation on
+rows that were trained leave no trace in the loss (FM02, FM09, FM10).
 
-Example:
-    A resumed epoch starts again from its first row: the last ones are never seen.
+Example: a resumed epoch starts again from its first row: the last ones are never seen.
 
-What to do:
-    Print the row named, and look at the renderer, the sampler and the collator.
+What to do: print the row named, and look at the renderer, the sampler and the collator.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """The run left something behind that does not belong there, or no manifest.
 
-What it does:
-    Lists the output folder: `mudpuppy.json` must be there, as it is written last, and no temporary
-    file, staging folder or second adapter's folder may be.
+What it does: lists the output folder: `mudpuppy.json` must be there, as it is written last, and no
+temporary file, staging folder or second adapter's folder may be.
 
-Why it is bad:
-    A folder without its manifest is a save that was cut off, and a later run may take its pieces
-    for a whole (FM43, FM45).
+Why it is bad: a folder without its manifest is a save that was cut off, and a later run may take
+its pieces for a whole (FM43, FM45).
 
-Example:
-    The process was killed while it moved the files into place.
+Example: the process was killed while it moved the files into place.
 
-What to do:
-    Remove the folder and train again, or resume from the newest complete checkpoint.
+What to do: remove the folder and train again, or resume from the newest complete checkpoint.
 """
 
 from __future__ import annotations

@@ -1,17 +1,14 @@
 """The samples were not shuffled.
 
-What it does:
-    Compares the order in which sequences came with the order of the dataset.
+What it does: compares the order in which sequences came with the order of the dataset.
 
-Why it is bad:
-    Files are often sorted, by topic or by label: in that order a model learns one thing after the
-    other and forgets the first. The loss jumps with every topic, or falls for the wrong reason.
+Why it is bad: files are often sorted, by topic or by label: in that order a model learns one thing
+after the other and forgets the first. The loss jumps with every topic, or falls for the wrong
+reason.
 
-Example:
-    A sampler that is switched to sequential for a test and stays so.
+Example: a sampler that is switched to sequential for a test and stays so.
 
-What to do:
-    Shuffle with the run's seed, anew in every epoch.
+What to do: shuffle with the run's seed, anew in every epoch.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
 """Some samples are trained on again and again while others wait.
 
-What it does:
-    Counts how often each row of the dataset came in the batches that the model was given. No row
-    may come more often than the passes over the whole set explain.
+What it does: counts how often each row of the dataset came in the batches that the model was given.
+No row may come more often than the passes over the whole set explain.
 
-Why it is bad:
-    A sampler that repeats a batch, or a loader that starts anew after every accumulation, learns a
-    few rows by heart and the rest never; the loss falls all the better (FM15, FM39).
+Why it is bad: a sampler that repeats a batch, or a loader that starts anew after every
+accumulation, learns a few rows by heart and the rest never; the loss falls all the better (FM15,
+FM39).
 
-Example:
-    16 rows were seen in 4 steps, and they were the same 4 each time.
+Example: 16 rows were seen in 4 steps, and they were the same 4 each time.
 
-What to do:
-    Compare the order of the batches with the sampler's.
+What to do: compare the order of the batches with the sampler's.
 """
 
 from __future__ import annotations

@@ -1,20 +1,17 @@
 """A setting was asked for and not followed.
 
-What it does:
-    Compares the settings of the run with what was seen while it computed and with what its files
-    say: streaming, recomputation, compiling, sharding, offloading, precision, rounding, packing,
-    batches, checkpoints, workers, schedule, steps, held-out samples, the adapter to continue, the
-    adapter's form, GPTQ's group size, and the type of the saved weights.
+What it does: compares the settings of the run with what was seen while it computed and with what
+its files say: streaming, recomputation, compiling, sharding, offloading, precision, rounding,
+packing, batches, checkpoints, workers, schedule, steps, held-out samples, the adapter to continue,
+the adapter's form, GPTQ's group size, and the type of the saved weights.
 
-Why it is bad:
-    A flag that is declared and read nowhere changes no loss: the run looks right, and memory, speed
-    or the result are not what was paid for (FM10 is one of the family, FM15 follows from another).
+Why it is bad: a flag that is declared and read nowhere changes no loss: the run looks right, and
+memory, speed or the result are not what was paid for (FM10 is one of the family, FM15 follows from
+another).
 
-Example:
-    `--precision fp16` on a CPU, where the library computes in fp32 without a word.
+Example: `--precision fp16` on a CPU, where the library computes in fp32 without a word.
 
-What to do:
-    Look at the setting named: does anything read it?
+What to do: look at the setting named: does anything read it?
 """
 
 from __future__ import annotations

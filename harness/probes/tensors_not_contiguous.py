@@ -1,18 +1,14 @@
 """Parameters of a live model whose values do not lie one after the other.
 
-What it does:
-    Looks for vectors and matrices that are views with strides, such as a transpose.
+What it does: looks for vectors and matrices that are views with strides, such as a transpose.
 
-Why it is bad:
-    On Apple's MPS, addcmul, addcdiv and linear read such tensors wrongly: the optimizer does not
-    move them, or a merge differs, without an error (FM55; pytorch#118115, pytorch#118117).
-    `save_pretrained` stops with "You are trying to save a non contiguous tensor".
+Why it is bad: on Apple's MPS, addcmul, addcdiv and linear read such tensors wrongly: the optimizer
+does not move them, or a merge differs, without an error (FM55; pytorch#118115, pytorch#118117).
+`save_pretrained` stops with "You are trying to save a non contiguous tensor".
 
-Example:
-    `lm_head.weight` made with `.t()` from an embedding.
+Example: `lm_head.weight` made with `.t()` from an embedding.
 
-What to do:
-    `parameter.data = parameter.data.contiguous()` for each, before the optimizer is made.
+What to do: `parameter.data = parameter.data.contiguous()` for each, before the optimizer is made.
 """
 
 from __future__ import annotations

@@ -1,19 +1,15 @@
 """A live model whose embedding and head should be one tensor and are two.
 
-What it does:
-    Where `config.tie_word_embeddings` is true, looks whether embedding and output head share their
-    memory.
+What it does: where `config.tie_word_embeddings` is true, looks whether embedding and output head
+share their memory.
 
-Why it is bad:
-    Training moves one and not the other. When the model is saved, one of the two is left out, and
-    the next load takes the wrong one for both: garbage, or one token for ever (FM27).
+Why it is bad: training moves one and not the other. When the model is saved, one of the two is left
+out, and the next load takes the wrong one for both: garbage, or one token for ever (FM27).
 
-Example:
-    The embedding was resized or exchanged by hand, and `tie_weights()` was not called.
+Example: the embedding was resized or exchanged by hand, and `tie_weights()` was not called.
 
-What to do:
-    `model.tie_weights()`; or, if both were trained, set `config.tie_word_embeddings = False`
-    before saving.
+What to do: `model.tie_weights()`; or, if both were trained, set `config.tie_word_embeddings =
+False` before saving.
 """
 
 from __future__ import annotations

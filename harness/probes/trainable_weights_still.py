@@ -1,18 +1,15 @@
 """Weights that were to be trained did not move.
 
-What it does:
-    Compares a hash of every trainable tensor before and after training, and notes which of them
-    ever received a gradient.
+What it does: compares a hash of every trainable tensor before and after training, and notes which
+of them ever received a gradient.
 
-Why it is bad:
-    The run looks finished, the file is there, and part of the model is untrained (FM08, FM51).
+Why it is bad: the run looks finished, the file is there, and part of the model is untrained (FM08,
+FM51).
 
-Example:
-    The loss is not connected to the adapter, or the optimizer was made before the adapter.
+Example: the loss is not connected to the adapter, or the optimizer was made before the adapter.
 
-What to do:
-    Look at the tensors named: without a gradient the loss does not reach them; with one, the
-    optimizer does not know them or the learning rate is zero.
+What to do: look at the tensors named: without a gradient the loss does not reach them; with one,
+the optimizer does not know them or the learning rate is zero.
 """
 
 from __future__ import annotations

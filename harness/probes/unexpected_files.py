@@ -1,19 +1,15 @@
 """The folder of the run holds a file too many, or one too few.
 
-What it does:
-    Lists every file below the output folder once the run had ended, hidden ones too, and compares
-    with what the artefacts that were promised consist of.
+What it does: lists every file below the output folder once the run had ended, hidden ones too, and
+compares with what the artefacts that were promised consist of.
 
-Why it is bad:
-    A checkpoint, a staging folder or a lock that stays behind is taken for a result, or keeps the
-    next run out (FM43, FM45); a pickle such as training_args.bin runs code when it is opened; a
-    weight file or a tokenizer too few is a model that others cannot open.
+Why it is bad: a checkpoint, a staging folder or a lock that stays behind is taken for a result, or
+keeps the next run out (FM43, FM45); a pickle such as training_args.bin runs code when it is opened;
+a weight file or a tokenizer too few is a model that others cannot open.
 
-Example:
-    checkpoint-2/ is still there after the run, and is uploaded with the adapter.
+Example: checkpoint-2/ is still there after the run, and is uploaded with the adapter.
 
-What to do:
-    Remove what is too much; save again what is missing.
+What to do: remove what is too much; save again what is missing.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """A release that the project says it supports does not work.
 
-What it does:
-    Runs a smoke set under the oldest supported, the pinned and the newest releases of
-    transformers, peft and trl, each in an environment of its own, and judges every cell as the
-    matrix does.
+What it does: runs a smoke set under the oldest supported, the pinned and the newest releases of
+transformers, peft and trl, each in an environment of its own, and judges every cell as the matrix
+does.
 
-Why it is bad:
-    People install ranges and not pins: the promise is the whole range of pyproject.toml (FM42).
+Why it is bad: people install ranges and not pins: the promise is the whole range of pyproject.toml
+(FM42).
 
-Example:
-    The floor `peft>=0.21` allows a release without the argument that the engine passes.
+Example: the floor `peft>=0.21` allows a release without the argument that the engine passes.
 
-What to do:
-    The folder of the failing cell lies below that of the trial, with its output. Mend the call, or
-    narrow the range in pyproject.toml.
+What to do: the folder of the failing cell lies below that of the trial, with its output. Mend the
+call, or narrow the range in pyproject.toml.
 """
 
 from __future__ import annotations

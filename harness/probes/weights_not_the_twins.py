@@ -1,19 +1,16 @@
 """The weights are not where their gradients take them.
 
-What it does:
-    Repeats every update with plain AdamW from the run's own gradients, and looks at the weights
-    where nobody should touch them: before the first step, between two steps, and in the saved
-    file.
+What it does: repeats every update with plain AdamW from the run's own gradients, and looks at the
+weights where nobody should touch them: before the first step, between two steps, and in the saved
+file.
 
-Why it is bad:
-    An optimizer that forgets its state, updates a copy or leaves a tensor out trains another
-    model than its log tells (FM08, FM14, FM41, FM55).
+Why it is bad: an optimizer that forgets its state, updates a copy or leaves a tensor out trains
+another model than its log tells (FM08, FM14, FM41, FM55).
 
-Example:
-    With its states on the host the optimizer steps there, and the new weights do not come back.
+Example: with its states on the host the optimizer steps there, and the new weights do not come
+back.
 
-What to do:
-    Look at the first step and the tensor named: who else writes to it, and who does not?
+What to do: look at the first step and the tensor named: who else writes to it, and who does not?
 """
 
 from __future__ import annotations

@@ -1,19 +1,15 @@
 """Something else is trained than the dataset says.
 
-What it does:
-    Takes every batch that the model was given apart and looks each sequence up in an independent
-    rendering of the dataset: the ids of prompt and answer, which of them are targets, which answer
-    is the better one, which step is right. Everything must be exactly there.
+What it does: takes every batch that the model was given apart and looks each sequence up in an
+independent rendering of the dataset: the ids of prompt and answer, which of them are targets, which
+answer is the better one, which step is right. Everything must be exactly there.
 
-Why it is bad:
-    Training on prompts although asked not to makes the model parrot the user (FM10); a span that
-    is shifted or cut teaches broken answers (FM09); a doubled BOS shifts everything (FM05).
+Why it is bad: training on prompts although asked not to makes the model parrot the user (FM10); a
+span that is shifted or cut teaches broken answers (FM09); a doubled BOS shifts everything (FM05).
 
-Example:
-    `response_only` is declared in the settings and read nowhere.
+Example: `response_only` is declared in the settings and read nowhere.
 
-What to do:
-    Look at the text that was trained, and at the chat template's generation tags.
+What to do: look at the text that was trained, and at the chat template's generation tags.
 """
 
 from __future__ import annotations

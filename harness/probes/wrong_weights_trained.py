@@ -1,18 +1,14 @@
 """Training was set up on other weights than the method's.
 
-What it does:
-    Looks at which tensors require a gradient before the first step: adapter tensors and no others
-    under LoRA and QLoRA, and at least one under any method that trains.
+What it does: looks at which tensors require a gradient before the first step: adapter tensors and
+no others under LoRA and QLoRA, and at least one under any method that trains.
 
-Why it is bad:
-    An adapter that only sets a flag lets the optimizer change the whole model, and ruins it in a
-    hundred steps (seed 004: 0 LoRA parameters, 512 end-of-text tokens, voice score 0).
+Why it is bad: an adapter that only sets a flag lets the optimizer change the whole model, and ruins
+it in a hundred steps (seed 004: 0 LoRA parameters, 512 end-of-text tokens, voice score 0).
 
-Example:
-    `add_adapter()` is a stub: `_has_adapter = True` and nothing converted.
+Example: `add_adapter()` is a stub: `_has_adapter = True` and nothing converted.
 
-What to do:
-    Convert the layers for real, and refuse to start when no trainable name holds `lora_`.
+What to do: convert the layers for real, and refuse to start when no trainable name holds `lora_`.
 """
 
 from __future__ import annotations

@@ -69,6 +69,7 @@ def test_every_probe_of_a_checkpoint_explains_itself_under_four_headings():
             continue
         for heading in ("What it does:", "Why it is bad:", "Example:", "What to do:"):
             assert heading in one.documentation, one.name
+            assert f"{heading}\n" not in one.documentation, f"{one.name}: text follows the heading"
         assert one.modes
         assert find_probes(one.code) == (one,) == find_probes(one.name)
 
