@@ -16,8 +16,11 @@ MAX_CHARS = 2000
 
 def clean(text: str) -> str:
     """Return a stranger's text without control characters, direction marks or excessive length."""
-    shown = text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 3] + "..."
-    return _printable(shown, "")
+    return _printable(_cut(text), "")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 3] + "..."
 
 
 def clean_lines(text: str) -> str:
@@ -56,7 +59,7 @@ def write_columns(
 
 def escape_markdown(text: str) -> str:
     """Return text as one line in which Markdown and HTML find nothing to interpret."""
-    line = " ".join(clean_lines(text).split())
+    line = _cut(" ".join(clean_lines(text).split()))
     line = re.sub(r"([\\`*_\[\]<>|#&~$]|:(?=\S)|^[-+=])", r"\\\1", line)
     line = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", line)
     # A backslash does not keep forges from calling people by name; a space of no width does.
@@ -65,7 +68,7 @@ def escape_markdown(text: str) -> str:
 
 def code_markdown(text: str) -> str:
     """Return text that may stand between backticks, also inside a table."""
-    return " ".join(clean_lines(text).split()).replace("`", "'").replace("|", "\\|")
+    return _cut(" ".join(clean_lines(text).split())).replace("`", "'").replace("|", "\\|")
 
 
 def describe_evidence(piece: Evidence) -> str:

@@ -339,3 +339,40 @@ def test_endings_are_all_shown_in_the_console():
 def test_no_line_of_the_console_is_longer_than_the_terminal(width):
     for line in write_console(everything("word"), width=width).splitlines():
         assert len(line) <= width
+
+
+# --- what is cut, escaped and set apart
+
+
+def test_a_very_long_name_is_cut_everywhere_a_person_reads():
+    for write in (write_console, write_markdown, write_github):
+        assert "y" * 3000 not in write(everything("y" * 50_000))
+
+
+def test_percent_signs_cannot_be_taken_for_escapes_of_a_command():
+    found = write_github(everything("100%0A::error::x"))
+
+    assert "100%250A" in found
+
+
+def test_sarif_names_no_more_places_than_a_reader_shows():
+    diagnosis = everything()
+    pieces = tuple(
+        replace(diagnosis.findings[0].evidence[0], tensor=f"layer.{n}", file="a.safetensors")
+        for n in range(40)
+    )
+    probes = tuple(
+        replace(one, evidence=pieces) if one.status is Status.FAILED else one
+        for one in diagnosis.probes
+    )
+    value = json.loads(write_sarif(replace(diagnosis, probes=probes), RULES))
+
+    assert max(len(one.get("locations", [])) for one in value["runs"][0]["results"]) == 10
+
+
+def test_a_page_sets_accepted_and_known_findings_apart():
+    page = write_html(everything(), RULES)
+    rows = [row for row in page.split("<tr")[1:] if "MPD105" in row or "MPD106" in row]
+
+    assert any("accepted" in row for row in rows if "MPD105" in row)
+    assert any("known" in row for row in rows if "MPD106" in row)
