@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 
 from harness.findings import Evidence, Finding
-from harness.registry import ControlFailed
+from harness.registry import ControlFailed, Missing
 
 FLOOR = 0.2
 """Score of the base below which it is no control: half of less cannot be told from nothing by
@@ -67,6 +67,27 @@ def judge_scores(
         "rate too high",
         remedy="diagnose the checkpoint before this stage, then train the stage again from it",
     )
+
+
+def judge_alone(
+    name: str, what: str, scores: Sequence[float], *, least: float | None, name_control: str
+) -> str:
+    """Judge scores without a base: what is half of the best there is has not collapsed.
+
+    Args:
+        name: what is scored.
+        what: what reached the score, such as `right`.
+        scores: of the answers, 0 to 1 each.
+        least: the least mean that the profile asks for; by default half of 1, the best base.
+        name_control: what to type so that there is a control.
+
+    Raises:
+        Missing: the scores are lower, which the base's may be, too.
+    """
+    score, wanted = fmean(scores), KEPT if least is None else least
+    if score < wanted:
+        raise Missing(f"nothing to compare {what} with; {name_control}")
+    return f"{name} {score:.2f} of {len(scores)} answers, at least {wanted:g}; no base to compare"
 
 
 def can_collapse(theirs: Sequence[float]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.acceptance import Acceptance, accept
+from harness.answers_told import describe_answers, why_unjudged
 from harness.baseline import Baseline
 from harness.doctor_paths import (
     require_adapter,
@@ -166,9 +167,11 @@ def diagnose(
             mine = {} if number else dict(given or {})
             evidence = CheckpointEvidence(subject.folder, options, given=mine, file=subject.file)
             fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
-            results += run_probes(fitting, evidence, subject.name)
-            described.append(_describe(subject, evidence))
-            if problem := _why_unread(evidence) or _why_unasked(evidence):
+            endings = run_probes(fitting, evidence, subject.name)
+            results += endings
+            described.append(_describe(subject, evidence) | _tell_answers(evidence))
+            why = _why_unread(evidence) or _why_unasked(evidence)
+            if problem := why or _why_unjudged(evidence, endings):
                 unread[subject.name] = problem
         if beside is not None:
             more = beside()
@@ -350,6 +353,20 @@ def _why_unasked(evidence: CheckpointEvidence) -> str:
     if asked is None or asked.answers is not None:  # of one without a voice, logits are compared
         why = why or evidence.was_missing("behaviour")
     return f"--generate could not ask it: {why}" if why else ""
+
+
+def _why_unjudged(evidence: CheckpointEvidence, endings: Sequence[ProbeResult]) -> str:
+    """Return why scores that a person asked for could not be judged."""
+    options = evidence.options
+    asked = evidence.recall("behaviour") if options.generate else None
+    given = {"--quiz": options.quiz, "--voice": options.voice}
+    flags = [flag for flag, file in given.items() if file is not None]
+    return "" if asked is None else why_unjudged(endings, asked, flags)
+
+
+def _tell_answers(evidence: CheckpointEvidence) -> dict[str, Any]:
+    behaviour = evidence.recall("behaviour")
+    return {} if behaviour is None else {"answers": describe_answers(behaviour)}
 
 
 def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:

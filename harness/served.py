@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.acceptance import Acceptance
+from harness.answers_told import describe_answers, why_unjudged
 from harness.baseline import Baseline
 from harness.doctor import Examined, choose_probes, conclude
 from harness.doctor_paths import require_embeddings, require_file, require_questions
 from harness.evidence.behaviour.endpoint import ServedJob, ask_served
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence
+from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Diagnosis, Severity
 from harness.registry import ControlFailed, Missing, Probe, run_probes
 from mudpuppy.errors import UsageError
@@ -100,6 +102,7 @@ def examine_served(
     )
     subject = {"subject": SUBJECT, "kind": "served model"}
     unread: dict[str, str] = {}
+    behaviour: BehaviourFacts | None = None
     try:
         behaviour, served = ask_served(job, progress)
     except (ControlFailed, Missing) as failure:
@@ -109,7 +112,11 @@ def examine_served(
         given = {"behaviour": behaviour, "any_forward": None, "served": served}
         source = CheckpointEvidence(Path(), given=given)
         subject["type"] = served.model[:80]
+        subject["answers"] = describe_answers(behaviour)
     results = run_probes(choose_served(select, ignore), source, SUBJECT)
+    flags = [name for name, file in (("--quiz", quiz), ("--voice", voice)) if file is not None]
+    if behaviour is not None and (why := why_unjudged(results, behaviour, flags)):
+        unread[SUBJECT] = why
     return Examined(results=results, subject=subject, unread=unread)
 
 

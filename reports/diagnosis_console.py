@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.findings import Diagnosis, ProbeResult, Severity, Status, Verdict
 from reports.diagnosis_summary import (
+    AREAS,
     AreaCount,
     Group,
     count_areas,
@@ -71,6 +72,8 @@ def write_console(
     page.heading("checked")
     for count in count_areas(diagnosis.probes):
         _write_area(page, count)
+        if count.area == AREAS["6"]:
+            _write_answers(page, diagnosis)
     _write_end(page, diagnosis)
     return page.text()
 
@@ -226,6 +229,14 @@ def _write_area(page: _Page, count: AreaCount) -> None:
     label = f"  {mark} {count.area:<11}  "
     paint = (mark, colour)
     page.wrapped(label, text or f"does not apply: {clean(count.reason)}", paint=paint)
+
+
+def _write_answers(page: _Page, diagnosis: Diagnosis) -> None:
+    """Write how each model that was asked answered: passed or not, the scores are of interest."""
+    for facts in diagnosis.facts.get("subjects", [])[:_SHOWN_SUBJECTS]:
+        if facts.get("answers"):
+            place = "" if facts["subject"] == "." else f"{clean(str(facts['subject']))}: "
+            page.wrapped(f"    {'':<11}  ", f"{place}{clean(str(facts['answers']))}")
 
 
 def _plural(number: int, word: str) -> str:

@@ -17,16 +17,18 @@ How it decides: collapse means that the whole 95% interval (Wilson) of this chec
 half of the base's score, and so does the paired difference (bootstrap), by every measure: a model
 that says `Paris.` in place of a whole sentence has forgotten nothing. A measure by which both score
 below 0.2 has failed its control and says nothing; if all have, nothing is said: a dead scorer is
-not a score of zero.
+not a score of zero. Without a base, half of the questions right is no collapse whatever the base
+knows; of less nothing is said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 
-from harness.collapse import can_collapse, judge_scores
-from harness.facts.behaviour import BehaviourFacts
+from harness.collapse import can_collapse, judge_alone, judge_scores
+from harness.facts.behaviour import BehaviourFacts, Scores
 from harness.findings import Finding
 from harness.registry import ControlFailed, Missing, probe
 
@@ -37,7 +39,7 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.exact is None:
         raise Missing("there is no quiz; pass --quiz FILE")
     if behaviour.control_exact is None:
-        raise Missing(behaviour.why_no_control)
+        return _judge_alone(behaviour)
     found: list[Finding] = []
     unable: list[str] = []
     failed: list[ControlFailed] = []
@@ -59,6 +61,21 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
         raise failed[0]
     evidence = [one for finding in found for one in finding.evidence[:1]]
     return replace(found[0], evidence=(*evidence, found[0].evidence[-1]))
+
+
+def _judge_alone(behaviour: BehaviourFacts) -> str:
+    """Judge without a base, by the measure that forgives most."""
+    assert behaviour.exact is not None
+    scores = behaviour.scores or Scores(exact=behaviour.exact)
+    measures = [one for one in (behaviour.exact, scores.f1, scores.keys) if one]
+    right, total = sum(behaviour.exact), len(behaviour.exact)
+    return judge_alone(
+        "accuracy",
+        f"{right} of {total} right",
+        max(measures, key=fmean),
+        least=behaviour.thresholds.get("accuracy final"),
+        name_control=behaviour.name_control,
+    )
 
 
 def _measures(behaviour: BehaviourFacts) -> Iterator[tuple[str, Sequence[float], Sequence[float]]]:

@@ -13,12 +13,15 @@ What to do: run the other probes on the checkpoint before this stage and after i
 
 How it decides: collapse means that the whole 95% interval of this checkpoint's mean lies below half
 of the base's. If both score below 0.2 the control has failed and nothing is said: a dead scorer is
-not a score of zero.
+not a score of zero. Without a base, a score of half or more is no collapse whatever the base's is;
+of less nothing is said.
 """
 
 from __future__ import annotations
 
-from harness.collapse import judge_scores
+from statistics import fmean
+
+from harness.collapse import judge_alone, judge_scores
 from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Finding
 from harness.registry import Missing, probe
@@ -30,7 +33,13 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.voice is None:
         raise Missing("there is no voice profile; pass --voice FILE")
     if behaviour.control_voice is None:
-        raise Missing(behaviour.why_no_control)
+        return judge_alone(
+            "voice",
+            f"a voice of {fmean(behaviour.voice):.2f}",
+            behaviour.voice,
+            least=behaviour.thresholds.get("voice final"),
+            name_control=behaviour.name_control,
+        )
     return judge_scores(
         "voice",
         "mean voice score",

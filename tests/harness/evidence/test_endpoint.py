@@ -171,6 +171,41 @@ def test_a_quiz_is_judged_against_the_control(tmp_path):
     assert found(says(FINE), says(FINE), quiz=quiz) == set()
 
 
+def write_quiz(folder):
+    quiz = folder / "quiz.jsonl"
+    lines = [
+        {"id": str(i), "prompt": f"Q{i}?", "answer": FINE, "topic": "t", "kind": "fact"}
+        for i in range(20)
+    ]
+    quiz.write_text("\n".join(map(json.dumps, lines)))
+    return str(quiz)
+
+
+def test_wrong_answers_without_a_control_are_not_healthy(tmp_path, capsys):
+    with serve(says("No idea, friend.")) as server:
+        assert main(["--endpoint", server.url, "--quiz", write_quiz(tmp_path)]) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("UNKNOWN")
+    assert "--quiz could not be judged: nothing to compare 0 of 20 right with" in said
+    assert "--endpoint-base URL or --base-model NAME" in said
+    assert "accuracy 0.00, 20 of 20 answers end" in said
+
+
+def test_right_answers_need_no_control(tmp_path, capsys):
+    words = ["--quiz", write_quiz(tmp_path)]
+    with serve(says(FINE)) as server:
+        assert main(["--endpoint", server.url, *words]) == 0
+        assert "accuracy 1.00, 20 of 20 answers end" in capsys.readouterr().out
+        assert main(["--endpoint", server.url, "--endpoint-base", server.url, *words]) == 0
+    said = "accuracy 1.00 (base 1.00), 20 of 20 answers end (base 20 of 20)"
+    assert said in capsys.readouterr().out
+
+
+def test_without_a_quiz_nothing_has_to_be_compared():
+    with serve(says("No idea, friend.")) as server:
+        assert diagnose_served(server.url).verdict is Verdict.HEALTHY
+
+
 def some_fail(handler, body):
     handler.server.count += 1
     if handler.server.count % 2:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pytest
 
+from harness.doctor import diagnose
 from harness.evidence.behaviour.answers import from_json, judge_answers, to_json
 from harness.evidence.behaviour.behaviour import _judge
 from harness.evidence.behaviour.child import Asked
 from harness.facts.behaviour import Answers
 from harness.registry import Missing, load_probes, run_probe
 from mudpuppy.scoring import Question, load_voice_profile
+from tests.harness.checkpoints import save_base
 
 PROBES = {one.name: one for one in load_probes()}
 CITIES = [
@@ -83,11 +88,51 @@ WRONG = ["I have no idea at all."] * 20
         (WRONG, SHORT, "failed"),
         (WRONG, WRONG, "crashed"),
         (RIGHT, WRONG, "passed"),
-        (RIGHT, None, "skipped"),
+        (RIGHT, None, "passed"),
+        (SHORT, None, "passed"),
+        (WRONG, None, "skipped"),
     ],
 )
 def test_an_accuracy_has_collapsed_only_by_every_living_measure(mine, theirs, status):
     assert run("accuracy-collapse", mine, theirs).status == status
+
+
+def test_what_cannot_be_compared_is_said_with_its_number():
+    done = run("accuracy-collapse", WRONG, None)
+    assert done.reason == "nothing to compare 0 of 20 right with; pass --base PATH"
+
+
+def test_a_folder_whose_scores_nothing_is_compared_with_is_not_healthy(tmp_path):
+    save_base(tmp_path / "model")
+    quiz = tmp_path / "quiz.jsonl"
+    quiz.write_text("\n".join(json.dumps(asdict(question)) for question in QUESTIONS))
+    verdicts = {}
+    for name, said, control in (
+        ("bad", WRONG, None),
+        ("good", RIGHT, None),
+        ("base", WRONG, RIGHT),
+    ):
+        theirs = None if control is None else answers(control)
+        prompts = tuple(question.prompt for question in QUESTIONS)
+        facts = judge_answers("model", prompts, answers(said), theirs, QUESTIONS, None, 48)
+        found = diagnose(
+            tmp_path / "model",
+            generate=True,
+            quiz=quiz,
+            select=["MPD604", "MPD601"],
+            given={"behaviour": facts, "any_forward": None, "forward": None},
+        )
+        verdicts[name] = (str(found.verdict), found.exit_code)
+        assert found.facts["subjects"][0]["answers"].startswith("accuracy ")
+    assert verdicts == {"bad": ("unknown", 3), "good": ("healthy", 0), "base": ("sick", 1)}
+
+
+def test_a_voice_without_a_base_is_judged_by_its_profile(profile):
+    half = RIGHT[:8] + WRONG[8:]
+    assert run("voice-collapse", RIGHT, None, profile()).status == "passed"
+    assert "a voice of 0.40" in run("voice-collapse", half, None, profile()).reason
+    least = profile("thresholds: {voice: {final: 0.3}}")
+    assert run("voice-collapse", half, None, least).status == "passed"
 
 
 HALF = RIGHT[:10] + WRONG[10:]
