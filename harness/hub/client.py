@@ -6,6 +6,7 @@ reads with a bound. Every answer has a limit of bytes and of time, whatever the 
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any
 
+from harness.deadline import Overdue, call_within
 from harness.hub.names import endpoint, find_token
 from mudpuppy.errors import ModelError, MudpuppyError
 
@@ -29,6 +31,8 @@ TRIES = 4
 LONGEST_WAIT_S = 20.0
 """Seconds that a server may ask us to wait."""
 CHUNK_BYTES = 1 << 16
+MOST_DIGITS = 30
+"""Digits of a number in a header that are read: more than any size or time has."""
 _BUSY = (429, 500, 502, 503, 504)
 
 
@@ -58,7 +62,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: Any,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """Return the next request."""
+        """Return the next request; the body that came with the redirect is not read."""
+        fp.close()
         old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
         if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
             raise HubError(f"{old.netloc} leads to {new.scheme}://{new.netloc}, which is not safe")
@@ -89,7 +94,10 @@ class HubClient:
         """
         raw = self._ask(f"{self.endpoint}{path}", None, limit_bytes + 1, what).raw
         if len(raw) > limit_bytes:
-            raise HubError(f"the hub's answer about {what} is longer than {limit_bytes:,} bytes")
+            raise HubError(
+                f"the hub's answer about {what} is longer than {limit_bytes:,} bytes",
+                hint="download what is to be examined, and name the folder",
+            )
         try:
             return json.loads(raw)
         except (ValueError, RecursionError):
@@ -117,8 +125,12 @@ class HubClient:
             self._require_time(what)
             request = urllib.request.Request(url, headers=self._headers(span))
             try:
-                with self._opener.open(request, timeout=self._patience()) as answer:
-                    return self._take(answer, span, limit, what)
+                return call_within(
+                    self._end - time.monotonic(),
+                    functools.partial(self._send, request, span, limit, what),
+                )
+            except Overdue:
+                raise self._overdue(what) from None
             except urllib.error.HTTPError as refusal:
                 if refusal.code == 416:  # the range begins behind the end
                     return Piece(raw=b"", size=0)
@@ -131,6 +143,12 @@ class HubClient:
                 problem = str(reason) or type(failure).__name__
                 self._wait(None, attempt, what, problem)
         raise self._unreachable(what, problem)
+
+    def _send(
+        self, request: urllib.request.Request, span: tuple[int, int] | None, limit: int, what: str
+    ) -> Piece:
+        with self._opener.open(request, timeout=self._patience()) as answer:
+            return self._take(answer, span, limit, what)
 
     def _take(
         self, answer: http.client.HTTPResponse, span: tuple[int, int] | None, limit: int, what: str
@@ -173,10 +191,13 @@ class HubClient:
 
     def _require_time(self, what: str) -> None:
         if time.monotonic() > self._end:
-            raise HubError(
-                f"the hub took more than {self._budget_s:g} s; {what} was not read",
-                hint="try again, or download the model and examine the folder",
-            )
+            raise self._overdue(what)
+
+    def _overdue(self, what: str) -> HubError:
+        return HubError(
+            f"the hub took more than {self._budget_s:g} s; {what} was not read",
+            hint="try again, or download the model and examine the folder",
+        )
 
     def _wait(self, headers: Message | None, attempt: int, what: str, problem: str) -> None:
         """Wait before the next try, as long as the server asks for."""
@@ -212,7 +233,8 @@ class HubClient:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.strip().isdecimal() else None
+    digits = (text or "").strip()
+    return int(digits[:MOST_DIGITS]) if digits.isdecimal() else None
 
 
 def _content_range(headers: Mapping[str, str] | Message) -> tuple[int, int | None]:

@@ -25,8 +25,8 @@ from harness.hub.client import HubClient, HubError
 from harness.hub.names import HubName
 from mudpuppy.errors import ModelError
 
-LISTING_LIMIT_BYTES = 32_000_000
-"""Longest list of files that is read."""
+LISTING_LIMIT_BYTES = 8_000_000
+"""Longest list of files that is read: some 30,000 files. In memory it is 20 times as large."""
 FILE_LIMIT = 2_000
 """Files of a repository that are looked at."""
 TOTAL_LIMIT_BYTES = 400_000_000
@@ -117,6 +117,10 @@ class _Layout:
                 found[file] = _size(one)
             else:
                 self._left_out.append(f"{str(file)[:100]!r}: no name of a file")
+        if listed and not found:
+            raise HubError(
+                f"the hub lists {len(listed):,} things for {name}, and none has the name of a file"
+            )
         if len(listed) > FILE_LIMIT:
             self._left_out.append(f"{len(listed) - FILE_LIMIT} files beyond the {FILE_LIMIT}th")
         return found

@@ -152,3 +152,14 @@ def stream(*texts: str, ends: bool = True) -> Answer:
 
 def redirect(target: str) -> Answer:
     return lambda handler, body: handler.send(307, {}, Location=target)
+
+
+def trickle(handler: Handler, body: dict[str, Any]) -> None:
+    """Sends a head that never ends, a byte now and then."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    for _ in range(200):
+        try:
+            handler.wfile.write(b"a")
+        except OSError:
+            return
+        time.sleep(0.05)

@@ -37,6 +37,7 @@ from tests.harness.evidence.servers import (
     serve,
     stream,
     strict,
+    trickle,
     vllm,
 )
 
@@ -273,6 +274,14 @@ def test_a_server_that_says_nothing_is_given_up():
     with serve(sleep) as server:
         reply = Endpoint(server.url, reply_s=0.3).chat("model", "Hello?", 5)
     assert "timed out" in reply.problem
+
+
+def test_a_head_that_never_ends_is_given_up():
+    with serve(trickle) as server:
+        started = time.monotonic()
+        reply = Endpoint(server.url, reply_s=0.3).chat("model", "Hello?", 5)
+    assert reply.problem == "the answer did not end in time"
+    assert time.monotonic() - started < 3
 
 
 def test_the_time_limit_holds_for_all_questions():

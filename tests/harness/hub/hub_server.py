@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -136,3 +137,26 @@ def serve(hub: Hub) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def busy(times: int, header: dict[str, str]) -> Trick:
+    """Answers the first times that it has no time."""
+    left = [times]
+
+    def trick(handler: Handler, path: str) -> bool:
+        if left[0] and path.startswith("/api/"):
+            left[0] -= 1
+            handler.say(429, b"", header)
+            return True
+        return False
+
+    return trick
+
+
+def trickled(handler: Handler, start: bytes) -> bool:
+    """Send the beginning of an answer, and then a byte now and then."""
+    handler.wfile.write(start)
+    for _ in range(200):
+        handler.wfile.write(b"a")
+        time.sleep(0.05)
+    return True

@@ -21,30 +21,8 @@ from harness.hub.client import HubClient, HubError
 from harness.hub.mirror import open_mirror
 from harness.hub.names import find_token, parse_hub_name
 from harness.selftest.edit import edit_json, edit_tensors, rename_tensors
-from harness.selftest.ward import Recovery
 from mudpuppy.errors import ModelError, UsageError
-from tests.harness.hub.hub_server import COMMIT, Handler, Hub, serve
-
-
-@pytest.fixture(scope="module")
-def ward(tmp_path_factory):
-    return Recovery(tmp_path_factory.mktemp("ward"))
-
-
-@pytest.fixture
-def hub(tmp_path, ward, monkeypatch):
-    """A hub with a model and an adapter, to be changed at will."""
-    made = Hub()
-    for name, patient in (("org/model", "transformers-llama"), ("org/lora", "peft-lora")):
-        folder = tmp_path / name.replace("/", "--")
-        shutil.copytree(ward.get(patient).path, folder)
-        made.folders[name] = folder
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    with serve(made) as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        yield made
+from tests.harness.hub.hub_server import COMMIT, Handler, Hub, busy, serve
 
 
 def same_room() -> list[str]:
@@ -185,19 +163,6 @@ def test_a_server_without_ranges_is_read_no_further_than_is_needed(hub):
 
     assert hub.sent_bytes < 100_000_000
     assert time.monotonic() - begun < 10
-
-
-def busy(times: int, header: dict[str, str]):
-    left = [times]
-
-    def trick(handler: Handler, path: str) -> bool:
-        if left[0] and path.startswith("/api/"):
-            left[0] -= 1
-            handler.say(429, b"", header)
-            return True
-        return False
-
-    return trick
 
 
 def test_a_busy_hub_is_asked_again_and_not_for_ever(hub):
