@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evidence.files.jsonfile import UnreadableJson, parse_object
-from harness.findings import DIAGNOSIS_SCHEMA_VERSION, Fixed, ProbeResult, Status
+from harness.findings import DIAGNOSIS_SCHEMA_VERSION, Fixed, ProbeResult, Severity, Status
 from mudpuppy.errors import UsageError, clip
 
 LIMIT_BYTES = 256_000_000
@@ -26,13 +26,16 @@ class Baseline:
     """Its findings by fingerprint."""
     places: dict[tuple[str, str], set[str]]
     """Hashes of the files and tensors that were named for each probe and subject."""
+    severities: dict[tuple[str, str], Severity]
+    """How bad the finding of each probe and subject was."""
 
     def compare(
         self, results: Sequence[ProbeResult]
     ) -> tuple[tuple[ProbeResult, ...], tuple[Fixed, ...]]:
         """Return the results, known findings marked, and the earlier findings that are gone.
 
-        A finding at some of the same places is known, one at other places is new. Gone is only
+        A finding at some of the same places is known, one at other places, or a worse one, is new.
+        Gone is only
         what was looked for again and found in order, or has nothing to look at any more: a probe
         that could not be checked this time mends nothing.
         """
@@ -46,8 +49,12 @@ class Baseline:
     def _knows(self, result: ProbeResult) -> bool:
         if result.status is not Status.FAILED:
             return False
+        place = result.code, result.subject
+        earlier = self.severities.get(place, Severity.NOTE)
+        if not earlier.is_at_least(result.severity or Severity.CRITICAL):
+            return False
         places = set(result.places)
-        known = self.places.get((result.code, result.subject), set())
+        known = self.places.get(place, set())
         return result.fingerprint in self.findings or (bool(places) and places <= known)
 
 
@@ -79,15 +86,23 @@ def read_baseline(path: str | Path) -> Baseline:
         )
     findings: dict[str, Fixed] = {}
     places: dict[tuple[str, str], set[str]] = {}
+    severities: dict[tuple[str, str], Severity] = {}
     for one in filter(_is_finding, probes):
         words = {name: str(one.get(name, "")) for name in ("code", "name", "subject", "message")}
         findings[str(one["fingerprint"])] = Fixed(**words)
-        places[(words["code"], words["subject"])] = _read_places(one.get("places"))
-    return Baseline(source=str(path), findings=findings, places=places)
+        place = words["code"], words["subject"]
+        places[place] = _read_places(one.get("places"))
+        severities[place] = _read_severity(one.get("severity"))
+    return Baseline(source=str(path), findings=findings, places=places, severities=severities)
 
 
 def _is_finding(value: Any) -> bool:
     return isinstance(value, dict) and value.get("status") == "failed" and "fingerprint" in value
+
+
+def _read_severity(text: Any) -> Severity:
+    """Return how bad a finding was; one that does not say hides no worse one."""
+    return Severity(text) if text in list(Severity) else Severity.NOTE
 
 
 def _read_places(places: Any) -> set[str]:

@@ -29,7 +29,7 @@ KEYS = (
     *("select", "ignore", "fail-on", "depth", "quick", "accept"),
     *("base", "adapter", "against", "quiz", "voice", "embeddings"),
 )
-ACCEPT_KEYS = ("probe", "reason", "subject", "tensor", "file", "until")
+ACCEPT_KEYS = ("probe", "reason", "subject", "tensor", "file", "key", "until")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,6 +105,9 @@ class Evidence:
     """The value seen: a number, a text, or a short list (JSON types only, finite)."""
     expected: Any = None
     """The healthy value or range, when there is one."""
+    keys: tuple[str, ...] = ()
+    """What makes this another finding at the same place, such as the functions that a pickle
+    calls: a baseline compares them, and an acceptance of something critical must name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +156,11 @@ class ProbeResult:
     subject: str = "."
     """Which folder inside the examined path this is about."""
     fingerprint: str = ""
-    """Of a finding: the same for the same code, subject, files and tensors, whatever the numbers;
-    16 hexadecimal digits."""
+    """Of a finding: the same for the same code, subject, files, tensors and keys, whatever the
+    numbers; 16 hexadecimal digits."""
     places: tuple[str, ...] = ()
-    """Of a finding: eight hexadecimal digits for each file and tensor that it named, sorted, also
-    of those that are not shown; a later diagnosis tells by them what is new."""
+    """Of a finding: eight hexadecimal digits for each file, tensor and key that it named, sorted,
+    also of those that are not shown; a later diagnosis tells by them what is new."""
     caused_by: str = ""
     """Code of the finding that explains this one, on the same subject or, from the record of a run,
     on the whole run; empty for one that stands alone."""
@@ -187,17 +190,24 @@ class ProbeResult:
 
 
 def hash_places(evidence: tuple[Evidence, ...]) -> tuple[str, ...]:
-    """Return a short hash of every place that the pieces of evidence name."""
-    named = {(piece.file or "", piece.tensor or "") for piece in evidence} - {("", "")}
-    hashed = (hashlib.sha256(f"{a}\0{b}".encode("utf-8", "surrogatepass")) for a, b in named)
+    """Return a short hash of every place that the pieces of evidence name, for each of its keys."""
+    named = _name_places(evidence) - {"\0"}
+    hashed = (hashlib.sha256(place.encode("utf-8", "surrogatepass")) for place in named)
     return tuple(sorted(one.hexdigest()[:8] for one in hashed))[:MOST_PLACES]
 
 
 def fingerprint(code: str, subject: str, evidence: tuple[Evidence, ...]) -> str:
-    """Return what tells a finding from others; numbers do not, places do."""
-    places = sorted({f"{piece.file or ''}\0{piece.tensor or ''}" for piece in evidence})
-    text = "\n".join((code, subject, *places))
+    """Return what tells a finding from others; numbers do not, places and their keys do."""
+    text = "\n".join((code, subject, *sorted(_name_places(evidence))))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _name_places(evidence: tuple[Evidence, ...]) -> set[str]:
+    named = set()
+    for piece in evidence:
+        place = f"{piece.file or ''}\0{piece.tensor or ''}"
+        named |= {f"{place}\0{key}" for key in piece.keys} or {place}
+    return named
 
 
 @dataclass(frozen=True, kw_only=True)

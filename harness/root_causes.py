@@ -213,6 +213,17 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
 }
 """Names of probes, and of those whose findings they explain."""
 
+SAME_FILE: Mapping[str, tuple[str, ...]] = {
+    "weights-truncated": (
+        "weights-nonfinite",
+        "weights-all-zero",
+        "weights-constant",
+        "tied-embedding-diverged",
+    ),
+}
+"""Pairs in which the cause explains only what was seen in its own files: a shard that is cut off
+puts no NaN into another one."""
+
 
 def link_causes(results: Sequence[ProbeResult]) -> tuple[ProbeResult, ...]:
     """Return the results, findings with the code of the finding that explains them.
@@ -233,6 +244,19 @@ def _link(result: ProbeResult, sick: Mapping[tuple[str, str], ProbeResult]) -> P
         if result.name not in explained:
             continue
         cause = sick.get((name, result.subject)) or sick.get((name, RUN))
-        if cause and (cause.subject == result.subject or cause.code.startswith(RECORD)):
+        if cause is None or not _reaches(cause, result):
+            continue
+        if cause.subject == result.subject or cause.code.startswith(RECORD):
             return replace(result, caused_by=cause.code)
     return result
+
+
+def _reaches(cause: ProbeResult, result: ProbeResult) -> bool:
+    """Whether what was seen lies where its cause does; what names no file lies everywhere."""
+    if result.name not in SAME_FILE.get(cause.name, ()):
+        return True
+    return _name_files(result) <= _name_files(cause)
+
+
+def _name_files(result: ProbeResult) -> set[str]:
+    return {piece.file for piece in result.evidence if piece.file}

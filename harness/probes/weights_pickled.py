@@ -17,11 +17,15 @@ Otherwise convert it once, with torch 2.10 or newer, to safetensors:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 from harness.facts.checkpoint import Files, Pickled
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
+
+MOST_KEYS = 20
+"""Names of one file that are told one by one."""
 
 
 @probe("MPD106", modes=["FM59"])
@@ -56,13 +60,26 @@ def _named(named: Mapping[str, tuple[str, ...]]) -> Finding:
         message=f"{first} names {calls[0]}, which loading it may call; training files hold no such "
         "name",
         evidence=tuple(
-            Evidence(what="names beyond the harmless", file=name, found=list(several[:5]))
+            Evidence(
+                what="names beyond the harmless",
+                file=name,
+                found=list(several[:5]),
+                keys=_keys(several),
+            )
             for name, several in named.items()
         ),
         cause="the file was made to run code, or pickled together with classes of a program",
         remedy="do not load it unless you know the program that wrote it; take a safetensors file "
         "instead",
     )
+
+
+def _keys(calls: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names by which a baseline and an acceptance know a file; few, and all of them."""
+    if len(calls) <= MOST_KEYS:
+        return calls
+    rest = "\n".join(sorted(calls)).encode("utf-8", "surrogatepass")
+    return (*calls[:MOST_KEYS], f"sha256:{hashlib.sha256(rest).hexdigest()}")
 
 
 def _cut(cut: Mapping[str, str]) -> Finding:

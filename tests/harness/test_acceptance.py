@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import date
 
 import pytest
@@ -169,3 +170,54 @@ def test_odd_parts_of_a_baseline_are_no_crash(tmp_path):
     assert list(read_baseline(file).findings) == ["3"]
     with pytest.raises(UsageError, match="No such file"):
         read_baseline(tmp_path / "none.json")
+
+
+def calling(*names: str, severity: Severity = Severity.CRITICAL) -> ProbeResult:
+    evidence = (Evidence(what="calls", file="training_args.bin", keys=names),)
+    return replace(
+        FINDING,
+        code="MPD106",
+        name="weights-pickled",
+        severity=severity,
+        evidence=evidence,
+        fingerprint=fingerprint("MPD106", ".", evidence),
+        places=hash_places(evidence),
+    )
+
+
+def test_a_worse_finding_at_a_known_place_is_new(tmp_path):
+    mild = replace(FINDING, severity=Severity.NOTE)
+    assert compare(tmp_path, [mild], [FINDING]).exit_code == 1
+    assert compare(tmp_path, [FINDING], [mild]).findings[0].is_known
+    assert compare(tmp_path, [FINDING], [replace(FINDING, severity=Severity.HIGH)]).exit_code == 0
+
+
+def test_another_function_in_a_known_pickle_is_new(tmp_path):
+    earlier = [calling("my.Config", "os.getcwd")]
+    assert compare(tmp_path, earlier, [calling("os.getcwd")]).exit_code == 0
+    assert compare(tmp_path, earlier, [calling("posix.system")]).exit_code == 1
+    assert compare(tmp_path, earlier, [calling("my.Config", "posix.system")]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "is_covered"),
+    [
+        ({}, ["my.Config"], False),
+        ({"file": "training_args.bin"}, ["my.Config"], False),
+        ({"key": "my.*"}, ["my.Config"], True),
+        ({"key": "my.*"}, ["my.Config", "my.Other"], True),
+        ({"key": "my.*"}, ["my.Config", "posix.system"], False),
+        ({"key": "*"}, ["posix.system"], True),
+    ],
+)
+def test_what_a_pickle_calls_is_accepted_by_its_name_only(words, names, is_covered):
+    one = Acceptance(probe="MPD106", reason="ours", **words)
+    (result,), remarks = accept([calling(*names)], [one], TODAY)
+    assert bool(result.accepted) is is_covered
+    assert is_covered or "must name what it covers" in remarks[0]
+
+
+def test_a_mild_finding_with_keys_is_accepted_without_them():
+    one = Acceptance(probe="MPD106", reason="ours")
+    (result,), _ = accept([calling("a.b", severity=Severity.HIGH)], [one], TODAY)
+    assert result.accepted

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.doctor import conclude
-from harness.findings import ProbeResult, Severity, Status, Verdict
+from harness.findings import Evidence, ProbeResult, Severity, Status, Verdict
 from harness.registry import load_probes
-from harness.root_causes import EXPLAINS, link_causes
+from harness.root_causes import EXPLAINS, SAME_FILE, link_causes
 from reports.diagnosis_summary import group_findings
 
 CODES = {one.name: one.code for one in load_probes()}
@@ -106,3 +106,22 @@ def test_every_finding_is_shown_once_whatever_explains_what(chosen):
             places = (one.finding.subject, *one.elsewhere)
             shown += [(one.finding.code, place) for place in places]
     assert sorted(shown) == sorted((one.code, one.subject) for one in results)
+
+
+def placed(name: str, *files: str) -> ProbeResult:
+    evidence = tuple(Evidence(what="w", file=file, tensor="t") for file in files)
+    return replace(failed(name), evidence=evidence)
+
+
+def test_the_pairs_of_the_same_file_are_pairs_of_the_table():
+    for name, explained in SAME_FILE.items():
+        assert set(explained) <= set(EXPLAINS[name])
+
+
+def test_a_shard_that_is_cut_off_explains_nothing_in_another_shard():
+    for name in SAME_FILE["weights-truncated"]:
+        cut = placed("weights-truncated", "4.safetensors")
+        assert causes(cut, placed(name, "4.safetensors"))[name] == cut.code
+        assert causes(cut, placed(name, "1.safetensors"))[name] == ""
+        assert causes(cut, placed(name, "4.safetensors", "1.safetensors"))[name] == ""
+    assert causes(cut, placed("missing-tensors", "index.json"))["missing-tensors"] == cut.code

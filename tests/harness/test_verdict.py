@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harness.acceptance import Acceptance
+from harness.baseline import read_baseline
 from harness.doctor import diagnose
 from harness.evidence.files import inventory
 from harness.findings import Verdict
+from reports.diagnosis_github import write_github
+from reports.diagnosis_json import write_json
 from tests.harness.checkpoints import save_base
 
 
@@ -67,3 +72,31 @@ def test_files_that_matter_are_listed_before_others(base, monkeypatch):
     found = diagnose(base, depth="files")
     assert found.verdict is Verdict.SICK
     assert "MPD106" in found.why
+
+
+def test_a_swapped_pickle_is_new_and_is_not_accepted_by_its_file(base, tmp_path):
+    target = base / "training_args.bin"
+    target.write_bytes(pickle.dumps(Command()))
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(write_json(diagnose(base, depth="files")))
+    known = diagnose(base, depth="files", baseline=read_baseline(earlier))
+    assert known.verdict is Verdict.NO_WORSE
+    target.write_bytes(pickle.dumps(os.getpid))
+    assert diagnose(base, depth="files", baseline=read_baseline(earlier)).verdict is Verdict.SICK
+    by_file = Acceptance(probe="MPD106", reason="ours", file="training_args.bin")
+    assert diagnose(base, depth="files", accepted=[by_file]).verdict is Verdict.SICK
+    by_name = replace(by_file, key="posix.getpid")
+    assert diagnose(base, depth="files", accepted=[by_name]).verdict is Verdict.HEALTHY
+
+
+def test_a_shard_that_is_cut_off_hides_no_nan_of_another(tmp_path):
+    folder = save_base(tmp_path / "sharded", max_shard_size="60KB")
+    first, *_, last = sorted(folder.glob("model-*.safetensors"))
+    tensors = {name: value * float("nan") for name, value in load_file(first).items()}
+    save_file(tensors, first, {"format": "pt"})
+    last.write_bytes(last.read_bytes()[:-100])
+    found = diagnose(folder)
+    assert "weights-truncated" in found.why
+    assert "weights-nonfinite" in found.why
+    said = write_github(found)
+    assert all(f"{one.code} {one.name}" in said for one in found.findings)

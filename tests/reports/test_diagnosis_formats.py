@@ -294,8 +294,14 @@ def test_markdown_fits_a_comment_and_says_what_is_left_out():
 def test_github_gets_its_commands_and_no_others(text):
     lines = write_github(everything(text)).splitlines()
     commands = [line for line in lines if line.startswith("::")]
-    assert [line.split("::")[1].split(" ")[0] for line in commands] == ["error", "error", "notice"]
-    assert len(lines) == 4
+    assert [line.split("::")[1].split(" ")[0] for line in commands] == [
+        "error",
+        "error",
+        "notice",
+        "error",
+    ]
+    assert "(follows from " in commands[-1]
+    assert len(lines) == 5
     assert "##[" not in "".join(lines)
 
 
