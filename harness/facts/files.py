@@ -107,3 +107,15 @@ def list_unread(files: Files) -> tuple[WeightFile, ...]:
         for one in (*files.weights, *files.adapter)
         if one.problem not in ("", "truncated") and (one.problem, one.kind) != ("empty", "pickle")
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickledTwin:
+    """Weights that torch pickled, beside those in safetensors that loaders prefer."""
+
+    names: tuple[str, ...]
+    """Its files."""
+    difference: str = ""
+    """How its matrices differ from those in safetensors; empty when they have the same shapes."""
+    unread: str = ""
+    """Why its tensors could not be listed; empty when they could."""

@@ -291,7 +291,6 @@ def test_the_base_of_a_project_is_examined_too_and_named_by_its_file(base, sick,
     (tmp_path / "mudpuppy-doctor.toml").write_text(f'base = "{base}"\n')
     assert main([str(base)]) == 0
     capsys.readouterr()
-    report = json.loads(told(capsys, sick, "--format", "json"))
-    named_by = report["facts"]["subjects"][0]["base_named_by"]
-    assert named_by == str(tmp_path / "mudpuppy-doctor.toml")
-    assert "(from --base)" in told(capsys, sick, "--base", base)
+    for words, source in (((), tmp_path / "mudpuppy-doctor.toml"), (("--base", base), "--base")):
+        report = json.loads(told(capsys, sick, "--format", "json", *words))
+        assert report["facts"]["subjects"][0]["base_named_by"] == str(source)

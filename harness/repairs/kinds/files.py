@@ -52,6 +52,8 @@ def take_out_adapter_settings(draft: Draft, evidence: CheckpointEvidence) -> Non
 def take_out_stale_shards(draft: Draft, evidence: CheckpointEvidence) -> None:
     """Leave out the weights that loaders do not open."""
     files: Files = evidence.get("files")
+    if not any(name.endswith(".safetensors") for name in files.ignored_weights):
+        raise NotCertain("which of the two formats is meant is not certain")
     for name in files.ignored_weights:
         draft.drop(name, "it belongs to another save and is not loaded")
 

@@ -227,6 +227,21 @@ def pickle_weights(patient: Patient) -> None:
     torch.save({**tensors, "extra": _Runs()}, patient.path / "pytorch_model.bin")
 
 
+@damage("pickled-other-model", patient="transformers-bf16", mode="FM45", probe="shards-stale")
+def leave_other_pickle(patient: Patient) -> None:
+    """Leave the pickled weights of a deeper model beside the weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(find_weights(patient.path))
+    deeper = {
+        name.replace(".layers.", ".layers.1"): value.clone()
+        for name, value in tensors.items()
+        if ".layers." in name
+    }
+    torch.save({**tensors, **deeper}, patient.path / "pytorch_model.bin")
+
+
 # --- settings (FM44, FM46) -----------------------------------------------------------------------
 
 

@@ -54,6 +54,21 @@ for _name, (_kind, _settings, _dtype, _how) in WAYS.items():
     )
 
 
+def save_in_two_formats(ward: Ward, *, tied: bool) -> Patient:
+    """Save in safetensors, and beside it as torch pickles, as many hubs have it."""
+    import torch
+
+    model = save_random(ward.folder, make_config("LlamaConfig", **(TIED if tied else SHAPE)))
+    torch.save(model.state_dict(), ward.folder / "pytorch_model.bin")
+    return Patient(path=ward.folder)
+
+
+for _words, _tied in (("two-formats", False), ("two-formats-tied", True)):
+    healthy(f"transformers-{_words}", notes=("shards-stale", "weights-pickled"))(
+        partial(save_in_two_formats, tied=_tied)
+    )
+
+
 @healthy("transformers-saved-twice")
 def save_twice(ward: Ward) -> Patient:
     """Save in shards, and then in one file over them, as transformers allows."""
