@@ -54,10 +54,15 @@ class Probe(Rule):
     """The function itself."""
 
 
-def probe(
-    code: str, *, modes: Sequence[str], severity: Severity = Severity.CRITICAL
-) -> Callable[[Check], Check]:
-    """Register the decorated function as the probe of its file."""
+def probe(code: str, *, modes: Sequence[str], severity: Severity) -> Callable[[Check], Check]:
+    """Register the decorated function as the probe of its file.
+
+    Args:
+        code: `MPD` and three digits.
+        modes: failure modes of the catalogue.
+        severity: that of the worst mode, unless there is a reason
+            (tests/harness/probes/test_severities.py keeps them).
+    """
 
     def mark(check: Check) -> Check:
         module = inspect.getmodule(check)

@@ -29,11 +29,11 @@ from statistics import fmean
 
 from harness.collapse import can_collapse, judge_alone, judge_scores
 from harness.facts.behaviour import BehaviourFacts, Scores
-from harness.findings import Finding
+from harness.findings import Finding, Severity
 from harness.registry import ControlFailed, Missing, probe
 
 
-@probe("MPD604", modes=["FM66", "FM15"])
+@probe("MPD604", modes=["FM66", "FM15"], severity=Severity.CRITICAL)
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Compare the accuracy with that of the base, by every measure."""
     if behaviour.exact is None:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import re
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 _MLX = re.compile(r"(?:\d+_)?adapters\.safetensors")
 """How MLX names adapters, those of earlier steps among them."""
 
 
-@probe("MPD202", modes=["FM19"])
+@probe("MPD202", modes=["FM19"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Look for an adapter and model weights in one folder."""
     parts = [name for name in files.names if name.startswith(("adapter_config.", "adapter_model."))]

@@ -22,13 +22,13 @@ import re
 from typing import Any
 
 from harness.facts.checkpoint import Adapter, Files, Pair
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import Missing, NotApplicable, probe
 
 FILE = "adapter_config.json"
 
 
-@probe("MPD205", modes=["FM24", "FM26", "FM48", "FM53"])
+@probe("MPD205", modes=["FM24", "FM26", "FM48", "FM53"], severity=Severity.CRITICAL)
 def check(adapter: Adapter, files: Files) -> Finding | str:
     """Compare rank, alpha and shapes."""
     if FILE in files.unreadable_json:

@@ -35,7 +35,7 @@ MOST_WORDS = 100
 FILE = "adapter_model.safetensors"
 
 
-@probe("MPD212", modes=["FM63", "FM25"])
+@probe("MPD212", modes=["FM63", "FM25"], severity=Severity.CRITICAL)
 def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
     """Look for the head of the task and for what modules_to_save promises."""
     if not adapter.settings or not adapter.tensors:

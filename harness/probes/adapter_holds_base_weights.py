@@ -23,7 +23,7 @@ from harness.registry import probe
 FILE = "adapter_model.safetensors"
 
 
-@probe("MPD211", modes=["FM52"])
+@probe("MPD211", modes=["FM52"], severity=Severity.CRITICAL)
 def check(held_base: HeldBase) -> Finding | str:
     """Report tensors that no setting explains."""
     if not held_base.unasked:

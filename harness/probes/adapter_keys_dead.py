@@ -44,7 +44,7 @@ _BARE = re.compile(r"^(?:layers|h|blocks)\.\d")
 _DOUBLED = re.compile(r"^(?:model\.){2,}(?:layers|embed_tokens)\b|^pretrained_model\.")
 
 
-@probe("MPD204", modes=["FM06", "FM07", "FM23", "FM53"])
+@probe("MPD204", modes=["FM06", "FM07", "FM23", "FM53"], severity=Severity.CRITICAL)
 def check(adapter: Adapter, live_names: LiveNames | None, why_no_base: str) -> Finding | str:
     """Look at the form of every key, then match every adapted module with the base."""
     # Wrappers and stacking have probes of their own, with a better remedy.

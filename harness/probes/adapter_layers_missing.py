@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.facts.checkpoint import Adapter, strip_wrappers
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import Missing, probe
 
 _LAYER = re.compile(r"^(.*?\.?(?:layers|h|blocks|block))\.(\d+)\.(.+)$")
@@ -31,7 +31,7 @@ _OUTER = ("embed_tokens", "wte", "lm_head")
 FILE = "adapter_model.safetensors"
 
 
-@probe("MPD206", modes=["FM34", "FM24", "FM28"])
+@probe("MPD206", modes=["FM34", "FM24", "FM28"], severity=Severity.CRITICAL)
 def check(adapter: Adapter, base_names: frozenset[str] | None) -> Finding | str:
     """Look for targeted modules without factors."""
     settings, targets = adapter.settings, adapter.settings.get("target_modules")

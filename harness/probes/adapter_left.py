@@ -14,11 +14,11 @@ What to do: merge or unload between the stages, and save what that returns into 
 from __future__ import annotations
 
 from harness.facts.lifecycle import Lifecycle, Stage
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD737", modes=("FM17", "FM18", "FM19"))
+@probe("MPD737", modes=("FM17", "FM18", "FM19"), severity=Severity.CRITICAL)
 def check(lifecycle: Lifecycle) -> Finding | str:
     """Fail at a stage with too many adapters, too few, or with other tensors than it must have."""
     wrong = [

@@ -27,7 +27,7 @@ from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD203", modes=["FM08"])
+@probe("MPD203", modes=["FM08"], severity=Severity.CRITICAL)
 def check(adapter: Adapter, numbers: Mapping[str, Numbers]) -> Finding | str:
     """Look for modules whose tensors are still those of the start."""
     # Experts that no token was sent to keep their zeros; that says nothing about training.

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from harness.facts.adapters import EMBEDDINGS, HEADS
 from harness.facts.checkpoint import Adapter, strip_wrappers
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import NotApplicable, probe
 
 _TWICE = re.compile(r"^(?:base_model\.model\.){2,}")
@@ -34,7 +34,7 @@ _INSIDE = re.compile(r"\.(?:base_layer|lora_[AB]|lora_embedding_[AB])(?:\.|$)")
 FILE = "adapter_model.safetensors"
 
 
-@probe("MPD201", modes=["FM17", "FM18"])
+@probe("MPD201", modes=["FM17", "FM18"], severity=Severity.CRITICAL)
 def check(adapter: Adapter) -> Finding | str:
     """Look for two wrappers in a key, and for factors that the config does not target."""
     if not adapter.tensors:

@@ -13,11 +13,11 @@ What to do: copy adapter_model.safetensors from where the adapter was trained.
 from __future__ import annotations
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD110", modes=["FM24"])
+@probe("MPD110", modes=["FM24"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Report adapter settings that have no weights beside them."""
     if "adapter_config.json" not in files.names:

@@ -17,7 +17,7 @@ adapter-never-trained); merge again and keep what `merge_and_unload()` returns.
 from __future__ import annotations
 
 from harness.facts.forward import Consistency, Gap
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 NONE = 1e-7
@@ -28,7 +28,7 @@ CLEAR = 0.05
 """Effect of an adapter, as a share of the logits, that survives the rounding of a 16-bit merge."""
 
 
-@probe("MPD616", modes=["FM06", "FM08", "FM20", "FM51", "FM54"])
+@probe("MPD616", modes=["FM06", "FM08", "FM20", "FM51", "FM54"], severity=Severity.CRITICAL)
 def check(consistency: Consistency) -> Finding | str:
     """Hold the effect of an adapter, or of a merge, against the noise of the base."""
     if consistency.kind not in ("adapter", "merged"):

@@ -13,12 +13,12 @@ What to do: copy tokenizer files, chat_template.jinja and generation_config.json
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 
-@probe("MPD713", modes=("FM03", "FM04"))
+@probe("MPD713", modes=("FM03", "FM04"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when tokenizer, template or EOS ids are not the base's."""
     if not observations.artefacts:

@@ -13,7 +13,7 @@ What to do: compare the keys in the file with the base's module names.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
@@ -21,7 +21,7 @@ MIN_RELATIVE_EFFECT = 1e-6
 """Share of the largest logit; both are computed alike, so without an effect it is 0."""
 
 
-@probe("MPD708", modes=("FM06", "FM08", "FM20"))
+@probe("MPD708", modes=("FM06", "FM08", "FM20"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when an artefact's logits equal the base's."""
     if not observations.comparisons:

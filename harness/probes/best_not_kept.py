@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 from harness.twin_evidence import as_evidence, require_twin
@@ -25,7 +25,7 @@ SMALL = 0.05
 """The least that a loss counts for."""
 
 
-@probe("MPD728", modes=("FM15",))
+@probe("MPD728", modes=("FM15",), severity=Severity.CRITICAL)
 def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding | str:
     """Fail when an evaluation is not the twin's, or other weights than the best were kept."""
     twin = require_twin(observations, "evaluations")

@@ -16,14 +16,14 @@ from __future__ import annotations
 from itertools import groupby
 
 from harness.facts.lifecycle import Lifecycle, Stage
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 SPARE_BYTES = 1024
 """Growth that is no finding: paths in a file's header may be longer."""
 
 
-@probe("MPD738", modes=("FM18",))
+@probe("MPD738", modes=("FM18",), severity=Severity.CRITICAL)
 def check(lifecycle: Lifecycle) -> Finding | str:
     """Fail when a step leaves more bytes or tensors in a later round than in the first."""
     stages = sorted(lifecycle.stages, key=lambda one: one.step)

@@ -16,11 +16,11 @@ differs again.
 from __future__ import annotations
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD107", modes=["FM46", "FM44"])
+@probe("MPD107", modes=["FM46", "FM44"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Report every settings file that could not be parsed."""
     present = [name for name in files.names if name.endswith(".json")]

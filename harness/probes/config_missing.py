@@ -16,13 +16,13 @@ from __future__ import annotations
 import re
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 _STANDARD = re.compile(r"^(model|pytorch_model)(-\d{5}-of-\d{5})?\.safetensors$")
 
 
-@probe("MPD109", modes=["FM46"])
+@probe("MPD109", modes=["FM46"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Report standard weights without their settings."""
     standard = [file.name for file in files.weights if _STANDARD.match(file.name)]

@@ -13,12 +13,12 @@ What to do: call what the warning names instead.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 
-@probe("MPD717", modes=("FM42",))
+@probe("MPD717", modes=("FM42",), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a call of the engine raised a deprecation warning."""
     if observations.ending != "trained":

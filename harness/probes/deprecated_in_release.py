@@ -15,11 +15,11 @@ floor in pyproject.toml if it does not.
 from __future__ import annotations
 
 from harness.facts.trials import Versions
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD748", modes=("FM42",))
+@probe("MPD748", modes=("FM42",), severity=Severity.CRITICAL)
 def check(versions: Versions) -> Finding | str:
     """Fail when a call of ours is deprecated in these releases."""
     if not versions.cells:

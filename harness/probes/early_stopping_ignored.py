@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, NotApplicable, probe
 
 
-@probe("MPD709", modes=("FM15",))
+@probe("MPD709", modes=("FM15",), severity=Severity.CRITICAL)
 def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding | str:
     """Fail when a run went on after its patience, ended before, or never evaluated."""
     config = expectation.get("config") or {}

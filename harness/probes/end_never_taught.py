@@ -16,7 +16,7 @@ train again.
 from __future__ import annotations
 
 from harness.facts.files import Manifest
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 FILE = "mudpuppy.json"
@@ -24,7 +24,7 @@ _TEACH_ANSWERS = ("full", "lora", "qlora", "qat", "multimodal")
 """Methods whose labels are the answers themselves."""
 
 
-@probe("MPD409", modes=["FM01", "FM02"])
+@probe("MPD409", modes=["FM01", "FM02"], severity=Severity.CRITICAL)
 def check(manifest: Manifest) -> Finding | str:
     """Report labels without a single end."""
     labels, method = manifest.value.get("labels"), manifest.value.get("method")

@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.facts.faults import Ending, Fault
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 MISTAKE = "2"
 
 
-@probe("MPD732", modes=("FM41",))
+@probe("MPD732", modes=("FM41",), severity=Severity.CRITICAL)
 def check(fault: Fault) -> Finding | str:
     """Fail when an ending has another code, no message, two messages or a traceback."""
     found = list(_check_ending(fault.attempt, fault.wanted_ending, fault.wanted_words, fault.hung))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from harness.facts.behaviour import BehaviourFacts
 from harness.facts.forward import Forwards
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import ControlFailed, probe
 
 SHARE = 0.5
@@ -22,7 +22,7 @@ SHARE = 0.5
 answers are a matter of the prompt."""
 
 
-@probe("MPD601", modes=["FM40"])
+@probe("MPD601", modes=["FM40"], severity=Severity.CRITICAL)
 def check(behaviour: BehaviourFacts, any_forward: Forwards | None) -> Finding | str:
     """Count empty answers of the checkpoint, and of the base as the control."""
     mine = behaviour.answers.empty

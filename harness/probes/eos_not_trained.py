@@ -13,14 +13,14 @@ What to do: mask padding by position, never by id, and check that the template e
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 MIN_SHARE = 0.99
 
 
-@probe("MPD705", modes=("FM01", "FM02"))
+@probe("MPD705", modes=("FM01", "FM02"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when rows end without EOS as their last label."""
     labels = observations.labels

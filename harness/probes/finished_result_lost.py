@@ -16,11 +16,11 @@ on?
 from __future__ import annotations
 
 from harness.facts.faults import Fault
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD730", modes=("FM43",))
+@probe("MPD730", modes=("FM43",), severity=Severity.CRITICAL)
 def check(fault: Fault) -> Finding | str:
     """Fail when something finished is gone, or saved steps were done again."""
     found = [Evidence(what="finished before the fault, lost", file=name) for name in fault.lost]

@@ -16,11 +16,11 @@ memory.
 from __future__ import annotations
 
 from harness.facts.trials import Interop, Reading
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD744", modes=("FM20", "FM22", "FM34"))
+@probe("MPD744", modes=("FM20", "FM22", "FM34"), severity=Severity.CRITICAL)
 def check(interop: Interop) -> Finding | str:
     """Fail when a reader sees other numbers."""
     off = [one for one in interop.readings if one.ending == "disagrees"]

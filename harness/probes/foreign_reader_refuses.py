@@ -14,11 +14,11 @@ alone.
 from __future__ import annotations
 
 from harness.facts.trials import Interop
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD745", modes=("FM33", "FM53"))
+@probe("MPD745", modes=("FM33", "FM53"), severity=Severity.CRITICAL)
 def check(interop: Interop) -> Finding | str:
     """Fail when a reader could be tried and refused."""
     refused = [one for one in interop.readings if one.ending == "refused"]

@@ -14,11 +14,11 @@ the original base, then compare the outputs of adapter and merged model.
 from __future__ import annotations
 
 from harness.facts.merges import BaseFit, MergeStory
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 
-@probe("MPD406", modes=["FM52"])
+@probe("MPD406", modes=["FM52"], severity=Severity.CRITICAL)
 def check(base_fit: BaseFit, merge_story: MergeStory) -> Finding | str:
     """Look for a few tensors that moved in a model whose base is otherwise the right one."""
     if base_fit.adapter_alone:

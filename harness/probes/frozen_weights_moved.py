@@ -14,14 +14,14 @@ mended.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 NUM_SHOWN = 5
 
 
-@probe("MPD701", modes=("FM52",))
+@probe("MPD701", modes=("FM52",), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a frozen tensor is not bit-identical."""
     motion = observations.motion

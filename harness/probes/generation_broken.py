@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.collapse import wilson_interval
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Generated, Observations
 from harness.registry import Missing, probe
 
@@ -31,7 +31,7 @@ ENDLESS = 0.5
 control."""
 
 
-@probe("MPD716", modes=("FM01", "FM12", "FM40", "FM66"))
+@probe("MPD716", modes=("FM01", "FM12", "FM40", "FM66"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail on logits that are no numbers, answers that are empty, and collapsed scores."""
     seen = observations.generated

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.facts.checkpoint import Base
 from harness.facts.gguf import Gguf
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 ALIKE = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3")
@@ -31,7 +31,7 @@ DEFAULT_THETA = 10_000.0
 """What readers take where no base of the rotation is stored."""
 
 
-@probe("MPD844", modes=["FM46", "FM30"])
+@probe("MPD844", modes=["FM46", "FM30"], severity=Severity.CRITICAL)
 def check(gguf: Gguf, any_base: Base | None) -> Finding | str:
     """Compare settings with tensors and with the base."""
     if not gguf.is_model:

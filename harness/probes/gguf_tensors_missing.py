@@ -20,7 +20,7 @@ import re
 from collections import defaultdict
 
 from harness.facts.gguf import Gguf
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import Missing, NotApplicable, probe
 
 _BLOCK = re.compile(r"^blk\.(\d{1,5})\.(.+)$")
@@ -40,7 +40,7 @@ REQUIRED = {
 """Weights of every block, for architectures whose blocks are alike."""
 
 
-@probe("MPD843", modes=["FM34", "FM46"])
+@probe("MPD843", modes=["FM34", "FM46"], severity=Severity.CRITICAL)
 def check(gguf: Gguf) -> Finding | str:
     """Compare the tensors with the settings, and block with block."""
     if not gguf.is_model:

@@ -13,7 +13,7 @@ What to do: calibrate on more samples of the kind the model will see, or raise t
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
@@ -23,7 +23,7 @@ MAX_TOTAL = 0.98
 NUM_SHOWN = 5
 
 
-@probe("MPD710", modes=("FM48",))
+@probe("MPD710", modes=("FM48",), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a layer's GPTQ error is above its rounding error."""
     layers = [(one.name, one.error, one.rounding_error) for one in observations.packed]

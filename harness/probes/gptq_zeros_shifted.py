@@ -16,7 +16,7 @@ config.json and in quantize_config.json), or save again with the program that ma
 from __future__ import annotations
 
 from harness.facts.quantised import Quantised, QuantisedLayer
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import Missing, NotApplicable, probe
 
 NEAR = (0.6, 1.5)
@@ -30,7 +30,7 @@ COARSE = 4
 """Most bits at which one level is large beside the mean of real weights."""
 
 
-@probe("MPD320", modes=["FM47"])
+@probe("MPD320", modes=["FM47"], severity=Severity.CRITICAL)
 def check(quantised: Quantised) -> Finding | str:
     """Look for zeros that are off by one, or not symmetric where symmetry is declared."""
     layers = [one for one in quantised.layers if one.kind == "gptq"]

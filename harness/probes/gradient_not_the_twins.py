@@ -14,7 +14,7 @@ scale.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 from harness.twin_evidence import require_twin
@@ -23,7 +23,7 @@ TINY = 1e-6
 """The least that a norm counts for: where nothing is to be learnt, both are rounding."""
 
 
-@probe("MPD723", modes=("FM08", "FM26", "FM39", "FM61"))
+@probe("MPD723", modes=("FM08", "FM26", "FM39", "FM61"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when the gradient of a step is not the twin's."""
     twin = require_twin(observations, "gradient")

@@ -26,7 +26,7 @@ LARGEST = 65504.0
 _WIDE = ("F32", "F64", "BF16")
 
 
-@probe("MPD304", modes=["FM12"])
+@probe("MPD304", modes=["FM12"], severity=Severity.CRITICAL)
 def check(numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any]) -> Finding | str:
     """Compare the largest value of every tensor with the range of fp16."""
     large = [n for n in numbers.values() if n.tensor.dtype in _WIDE and n.abs_max > LARGEST]

@@ -16,11 +16,11 @@ last.
 from __future__ import annotations
 
 from harness.facts.faults import Fault
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD733", modes=("FM43", "FM45"))
+@probe("MPD733", modes=("FM43", "FM45"), severity=Severity.CRITICAL)
 def check(fault: Fault) -> Finding | str:
     """Fail when something incomplete looks complete."""
     if not fault.half_written:

@@ -15,11 +15,11 @@ What to do: open files in a `with` block; stop and join every thread and pool th
 from __future__ import annotations
 
 from harness.facts.trials import Soak
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD741", modes=())
+@probe("MPD741", modes=(), severity=Severity.CRITICAL)
 def check(soak: Soak) -> Finding | str:
     """Fail when the slope of open files or of threads lies above its bound."""
     handles = [one for one in soak.growths if not one.quantity.endswith("memory")]

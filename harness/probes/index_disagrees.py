@@ -16,11 +16,11 @@ index; or download index and shards together.
 from __future__ import annotations
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD104", modes=["FM45"])
+@probe("MPD104", modes=["FM45"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Compare the index with the headers of the shards, both ways."""
     evidence = _compare(files)

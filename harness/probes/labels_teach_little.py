@@ -16,7 +16,7 @@ lie within max_length.
 from __future__ import annotations
 
 from harness.facts.files import Manifest
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 FILE = "mudpuppy.json"
@@ -24,7 +24,7 @@ MOST = 0.6
 """Share of ends: answers of a single token have one half."""
 
 
-@probe("MPD931", modes=["FM09", "FM40"])
+@probe("MPD931", modes=["FM09", "FM40"], severity=Severity.CRITICAL)
 def check(manifest: Manifest) -> Finding | str:
     """Report labels of which none trains, or most are ends."""
     if manifest.value.get("method") == "grpo":

@@ -15,14 +15,14 @@ warmup and the number of steps.
 from __future__ import annotations
 
 from harness.facts.records import TrainingLog
-from harness.findings import Finding
+from harness.findings import Finding, Severity
 from harness.record_series import require_points, show
 from harness.registry import probe
 
 LEAST = 3
 
 
-@probe("MPD921", modes=["FM08"])
+@probe("MPD921", modes=["FM08"], severity=Severity.CRITICAL)
 def check(training_log: TrainingLog) -> Finding | str:
     """Report a learning rate that was never above 0."""
     rates = require_points(training_log, "learning_rate", LEAST)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD715", modes=("FM06", "FM17", "FM34"))
+@probe("MPD715", modes=("FM06", "FM17", "FM34"), severity=Severity.CRITICAL)
 def check(output: Any) -> Finding | str:
     """Fail when a line of the output is on the list."""
     if not output.lethal:

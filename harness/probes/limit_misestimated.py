@@ -16,11 +16,11 @@ that died.
 from __future__ import annotations
 
 from harness.facts.trials import Limits
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD742", modes=())
+@probe("MPD742", modes=(), severity=Severity.CRITICAL)
 def check(limits: Limits) -> Finding | str:
     """Fail when found and predicted differ by more than the factor."""
     found, said = limits.largest, limits.predicted

@@ -16,11 +16,11 @@ What to do: repeat the runs that are named; look for allocations that depend on 
 from __future__ import annotations
 
 from harness.facts.trials import Limits
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD743", modes=())
+@probe("MPD743", modes=(), severity=Severity.CRITICAL)
 def check(limits: Limits) -> Finding | str:
     """Fail when the search was not monotone, or took more runs than it may."""
     made = limits.attempts

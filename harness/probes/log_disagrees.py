@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
@@ -23,7 +23,7 @@ SAME = 1e-5
 """Relative difference that the fp32 of event files explains."""
 
 
-@probe("MPD719", modes=("FM15",))
+@probe("MPD719", modes=("FM15",), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when steps are missing or losses differ."""
     logged = observations.logged_losses

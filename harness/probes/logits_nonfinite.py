@@ -16,11 +16,11 @@ What to do: load in bf16 or fp32. If that helps, the activations overflow fp16: 
 from __future__ import annotations
 
 from harness.facts.forward import Logits
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD606", modes=["FM12", "FM41"])
+@probe("MPD606", modes=["FM12", "FM41"], severity=Severity.CRITICAL)
 def check(logits: Logits) -> Finding | str:
     """Count prompts whose logits are not finite."""
     hidden = max(logits.by_kernel.values(), default=0)

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 
-@probe("MPD704", modes=("FM09", "FM41"))
+@probe("MPD704", modes=("FM09", "FM41"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail on a loss that is missing, zero, not finite, or not lower at the end."""
     losses = observations.losses

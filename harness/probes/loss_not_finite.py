@@ -28,7 +28,7 @@ MANY = 0.5
 """Share of steps without a finite gradient that no loss scaler explains."""
 
 
-@probe("MPD901", modes=["FM41", "FM09", "FM12"])
+@probe("MPD901", modes=["FM41", "FM09", "FM12"], severity=Severity.CRITICAL)
 def check(training_log: TrainingLog) -> Finding | str:
     """Report series that end without a number, or hold none for most of the run."""
     known = [name for name in NAMES if training_log.series.get(name)]

@@ -16,7 +16,7 @@ What to do: compare the two losses named with the code that computes the loss of
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import probe
 from harness.twin_evidence import as_evidence, require_twin
@@ -25,7 +25,7 @@ SMALL = 0.05
 """The least that a loss counts for: that of GRPO is around zero, a difference of larger numbers."""
 
 
-@probe("MPD722", modes=("FM09", "FM38", "FM39", "FM56"))
+@probe("MPD722", modes=("FM09", "FM38", "FM39", "FM56"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when the loss of a step, or what enters it, is not the twin's."""
     twin = require_twin(observations, "loss")

@@ -16,7 +16,7 @@ inputs that require gradients (`model.enable_input_require_grads()`).
 from __future__ import annotations
 
 from harness.facts.records import TrainingLog
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.record_series import show
 from harness.registry import NotApplicable, probe
 
@@ -25,7 +25,7 @@ LEAST = 2
 NEARLY_ALL = 0.9
 
 
-@probe("MPD902", modes=["FM09", "FM08"])
+@probe("MPD902", modes=["FM09", "FM08"], severity=Severity.CRITICAL)
 def check(training_log: TrainingLog) -> Finding | str:
     """Report a loss or gradient norm of exactly zero."""
     log = training_log

@@ -13,14 +13,14 @@ What to do: hold master weights and adapters in fp32, and compute under autocast
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 NUM_SHOWN = 5
 
 
-@probe("MPD750", modes=("FM42", "FM51"))
+@probe("MPD750", modes=("FM42", "FM51"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a trainable tensor is not held in fp32."""
     motion = observations.motion

@@ -1,21 +1,17 @@
 """Single matrices have nothing in common with those of the base.
 
-What it does:
-    Compares every matrix with the base's by the angle between them. Training turns a matrix by a
-    few degrees; at a right angle (cosine near 0) it is not the base's matrix any more, while the
-    others still are. What an adapter explains, or a change of low rank, is left alone.
+What it does: compares every matrix with the base's by the angle between them. Training turns a
+matrix by a few degrees; at a right angle (cosine near 0) it is not the base's matrix any more,
+while the others still are. What an adapter explains, or a change of low rank, is left alone.
 
-Why it is bad:
-    A loader draws a tensor at random that it does not find under its name, and the next save keeps
-    the random values as if they were trained (FM34): one layer of noise in a model that loads
-    without a word. A tensor of another model or layer, copied by a script, looks the same.
+Why it is bad: a loader draws a tensor at random that it does not find under its name, and the next
+save keeps the random values as if they were trained (FM34): one layer of noise in a model that
+loads without a word. A tensor of another model or layer, copied by a script, looks the same.
 
-Example:
-    `model.layers.3.self_attn.q_proj.weight`: cosine 0.00; the other 223 matrices: 0.999.
+Example: `model.layers.3.self_attn.q_proj.weight`: cosine 0.00; the other 223 matrices: 0.999.
 
-What to do:
-    Load the base again, look for "newly initialized" among the warnings, and merge or train anew;
-    or copy the one tensor from the base.
+What to do: load the base again, look for "newly initialized" among the warnings, and merge or train
+anew; or copy the one tensor from the base.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
@@ -30,7 +30,7 @@ COMPILER = 4 << 30
 """The same with torch.compile, whose compiler runs in the process."""
 
 
-@probe("MPD718", modes=("FM25",))
+@probe("MPD718", modes=("FM25",), severity=Severity.CRITICAL)
 def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding | str:
     """Fail when the peak lies beyond the prediction."""
     seen = observations.memory

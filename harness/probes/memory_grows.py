@@ -16,11 +16,11 @@ removed, a registered function. `gc.get_referrers` of an old model names its hol
 from __future__ import annotations
 
 from harness.facts.trials import Growth, Soak
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD740", modes=())
+@probe("MPD740", modes=(), severity=Severity.CRITICAL)
 def check(soak: Soak) -> Finding | str:
     """Fail when the slope of a memory lies above its bound, beyond the noise."""
     memories = [one for one in soak.growths if one.quantity.endswith("memory")]

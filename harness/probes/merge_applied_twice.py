@@ -19,7 +19,7 @@ restore it.
 from __future__ import annotations
 
 from harness.facts.checkpoint import Lineage
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 _TELL = (
@@ -28,7 +28,7 @@ _TELL = (
 )
 
 
-@probe("MPD402", modes=["FM19", "FM20"])
+@probe("MPD402", modes=["FM19", "FM20"], severity=Severity.CRITICAL)
 def check(lineage: Lineage) -> Finding | str:
     """Look for modules with k = 2."""
     judged = [one for one in lineage.modules if one.resolvable]

@@ -15,14 +15,14 @@ What to do: merge again from the base that the adapter was trained on; its manif
 from __future__ import annotations
 
 from harness.facts.lifecycle import Lifecycle
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 NEAR = 0.01
 """Distance of k from 1 that rounding explains."""
 
 
-@probe("MPD736", modes=("FM20", "FM35", "FM36"))
+@probe("MPD736", modes=("FM20", "FM35", "FM36"), severity=Severity.CRITICAL)
 def check(lifecycle: Lifecycle) -> Finding | str:
     """Fail at a merge whose k is not 1, or of which nothing can be said."""
     merges = [one for one in lifecycle.stages if one.kind == "merged"]

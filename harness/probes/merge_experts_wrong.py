@@ -17,11 +17,11 @@ What to do: merge with PEFT, which wrote the factors: `PeftModel.from_pretrained
 from __future__ import annotations
 
 from harness.facts.weights import ExpertLineage
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import probe
 
 
-@probe("MPD423", modes=["FM62"])
+@probe("MPD423", modes=["FM62"], severity=Severity.CRITICAL)
 def check(expert_lineage: tuple[ExpertLineage, ...]) -> Finding | str:
     """Judge k of every expert."""
     bad = sorted((one for one in expert_lineage if not one.is_right), key=lambda o: -abs(o.k - 1))

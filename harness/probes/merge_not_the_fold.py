@@ -14,13 +14,13 @@ What to do: compare the tensor named with `W + scale * B @ A`, by hand.
 
 from __future__ import annotations
 
-from harness.findings import Finding
+from harness.findings import Finding, Severity
 from harness.observations import Observations
 from harness.registry import NotApplicable, probe
 from harness.twin_evidence import as_evidence, require_twin
 
 
-@probe("MPD729", modes=("FM13", "FM20", "FM26", "FM62"))
+@probe("MPD729", modes=("FM13", "FM20", "FM26", "FM62"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a merged tensor is not the fold of base and adapter."""
     twin = require_twin(observations, "merge")

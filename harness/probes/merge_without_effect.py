@@ -27,7 +27,7 @@ UNRELATED = 0.2
 _REMEDY = "merge again and save the model that merge_and_unload() returns"
 
 
-@probe("MPD401", modes=["FM20", "FM54"])
+@probe("MPD401", modes=["FM20", "FM54"], severity=Severity.CRITICAL)
 def check(any_lineage: Lineage | None, drifts: Drifts, merge_story: MergeStory) -> Finding | str:
     """Look for modules with k = 0, or a whole model equal to its base."""
     if any_lineage is None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from harness.facts.checkpoint import Lineage, ModuleLineage
 from harness.facts.merges import MergeStory
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 _FORMS = {
@@ -29,7 +29,7 @@ _FORMS = {
 """Other forms of the change than its size."""
 
 
-@probe("MPD403", modes=["FM26", "FM62"])
+@probe("MPD403", modes=["FM26", "FM62"], severity=Severity.CRITICAL)
 def check(lineage: Lineage, merge_story: MergeStory) -> Finding | str:
     """Look for modules whose k is not 1, 0 or 2, and for changes of another form."""
     formed = merge_story.modules_of(*_FORMS)

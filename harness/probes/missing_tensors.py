@@ -23,7 +23,7 @@ from typing import Any
 
 from harness.facts.adapters import SURE_HEADS
 from harness.facts.checkpoint import Base, Weights, find_wrapper, strip_wrappers
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import Missing, probe
 
 _LAYER = re.compile(r"^(.*?(?:layers|h|blocks|block))\.(\d+)\.(.+)$")
@@ -87,7 +87,7 @@ MOST_LAYERS = 2_000
 _KEYS_VALUES = re.compile(r"\.[kv]_(proj|norm)$")
 
 
-@probe("MPD302", modes=["FM34", "FM46", "FM63", "FM33"])
+@probe("MPD302", modes=["FM34", "FM46", "FM63", "FM33"], severity=Severity.CRITICAL)
 def check(weights: Weights, config: Mapping[str, Any], any_base: Base | None) -> Finding | str:
     """Compare the tensor names with the configuration, layer with layer, and with the base."""
     if not weights.complete:

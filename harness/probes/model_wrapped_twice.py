@@ -15,11 +15,11 @@ What to do: `model = model.merge_and_unload()` before the next stage, or train t
 from __future__ import annotations
 
 from harness.facts.behaviour import LiveModel
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD502", modes=["FM17"])
+@probe("MPD502", modes=["FM17"], severity=Severity.CRITICAL)
 def check(live_model: LiveModel) -> Finding | str:
     """Count wrappers and nested adapter layers."""
     evidence = [

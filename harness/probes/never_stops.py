@@ -20,7 +20,7 @@ from __future__ import annotations
 from harness.collapse import wilson_interval
 from harness.facts.behaviour import NEARLY_ALL, BehaviourFacts, find_flood
 from harness.facts.forward import Forwards
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 SHARE = 0.5
@@ -38,7 +38,7 @@ SURE = 0.3
 """The same of a base that is sure to end; with less of it nothing can be told from one pass."""
 
 
-@probe("MPD602", modes=["FM01", "FM02", "FM37"])
+@probe("MPD602", modes=["FM01", "FM02", "FM37"], severity=Severity.CRITICAL)
 def check(behaviour: BehaviourFacts, any_forward: Forwards | None) -> Finding | str:
     """Compare the share of unfinished answers with that of the base."""
     control, total = behaviour.control, len(behaviour.prompts)

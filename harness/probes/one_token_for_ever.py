@@ -16,11 +16,11 @@ for GPTQ at the declared `checkpoint_format`.
 from __future__ import annotations
 
 from harness.facts.behaviour import BehaviourFacts, find_flood
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import ControlFailed, Missing, probe
 
 
-@probe("MPD608", modes=["FM12", "FM27", "FM47"])
+@probe("MPD608", modes=["FM12", "FM27", "FM47"], severity=Severity.CRITICAL)
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Look for one token in most answers."""
     token, count = find_flood(behaviour.answers)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations, PackedLayer
 from harness.registry import Missing, probe
 
@@ -30,7 +30,7 @@ measured; the spread error of earlier columns moves a single group's by more).""
 NUM_SHOWN = 5
 
 
-@probe("MPD751", modes=("FM47", "FM48"))
+@probe("MPD751", modes=("FM47", "FM48"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when the levels of a layer lie beside its weights."""
     layers = observations.packed

@@ -17,11 +17,11 @@ group.
 from __future__ import annotations
 
 from harness.facts.faults import Fault
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD734", modes=("FM18",))
+@probe("MPD734", modes=("FM18",), severity=Severity.CRITICAL)
 def check(fault: Fault) -> Finding | str:
     """Fail when a process outlives its command, or a hang is not ended with its place told."""
     found = [Evidence(what="process alive", found=pid) for pid in fault.survivors]

@@ -34,7 +34,7 @@ METHODS = {
 """Forms of layers that a method writes; other methods are not judged."""
 
 
-@probe("MPD324", modes=["FM32", "FM33"])
+@probe("MPD324", modes=["FM32", "FM33"], severity=Severity.CRITICAL)
 def check(quantisation: Quantisation) -> Finding | str:
     """Compare method and layers, and look for plain layers among packed ones."""
     layers, declared = quantisation.layers, quantisation.declared

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.facts.checkpoint import Files, Tensor, Weights
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 _PARTS = re.compile(
@@ -30,7 +30,7 @@ _KEYS = ("quantization_config", "quantization", "compression_config")
 _DECLARATIONS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
-@probe("MPD803", modes=["FM33"])
+@probe("MPD803", modes=["FM33"], severity=Severity.CRITICAL)
 def check(
     weights: Weights,
     config_or_empty: Mapping[str, Any],

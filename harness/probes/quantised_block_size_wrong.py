@@ -17,11 +17,11 @@ that was really used.
 from __future__ import annotations
 
 from harness.facts.quantised import Quantised
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD322", modes=["FM64"])
+@probe("MPD322", modes=["FM64"], severity=Severity.CRITICAL)
 def check(quantised: Quantised) -> Finding | str:
     """Compare stored and real block sizes."""
     kinds = ("bnb-4bit", "int4")

@@ -18,7 +18,7 @@ from __future__ import annotations
 from statistics import median
 
 from harness.facts.quantised import LayerError
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import probe
 
 FLOORS = {2: 1.2, 3: 0.7, 4: 0.4, 8: 0.15}
@@ -30,7 +30,7 @@ DEAD_SHARE = 0.002
 """Share of inputs without weight from which on a layer counts; a single one may be rounding."""
 
 
-@probe("MPD323", modes=["FM48"])
+@probe("MPD323", modes=["FM48"], severity=Severity.CRITICAL)
 def check(quantisation_errors: tuple[LayerError, ...]) -> Finding | str:
     """Look for layers beyond what their bits explain."""
     errors = quantisation_errors

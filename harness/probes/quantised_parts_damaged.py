@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from statistics import median
 
 from harness.facts.quantised import Flaw, Quantised, QuantisedLayer
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import probe
 
 TIMES = 20.0
@@ -44,7 +44,7 @@ _CAUSES = {
 }
 
 
-@probe("MPD321", modes=["FM48", "FM33"])
+@probe("MPD321", modes=["FM48", "FM33"], severity=Severity.CRITICAL)
 def check(quantised: Quantised) -> Finding | str:
     """Report what the formats of the layers do not allow."""
     flaws = [flaw for flaw in quantised.flaws if flaw.kind not in ELSEWHERE]

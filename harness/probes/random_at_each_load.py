@@ -15,14 +15,14 @@ missing-tensors), and save again with `modules_to_save` for every new head.
 from __future__ import annotations
 
 from harness.facts.forward import Consistency
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 SAME = 1e-3
 """Share of the logits by which two loads may differ: kernels of GPUs sum in any order."""
 
 
-@probe("MPD613", modes=["FM53", "FM34", "FM63"])
+@probe("MPD613", modes=["FM53", "FM34", "FM63"], severity=Severity.CRITICAL)
 def check(consistency: Consistency) -> Finding | str:
     """Compare two loads of the same files."""
     new, gap = consistency.new_weights, consistency.find("reload")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import probe
 from harness.twin_evidence import as_evidence, require_twin
@@ -24,7 +24,7 @@ SAME = 1e-6
 """Relative difference of a learning rate that rounding explains."""
 
 
-@probe("MPD724", modes=("FM58",))
+@probe("MPD724", modes=("FM58",), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a step was taken with another rate, or with other settings of AdamW."""
     twin = require_twin(observations, "rate")

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
@@ -29,7 +29,7 @@ FREE = frozenset({"output", "model", "dataset", "adapter", "max_length", "resume
 """Settings that are recorded in another spelling, or as they turned out."""
 
 
-@probe("MPD752", modes=("FM35", "FM66"))
+@probe("MPD752", modes=("FM35", "FM66"), severity=Severity.CRITICAL)
 def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding | str:
     """Fail when the record is not what was seen."""
     if observations.ending != "trained" or not observations.recorded:

@@ -13,12 +13,12 @@ What to do: run `mudpuppy-doctor` on the folder with `--base`; do not ship it.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Comparison, Observations
 from harness.registry import Missing, probe
 
 
-@probe("MPD707", modes=("FM20", "FM22", "FM33", "FM34", "FM53"))
+@probe("MPD707", modes=("FM20", "FM22", "FM33", "FM34", "FM53"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when an expected artefact is absent or its logits differ beyond the tolerance."""
     if observations.ending != "trained":

@@ -15,13 +15,13 @@ the optimizer.
 
 from __future__ import annotations
 
-from harness.findings import Finding
+from harness.findings import Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 from harness.twin_evidence import as_evidence, require_twin
 
 
-@probe("MPD727", modes=("FM14", "FM18", "FM58"))
+@probe("MPD727", modes=("FM14", "FM18", "FM58"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when the killed and resumed run differs from the whole one."""
     twin = require_twin(observations, "resume")

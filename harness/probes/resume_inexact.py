@@ -15,11 +15,11 @@ is it.
 from __future__ import annotations
 
 from harness.facts.faults import Fault
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD731", modes=("FM14", "FM18", "FM58"))
+@probe("MPD731", modes=("FM14", "FM18", "FM58"), severity=Severity.CRITICAL)
 def check(fault: Fault) -> Finding | str:
     """Fail when a step or a tensor differs from the twin's, or nothing was compared."""
     if fault.then == "refusal":

@@ -14,11 +14,11 @@ What to do: `mudpuppy-doctor` on the folder of that stage, with `--base` of the 
 from __future__ import annotations
 
 from harness.facts.lifecycle import Lifecycle
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD735", modes=("FM17", "FM36"))
+@probe("MPD735", modes=("FM17", "FM36"), severity=Severity.CRITICAL)
 def check(lifecycle: Lifecycle) -> Finding | str:
     """Fail at a stage that is not healthy, and at a planted one that the doctor calls so."""
     wrong = [one for one in lifecycle.stages if (one.verdict == "healthy") == one.planted]

@@ -17,14 +17,14 @@ from __future__ import annotations
 from itertools import groupby
 
 from harness.facts.lifecycle import Lifecycle
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 NOISE = 0.1
 """Share of the first round's peak that the last may lie above it."""
 
 
-@probe("MPD739", modes=("FM18",))
+@probe("MPD739", modes=("FM18",), severity=Severity.CRITICAL)
 def check(lifecycle: Lifecycle) -> Finding | str:
     """Fail when the last round of a step peaks above the first."""
     measured = [one for one in lifecycle.stages if one.peak_rss_bytes is not None]

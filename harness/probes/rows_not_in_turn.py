@@ -14,13 +14,13 @@ What to do: print the row named, and look at the renderer, the sampler and the c
 
 from __future__ import annotations
 
-from harness.findings import Finding
+from harness.findings import Finding, Severity
 from harness.observations import Observations
 from harness.registry import probe
 from harness.twin_evidence import as_evidence, require_twin
 
 
-@probe("MPD725", modes=("FM02", "FM09", "FM10"))
+@probe("MPD725", modes=("FM02", "FM09", "FM10"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a row is not the dataset's, or not in its turn."""
     twin = require_twin(observations, "rows")

@@ -14,7 +14,7 @@ What to do: remove the folder and train again, or resume from the newest complet
 from __future__ import annotations
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
@@ -23,7 +23,7 @@ BELONG = ("merged", "gptq", "int8", "runs", "wandb")
 """Beginnings of the folder names that a run makes."""
 
 
-@probe("MPD711", modes=("FM43", "FM45"))
+@probe("MPD711", modes=("FM43", "FM45"), severity=Severity.CRITICAL)
 def check(observations: Observations, files: Files) -> Finding | str:
     """Fail when the manifest is absent or a temporary name is present."""
     if observations.ending != "trained":

@@ -16,11 +16,11 @@ run is still at work, wait for it.
 from __future__ import annotations
 
 from harness.facts.files import Traces
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD111", modes=["FM43", "FM45"])
+@probe("MPD111", modes=["FM43", "FM45"], severity=Severity.CRITICAL)
 def check(traces: Traces) -> Finding | str:
     """Report traces of work without the manifest, and staging folders."""
     if traces.finished and not traces.staging:

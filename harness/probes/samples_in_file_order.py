@@ -13,12 +13,12 @@ What to do: shuffle with the run's seed, anew in every epoch.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 
-@probe("MPD753", modes=("FM15",))
+@probe("MPD753", modes=("FM15",), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when the first samples came just as the file has them."""
     labels = observations.labels

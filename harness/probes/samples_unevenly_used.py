@@ -14,12 +14,12 @@ What to do: compare the order of the batches with the sampler's.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 
-@probe("MPD720", modes=("FM15", "FM39"))
+@probe("MPD720", modes=("FM15", "FM39"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when rows came more often than the passes explain."""
     labels = observations.labels

@@ -13,14 +13,14 @@ What to do: train with the head in `modules_to_save` and save it; load it as a s
 from __future__ import annotations
 
 from harness.facts.forward import Consistency
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
 
 SPREAD = 1e-4
 """Range of the scores, relative to their size, below which they are constant."""
 
 
-@probe("MPD618", modes=["FM63"])
+@probe("MPD618", modes=["FM63"], severity=Severity.CRITICAL)
 def check(consistency: Consistency) -> Finding | str:
     """Look at the range of the scores of unlike texts."""
     if consistency.kind != "scorer":

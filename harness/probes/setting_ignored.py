@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import (
     ArtefactFacts,
     Calibration,
@@ -41,7 +41,7 @@ SAME_RATE = 1e-6
 """Relative difference of a learning rate that rounding explains."""
 
 
-@probe("MPD712", modes=("FM10", "FM15"))
+@probe("MPD712", modes=("FM10", "FM15"), severity=Severity.CRITICAL)
 def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding | str:
     """Fail when a setting was not followed."""
     if observations.ending != "trained":

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from harness.facts.checkpoint import Tensor, Weights
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 FILE = "config.json"
@@ -41,7 +41,7 @@ LISTED_LAYERS = 10_000
 """Up to this many layers, missing-tensors names those that the files lack."""
 
 
-@probe("MPD308", modes=["FM46"])
+@probe("MPD308", modes=["FM46"], severity=Severity.CRITICAL)
 def check(weights: Weights, config: Mapping[str, Any], quantised_parts: Set[str]) -> Finding | str:
     """Compare every size that is known with every tensor that has it."""
     settings = _settings(config)

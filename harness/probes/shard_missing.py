@@ -17,14 +17,14 @@ from __future__ import annotations
 import re
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import NotApplicable, probe
 
 _PART = re.compile(r"^(.+)-(\d{5})-of-(\d{5})\.gguf$")
 _NUMBERED = re.compile(r"^model-(\d{5})-of-(\d{5})\.safetensors$")
 
 
-@probe("MPD103", modes=["FM45"])
+@probe("MPD103", modes=["FM45"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Look for every shard that the index or the numbering promises."""
     promised, named_by = _promised(files)

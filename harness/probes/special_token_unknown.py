@@ -24,7 +24,7 @@ from harness.registry import probe
 _ENDS = ("eos_token", "pad_token", "bos_token")
 
 
-@probe("MPD804", modes=["FM01", "FM11"])
+@probe("MPD804", modes=["FM01", "FM11"], severity=Severity.CRITICAL)
 def check(special_tokens: SpecialTokens) -> Finding | str:
     """Report special tokens without an id of their own, and special ids without a token."""
     facts = special_tokens

@@ -15,11 +15,11 @@ What to do: gather before saving: `stage3_gather_16bit_weights_on_model_save: tr
 from __future__ import annotations
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD108", modes=["FM24", "FM25"])
+@probe("MPD108", modes=["FM24", "FM25"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Look for dimensions of size 0."""
     tensors = [t for file in files.readable for t in file.tensors]

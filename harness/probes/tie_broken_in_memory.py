@@ -15,11 +15,11 @@ False` before saving.
 from __future__ import annotations
 
 from harness.facts.live import LiveState
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD509", modes=["FM27"])
+@probe("MPD509", modes=["FM27"], severity=Severity.CRITICAL)
 def check(live_state: LiveState) -> Finding | str:
     """Report a tie that is declared and not there."""
     if not live_state.parameters:

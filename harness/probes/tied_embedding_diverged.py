@@ -15,11 +15,11 @@ one (it is after a merge into lm_head), or delete lm_head.weight if it is not.
 from __future__ import annotations
 
 from harness.facts.checkpoint import TiedPair
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 
-@probe("MPD306", modes=["FM27"])
+@probe("MPD306", modes=["FM27"], severity=Severity.CRITICAL)
 def check(tied_pair: TiedPair) -> Finding | str:
     """Compare the head with the embedding that it is tied to."""
     head, embedding = tied_pair.head, tied_pair.embedding

@@ -15,13 +15,13 @@ What to do: copy tokenizer.json from the base model.
 from __future__ import annotations
 
 from harness.facts.files import TokenizerForm
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import probe
 
 FILE = "tokenizer.json"
 
 
-@probe("MPD805", modes=["FM11", "FM46"])
+@probe("MPD805", modes=["FM11", "FM46"], severity=Severity.CRITICAL)
 def check(tokenizer_form: TokenizerForm) -> Finding | str:
     """Report what keeps loaders from using tokenizer.json."""
     if not tokenizer_form.problems:

@@ -14,14 +14,14 @@ the optimizer does not know them or the learning rate is zero.
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 NUM_SHOWN = 5
 
 
-@probe("MPD702", modes=("FM08", "FM51"))
+@probe("MPD702", modes=("FM08", "FM51"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a trainable tensor is bit-identical after training."""
     motion = observations.motion

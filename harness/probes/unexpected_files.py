@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
@@ -38,7 +38,7 @@ PACKED = {"gptq": r"(quantize_config\.json)", "int8": r"(quantize_config\.json)"
 """What formats of quantised weights add."""
 
 
-@probe("MPD714", modes=("FM18", "FM43", "FM45", "FM59"))
+@probe("MPD714", modes=("FM18", "FM43", "FM45", "FM59"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a file is there that belongs to no artefact, or one is not there."""
     files = observations.files

@@ -16,14 +16,14 @@ call, or narrow the range in pyproject.toml.
 from __future__ import annotations
 
 from harness.facts.trials import Versions
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 FINE = ("passed", "rejected-as-expected")
 """Outcomes that are as expected."""
 
 
-@probe("MPD749", modes=("FM42",))
+@probe("MPD749", modes=("FM42",), severity=Severity.CRITICAL)
 def check(versions: Versions) -> Finding | str:
     """Fail when a smoke cell did not come out as expected."""
     if not versions.cells:

@@ -23,11 +23,11 @@ from statistics import fmean
 
 from harness.collapse import judge_alone, judge_scores
 from harness.facts.behaviour import BehaviourFacts
-from harness.findings import Finding
+from harness.findings import Finding, Severity
 from harness.registry import Missing, probe
 
 
-@probe("MPD605", modes=["FM66"])
+@probe("MPD605", modes=["FM66"], severity=Severity.CRITICAL)
 def check(behaviour: BehaviourFacts) -> Finding | str:
     """Compare the voice with that of the base."""
     if behaviour.voice is None:

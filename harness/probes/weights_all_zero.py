@@ -44,7 +44,7 @@ SHARE = 0.05
 found in padded matrices."""
 
 
-@probe("MPD305", modes=["FM60", "FM63"])
+@probe("MPD305", modes=["FM60", "FM63"], severity=Severity.CRITICAL)
 def check(
     numbers: Mapping[str, Numbers],
     zeros_expected: Mapping[str, bool | None],

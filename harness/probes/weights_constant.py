@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 from harness.facts.adapters import is_factor
 from harness.facts.checkpoint import Numbers
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 _OTHER = re.compile(r"norm|bias|scale|zero|mask|position|lambda|A_log|dt_|absmax|g_idx|buffer")
@@ -28,7 +28,7 @@ LEAST = 64
 """Values of a matrix that counts; smaller ones may be constant by design."""
 
 
-@probe("MPD309", modes=["FM60"])
+@probe("MPD309", modes=["FM60"], severity=Severity.CRITICAL)
 def check(numbers: Mapping[str, Numbers]) -> Finding | str:
     """Look for matrices of one value."""
     judged = [one for one in numbers.values() if _is_matrix(one)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from harness.facts.checkpoint import Drift, Drifts
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 FACTOR = 9.5
@@ -25,7 +25,7 @@ power of ten leaves room for vectors that start near zero; it is below ten for w
 by ten and rounded."""
 
 
-@probe("MPD307", modes=["FM61"])
+@probe("MPD307", modes=["FM61"], severity=Severity.CRITICAL)
 def check(drifts: Drifts) -> Finding | str:
     """Compare the norms of all tensors with those of the base."""
     if not drifts.tensors:

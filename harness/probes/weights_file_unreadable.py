@@ -17,7 +17,7 @@ and save again. For damaged bytes, fetch the file again.
 from __future__ import annotations
 
 from harness.facts.checkpoint import Files, WeightFile
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
 
 _WORDS = {
@@ -28,7 +28,7 @@ _WORDS = {
 }
 
 
-@probe("MPD101", modes=["FM24", "FM44"])
+@probe("MPD101", modes=["FM24", "FM44"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Look for weights files whose header cannot be used."""
     described = [*files.weights, *files.adapter]

@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence, Set
 
 from harness.facts.checkpoint import Files, Numbers, Tensor
 from harness.facts.files import list_unread
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import Missing, probe
 
 
-@probe("MPD301", modes=["FM41", "FM12"])
+@probe("MPD301", modes=["FM41", "FM12"], severity=Severity.CRITICAL)
 def check(
     files: Files,
     numbers: Mapping[str, Numbers],

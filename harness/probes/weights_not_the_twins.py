@@ -15,13 +15,13 @@ What to do: look at the first step and the tensor named: who else writes to it, 
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 from harness.twin_evidence import as_evidence, require_twin
 
 
-@probe("MPD726", modes=("FM08", "FM14", "FM41", "FM55"))
+@probe("MPD726", modes=("FM08", "FM14", "FM41", "FM55"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when weights are not where AdamW takes them, or change where nothing is learnt."""
     twin = require_twin(observations, "weights")

@@ -28,7 +28,7 @@ MOST_KEYS = 20
 """Names of one file that are told one by one."""
 
 
-@probe("MPD106", modes=["FM59"])
+@probe("MPD106", modes=["FM59"], severity=Severity.CRITICAL)
 def check(files: Files, pickles: Mapping[str, Pickled]) -> Finding | str:
     """Report names beyond the harmless, and weights that exist only as a pickle."""
     named = {name: one.calls for name, one in pickles.items() if one.calls}

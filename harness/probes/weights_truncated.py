@@ -16,11 +16,11 @@ only copy, save again from the run, or go back to the newest checkpoint that is 
 from __future__ import annotations
 
 from harness.facts.checkpoint import Files
-from harness.findings import Evidence, Finding, agree
+from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import NotApplicable, probe
 
 
-@probe("MPD102", modes=["FM43"])
+@probe("MPD102", modes=["FM43"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Compare the size of every weights file with the end of its last tensor."""
     described = [*files.weights, *files.adapter]

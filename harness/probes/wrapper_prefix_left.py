@@ -19,13 +19,13 @@ from __future__ import annotations
 import re
 
 from harness.facts.checkpoint import Files, Tensor, find_wrapper
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
 
 _ADAPTER_PARTS = re.compile(r"^(base_model\.model)\.|\.(base_layer)\.|\.(lora_[AB])\.")
 
 
-@probe("MPD303", modes=["FM22", "FM23"])
+@probe("MPD303", modes=["FM22", "FM23"], severity=Severity.CRITICAL)
 def check(files: Files) -> Finding | str:
     """Look for the segments of wrappers in the names of all tensors."""
     tensors = [t for file in (*files.weights, *files.adapter) for t in file.tensors]

@@ -14,12 +14,12 @@ What to do: look at the text that was trained, and at the chat template's genera
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 
-@probe("MPD706", modes=("FM05", "FM09", "FM10"))
+@probe("MPD706", modes=("FM05", "FM09", "FM10"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when a row is not exactly what the dataset and the settings say."""
     labels = observations.labels

@@ -13,14 +13,14 @@ What to do: convert the layers for real, and refuse to start when no trainable n
 
 from __future__ import annotations
 
-from harness.findings import Evidence, Finding
+from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
 
 NUM_SHOWN = 5
 
 
-@probe("MPD703", modes=("FM52", "FM50"))
+@probe("MPD703", modes=("FM52", "FM50"), severity=Severity.CRITICAL)
 def check(observations: Observations) -> Finding | str:
     """Fail when base weights train under an adapter method, or nothing trains at all."""
     motion = observations.motion
