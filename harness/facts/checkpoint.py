@@ -28,7 +28,7 @@ def strip_wrappers(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tensor:
     """One tensor, as the header of its file describes it."""
 

@@ -37,7 +37,7 @@ def check(files: Files) -> Finding | str:
             for name in sorted(bad)
         ),
         cause="no settings file is that large: something else was written under this name"
-        if why.startswith("larger")
+        if why.startswith(("larger", "too many"))
         else "the save was interrupted, or the file was edited by hand",
         remedy=f"copy {first} from the base model or an older checkpoint of the same run",
     )

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-from harness.evidence.files.headers import read_weight_file
+from harness.evidence.files.headers import HeaderBudget, read_weight_file
 from harness.evidence.files.jsonfile import UnreadableJson, is_path, limit_of, read_object
 from harness.evidence.files.kept import read_kept
 from harness.evidence.files.kinds import recognise
@@ -70,11 +70,12 @@ def take_inventory(evidence: CheckpointEvidence) -> Files:
     index = read_index(root, index_name) if index_name else None
     chosen = choose_weights(names, index)
     standard = [n for n in names if n == "model.safetensors" or _is_shard(n)]
+    budget = HeaderBudget()
     return Files(
         root=str(root),
         names=names,
-        weights=tuple(_read(root, name) for name in chosen),
-        adapter=tuple(_read(root, name) for name in _adapter_files(names)),
+        weights=tuple(_read(root, name, budget) for name in chosen),
+        adapter=tuple(_read(root, name, budget) for name in _adapter_files(names)),
         index=index,
         ignored_weights=tuple(name for name in standard if name not in chosen),
         unreadable_json=_unreadable(evidence, names),
@@ -215,9 +216,9 @@ def _adapter_files(names: tuple[str, ...]) -> tuple[str, ...]:
     return ()
 
 
-def _read(root: Path, name: str) -> WeightFile:
+def _read(root: Path, name: str, budget: HeaderBudget | None = None) -> WeightFile:
     path = root / name
-    described = read_weight_file(path, name)
+    described = read_weight_file(path, name, budget)
     if recognise(path) != "pickle":
         return described
     if described.problem in ("empty", "lfs-pointer", "unreadable"):

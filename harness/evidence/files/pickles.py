@@ -23,9 +23,12 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 """Endings of files that loaders unpickle."""
 PICKLE_LIMIT_BYTES = 64_000_000
 """Longest pickle that is listed; the pickle of a torch file is small, tensors lie outside it."""
-OPCODE_LIMIT = 2_000_000
-"""Operations after which a file is given up, a few seconds; an optimizer of a thousand tensors has
-some 30,000."""
+ALL_PICKLES_BYTES = 128_000_000
+"""Bytes that are read of all pickles of a folder; an archive may unpack to a thousand times its
+size."""
+OPCODE_LIMIT = 1_000_000
+"""Operations of all pickles of a folder after which they are given up, 1.5 s; an optimizer of a
+thousand tensors has some 30,000."""
 OPCODES = frozenset(one.code.encode("latin-1") for one in pickletools.opcodes)
 """First bytes that an unpickler takes."""
 ZIP_MARK = b"PK\x03\x04"
@@ -75,31 +78,49 @@ class _Cut(Exception):
     """The pickle cannot be listed further; the message says why."""
 
 
+class PickleBudget:
+    """What may still be read of the pickles of one folder."""
+
+    def __init__(self) -> None:
+        self.operations_left = OPCODE_LIMIT
+        self.bytes_left = ALL_PICKLES_BYTES
+
+
 class _Limited:
     """A stream of which no more than `PICKLE_LIMIT_BYTES` are read."""
 
-    def __init__(self, handle: IO[bytes]) -> None:
+    def __init__(self, handle: IO[bytes], budget: PickleBudget) -> None:
         self.handle = handle
-        self.left = PICKLE_LIMIT_BYTES
+        self.budget = budget
+        self.limit = self.left = min(PICKLE_LIMIT_BYTES, budget.bytes_left)
         self.peeked = b""
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes."""
         start, self.peeked = self.peeked[:size], self.peeked[size:]
         if size - len(start) > self.left:
-            raise _Cut(f"longer than {PICKLE_LIMIT_BYTES:,} bytes, of which the rest is not known")
+            raise self._cut()
         raw = start + self.handle.read(size - len(start))
-        self.left -= len(raw)
+        self._take(len(raw))
         return raw
 
     def readline(self) -> bytes:
         """Return the next line; one that fills the limit is no line of a pickle."""
         start, self.peeked = self.peeked, b""
         raw = start + self.handle.readline(self.left + 1)
-        self.left -= len(raw)
+        self._take(len(raw))
         if self.left < 0:
-            raise _Cut(f"longer than {PICKLE_LIMIT_BYTES:,} bytes, of which the rest is not known")
+            raise self._cut()
         return raw
+
+    def _take(self, count: int) -> None:
+        self.left -= count
+        self.budget.bytes_left -= count
+
+    def _cut(self) -> _Cut:
+        if self.limit < PICKLE_LIMIT_BYTES:
+            return _Cut(f"more than {ALL_PICKLES_BYTES:,} bytes of pickles in one folder")
+        return _Cut(f"longer than {PICKLE_LIMIT_BYTES:,} bytes, of which the rest is not known")
 
     def at_end(self) -> bool:
         """Whether nothing is left."""
@@ -110,14 +131,14 @@ class _Limited:
 class PickleReader:
     """Follows the pickles of a file and keeps the names that they look up."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: PickleBudget | None = None) -> None:
         self.names: dict[str, None] = {}
         self.problem = ""
-        self._operations = 0
+        self._budget = budget or PickleBudget()
 
     def read(self, handle: IO[bytes]) -> None:
         """List every pickle to the end of a stream; names found before an error are kept."""
-        stream, count, limit = _Limited(handle), 0, 0
+        stream, count, limit = _Limited(handle, self._budget), 0, 0
         try:
             while not stream.at_end() and (not limit or count < limit):
                 first = self._read_one(stream)
@@ -140,9 +161,10 @@ class PickleReader:
         stack: list[Any] = []
         memo: dict[int, Any] = {}
         for opcode, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
-            self._operations += 1
-            if self._operations > OPCODE_LIMIT:
-                raise _Cut(f"more than {OPCODE_LIMIT:,} operations, of which the rest is not known")
+            self._budget.operations_left -= 1
+            if self._budget.operations_left < 0:
+                said = f"more than {OPCODE_LIMIT:,} operations in the pickles of one folder"
+                raise _Cut(f"{said}, of which the rest is not known")
             if opcode.name == "STOP":
                 return stack[-1]
             self._step(opcode, argument, stack, memo)
@@ -193,12 +215,12 @@ def _move(opcode: pickletools.OpcodeInfo, argument: Any, stack: list[Any]) -> No
         stack.append(_MARK if kind is pickletools.markobject else argument if plain else _UNKNOWN)
 
 
-def list_names(path: Path) -> tuple[tuple[str, ...], str]:
+def list_names(path: Path, budget: PickleBudget | None = None) -> tuple[tuple[str, ...], str]:
     """Return every name that the pickles of a file look up, and what could not be followed.
 
     A file that starts with bytes that no unpickler takes holds no pickle: no names, no problem.
     """
-    reader = PickleReader()
+    reader = PickleReader(budget)
     try:
         is_archive = zipfile.is_zipfile(path)
         with path.open("rb") as handle:
@@ -242,8 +264,9 @@ def list_pickles(evidence: CheckpointEvidence) -> dict[str, Pickled]:
 
 
 def _describe(folder: Path, files: Files) -> Iterator[tuple[str, Pickled]]:
+    budget = PickleBudget()
     for name in files.names:
         if name.lower().endswith(PICKLE_SUFFIXES):
-            names, problem = list_names(folder / name)
+            names, problem = list_names(folder / name, budget)
             calls = tuple(call for call in names if not is_harmless(call))
             yield name, Pickled(calls=calls, problem=problem)

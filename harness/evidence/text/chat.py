@@ -95,8 +95,9 @@ def render_templates(evidence: CheckpointEvidence) -> tuple[Rendered, ...]:
     found = {file: text for file, name, text in list_templates(evidence) if _is_main(file, name)}
     if not found:
         raise NotApplicable("the folder holds no chat template")
-    if long := next((file for file, text in found.items() if len(text) > LIMIT_BYTES), ""):
-        raise Missing(f"the template in {long} is longer than {LIMIT_BYTES:,} bytes")
+    if sum(map(len, set(found.values()))) > LIMIT_BYTES:
+        which = " and ".join(found)
+        raise Missing(f"the template in {which} is longer than {LIMIT_BYTES:,} bytes")
     naming: Naming | None = evidence.find("naming")
     if naming is None:
         raise Missing("which special tokens the template means is not known: no tokenizer is here")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError, nodes
@@ -18,8 +20,11 @@ from harness.facts.files import Template
 from harness.facts.gguf import Gguf
 from harness.registry import Missing, NotApplicable
 
-LIMIT_BYTES = 400_000
-"""Longest template that is parsed; the longest of the public ones have some 30,000."""
+LIMIT_BYTES = 200_000
+"""Length of all templates of a folder together that is parsed, half a second; the longest of the
+public ones have some 30,000."""
+SECONDS = 1.0
+"""Processor time after which no further template of a folder is parsed."""
 FILE = "chat_template.jinja"
 GGUF_KEY = "tokenizer.chat_template"
 """Setting of a GGUF file that holds a template; `.tool_use` and the like may follow."""
@@ -47,7 +52,17 @@ def parse_templates(evidence: CheckpointEvidence) -> tuple[Template, ...]:
     found = list(list_templates(evidence))
     if not found:
         raise NotApplicable("the folder holds no chat template")
-    return tuple(_parse(file, name, text) for file, name, text in found)
+    texts = {text: file for file, _, text in found}
+    if sum(map(len, texts)) > LIMIT_BYTES:
+        which = f"the template in {found[0][0]} is" if len(texts) == 1 else "the templates are"
+        raise Missing(f"{which} longer than {LIMIT_BYTES:,} bytes")
+    until = time.process_time() + SECONDS
+    parsed: dict[str, Template] = {}
+    for text, file in texts.items():
+        if time.process_time() > until:
+            raise Missing(f"the templates of the folder take longer than {SECONDS:g} s to parse")
+        parsed[text] = _parse(file, "", text)
+    return tuple(replace(parsed[text], file=file, name=name) for file, name, text in found)
 
 
 def make_world() -> ImmutableSandboxedEnvironment:
@@ -90,8 +105,6 @@ def _read(evidence: CheckpointEvidence) -> str:
 
 
 def _parse(file: str, name: str, text: str) -> Template:
-    if len(text) > LIMIT_BYTES:
-        raise Missing(f"the template in {file} is longer than {LIMIT_BYTES:,} bytes")
     world = make_world()
     try:
         tree = world.parse(text)

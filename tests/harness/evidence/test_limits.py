@@ -10,14 +10,21 @@ from pathlib import Path
 import pytest
 
 from harness.doctor import diagnose
+from harness.evidence.files import headers
 from harness.evidence.files.headers import HEADER_LIMIT_BYTES, READ_LIMIT_BYTES, read_weight_file
 from harness.evidence.files.inventory import leaves_folder
 from harness.evidence.files.jsonfile import (
     CONFIG_LIMIT_BYTES,
+    MOST_LISTS,
+    MOST_OBJECTS,
+    MOST_SEPARATORS,
     TOKENIZER_LIMIT_BYTES,
     is_path,
     limit_of,
+    read_object,
 )
+from harness.evidence.source import CheckpointEvidence
+from harness.evidence.text import template
 from harness.findings import Status, Verdict
 from mudpuppy.errors import MudpuppyError
 from reports.commands.doctor import main
@@ -143,3 +150,89 @@ def test_many_targets_and_many_modules_take_no_square_of_time(base, tmp_path):
 def test_mistakes_of_the_caller_are_errors_of_ours(tmp_path):
     with pytest.raises(MudpuppyError):
         diagnose(tmp_path / LONG)
+
+
+@pytest.mark.parametrize(
+    ("filler", "mark"), [("[],", "["), ('{"a":1},', "{"), ("0,", ",")], ids=["[", "{", "comma"]
+)
+def test_a_small_file_of_many_values_is_not_parsed(base, tmp_path, filler, mark):
+    folder = copy(base, tmp_path / "m")
+    count = {"[": MOST_LISTS, "{": MOST_OBJECTS, ",": MOST_SEPARATORS}[mark] + 1
+    (folder / "tokenizer.json").write_text('{"x": [' + filler * count + "0]}")
+    tracemalloc.start()
+    (finding,) = assert_no_crash(folder).findings
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert f"too many values: '{mark}' stands there" in finding.message
+    assert "something else was written" in finding.cause
+    assert peak < TOKENIZER_LIMIT_BYTES + 10_000_000  # the text itself, and nothing of it parsed
+
+
+def test_a_tokenizer_of_the_largest_kind_is_read(tmp_path):
+    vocabulary = {f"t{number:x}": number for number in range(262_144)}
+    names = list(vocabulary)
+    merges = [[names[number % 262_144], "t1"] for number in range(514_906)]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"vocab": vocabulary, "merges": merges}}))
+    tracemalloc.start()
+    value = read_object(path, limit_of(path.name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(value["model"]["merges"]) == len(merges)
+    assert peak < 300_000_000
+
+
+def write_shards(folder: Path, count: int, tensors: int) -> None:
+    index = {}
+    for shard in range(count):
+        names = [f"s{shard}.{number}" for number in range(tensors)]
+        entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+        header = json.dumps(dict.fromkeys(names, entry)).encode()
+        name = f"model-{shard + 1:05}-of-{count:05}.safetensors"
+        (folder / name).write_bytes(len(header).to_bytes(8, "little") + header)
+        index |= dict.fromkeys(names, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "said"),
+    [
+        ("MOST_TENSORS", 70, "more than 70 tensors in one folder"),
+        ("ALL_HEADERS_BYTES", 6000, "headers of more than 6,000 bytes in one folder"),
+    ],
+)
+def test_the_headers_of_a_folder_are_bounded_together(tmp_path, monkeypatch, limit, value, said):
+    (tmp_path / "config.json").write_text("{}")
+    write_shards(tmp_path, count=4, tensors=30)
+    files = CheckpointEvidence(tmp_path).get("files")
+    assert not any(file.problem for file in files.weights)
+    monkeypatch.setattr(headers, limit, value)
+    files = CheckpointEvidence(tmp_path).get("files")
+    problems = [file.problem for file in files.weights]
+    assert problems[0] == ""
+    assert problems[-1] == "huge-header"
+    found = assert_no_crash(tmp_path)
+    assert found.verdict is not Verdict.HEALTHY
+    assert said in files.weights[-1].detail
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_all_templates_of_a_folder_are_bounded_together(base, tmp_path, monkeypatch, count):
+    folder = copy(base, tmp_path / "m")
+    texts = [
+        {"name": f"n{number}", "template": "{{ a }}" * 40 + str(number)} for number in range(3)
+    ]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": texts[:count]}))
+    monkeypatch.setattr(template, "LIMIT_BYTES", 500)
+    (result,) = diagnose(folder, select=["chat-template-broken"]).probes
+    assert result.status is (Status.PASSED if count == 1 else Status.SKIPPED)
+    assert count == 1 or "the templates are longer than 500 bytes" in result.reason
+
+
+def test_templates_that_take_too_long_are_not_parsed(base, tmp_path, monkeypatch):
+    folder = copy(base, tmp_path / "m")
+    texts = [{"name": name, "template": name} for name in "abc"]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": texts}))
+    monkeypatch.setattr(template, "SECONDS", -1.0)
+    (result,) = diagnose(folder, select=["chat-template-broken"]).probes
+    assert "take longer than" in result.reason

@@ -112,6 +112,33 @@ def test_what_is_too_large_to_list_is_not_passed(folder, limit, monkeypatch):
     assert "more than" in found.message or "longer than" in found.message
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [("OPCODE_LIMIT", "operations in the pickles"), ("ALL_PICKLES_BYTES", "bytes of pickles")],
+)
+def test_the_pickles_of_a_folder_are_bounded_together(folder, limit, said, monkeypatch):
+    for name in ("a.bin", "b.bin", "c.bin"):
+        (folder / name).write_bytes(pickle.dumps(list(range(1000))))
+    monkeypatch.setattr(pickles, limit, 1e9)
+    assert examine(folder).status is Status.PASSED
+    monkeypatch.setattr(pickles, limit, 7000 if limit == "ALL_PICKLES_BYTES" else 2500)
+    found = examine(folder)
+    assert found.status is Status.FAILED
+    assert "what c.bin would call cannot be listed" in found.message
+    assert said in found.message
+
+
+def test_an_archive_of_many_pickles_is_read_up_to_the_limit_of_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickles, "ALL_PICKLES_BYTES", 300_000)
+    with zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5):
+            archive.writestr(f"{number}.pkl", pickle.dumps(b"\0" * 100_000))
+    budget = pickles.PickleBudget()
+    _, problem = list_names(tmp_path / "x.bin", budget)
+    assert "more than 300,000 bytes of pickles in one folder" in problem
+    assert 0 <= budget.bytes_left < 100_000
+
+
 def test_damaged_pickles_and_archives_are_not_passed(folder):
     (folder / "x.pt").write_bytes(pickle.dumps({"a": [1, 2]})[:-4])
     assert "cannot be listed" in examine(folder).message
