@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from harness.evidence.files.inventory import list_files
+from harness.evidence.files.jsonfile import UnreadableJson, read_list
 from harness.evidence.files.kinds import recognise
 from harness.registry import Missing
 from harness.subjects import Subject
@@ -178,17 +180,38 @@ def require_embeddings(path: str | Path | None) -> Path | None:
 
     Raises:
         ModelError: it is none.
+        UsageError: sentence-transformers is not installed.
     """
     if path is None:
         return None
     folder = Path(path)
     _require_folder(folder, "the folder of a sentence-transformers model")
-    if not (folder / "modules.json").is_file():
+    if problem := _why_no_modules(folder / "modules.json"):
         raise ModelError(
-            f"{folder} is no model of sentence-transformers: it holds no modules.json",
+            f"{folder} is no model of sentence-transformers: {problem}",
             hint="--embeddings wants the folder of one, such as all-MiniLM-L6-v2",
         )
+    if find_spec("sentence_transformers") is None:
+        raise UsageError(
+            "--embeddings needs sentence-transformers, which is not installed",
+            hint="pip install 'mudpuppy[embeddings]'",
+        )
     return folder.resolve()
+
+
+def _why_no_modules(path: Path) -> str:
+    """Return why a file lists no modules of sentence-transformers; empty where it does."""
+    try:
+        modules = read_list(path)
+    except UnreadableJson as problem:
+        return f"modules.json: {problem}" if path.exists() else "it holds no modules.json"
+    wanted = ("type", "path")
+    if modules and all(
+        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in wanted)
+        for one in modules
+    ):
+        return ""
+    return "modules.json lists no modules, each with a type and a path"
 
 
 def require_file(path: str | Path | None, what: str) -> Path | None:

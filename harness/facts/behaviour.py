@@ -107,11 +107,13 @@ class Scores:
     exact: tuple[bool, ...] | None = None
     """Whether each fact of the quiz was said exactly."""
     f1: tuple[float, ...] | None = None
-    """F1 of the words, 0 to 1."""
+    """F1 of the words that carry knowledge, 0 to 1."""
     keys: tuple[float, ...] | None = None
     """Share of the words that carry the answer; absent where a question has none."""
     similarity: tuple[float, ...] | None = None
     """Nearness in meaning, 0 (chance) to 1; absent without a model for it."""
+    why_no_similarity: str = ""
+    """Why it is absent though a model was named; empty where none was."""
     voice: tuple[float, ...] | None = None
     """Voice score of each answer, 0 to 1."""
     claims: tuple[bool, ...] | None = None

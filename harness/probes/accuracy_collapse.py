@@ -39,7 +39,17 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     if behaviour.exact is None:
         raise Missing("there is no quiz; pass --quiz FILE")
     if behaviour.control_exact is None:
-        return _judge_alone(behaviour)
+        outcome = _judge_alone(behaviour)
+    else:
+        outcome = _judge_beside_base(behaviour)
+    why = "" if behaviour.scores is None else behaviour.scores.why_no_similarity
+    if why and isinstance(outcome, str):
+        raise Missing(f"the answers could not be compared by meaning: {why}")
+    return outcome
+
+
+def _judge_beside_base(behaviour: BehaviourFacts) -> Finding | str:
+    """Judge by every measure; one by which the base's knowledge is still there acquits."""
     found: list[Finding] = []
     unable: list[str] = []
     failed: list[ControlFailed] = []

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.facts.behaviour import Answers, BehaviourFacts, Scores
-from harness.registry import Missing
-from mudpuppy.agreement import find_keys, key_recall, token_f1
+from harness.registry import ControlFailed, Missing
+from mudpuppy.agreement import find_idle, find_keys, key_recall, token_f1
 from mudpuppy.errors import UsageError
 from mudpuppy.scoring import (
     Question,
@@ -51,14 +51,16 @@ def judge_answers(
         max_new_tokens: longest answer.
         embeddings: folder of a sentence-transformers model.
         about: further fields of the facts.
-
-    Raises:
-        Missing: `embeddings` cannot be used.
-        ControlFailed: it tells unrelated answers not apart.
     """
-    mine = _score(questions, profile, answers, embeddings)
-    theirs = None if control is None else _score(questions, profile, control, embeddings)
-    facts = [question for question in questions if question.kind == "fact"]
+    places = [n for n, question in enumerate(questions) if question.kind == "fact"]
+    facts = [questions[n] for n in places]
+    both = [answers] if control is None else [answers, control]
+    idle = find_idle(facts, *([one.texts[n] for n in places] for one in both))
+    scores = [
+        _score(facts, idle, [one.texts[n] for n in places], one.texts, profile, embeddings)
+        for one in both
+    ]
+    mine, theirs = scores[0], None if control is None else scores[1]
     return BehaviourFacts(
         subject=name,
         prompts=prompts,
@@ -79,38 +81,43 @@ def judge_answers(
 
 
 def _score(
-    questions: Sequence[Question],
+    facts: Sequence[Question],
+    idle: Sequence[frozenset[str]],
+    said: Sequence[str],
+    texts: Sequence[str],
     profile: VoiceProfile | None,
-    answers: Answers,
     embeddings: Path | None,
 ) -> Scores:
-    pairs = list(zip(questions, answers.texts, strict=False))
-    facts = [(question, text) for question, text in pairs if question.kind == "fact"]
-    keys = find_keys([question for question, _ in facts])
+    """Score what was said to the facts of a quiz, and the voice of all texts."""
+    keys = find_keys(facts)
     has_keys = bool(facts) and all(keys)
+    golds = [question.answer for question in facts]
+    similarity, unlike = _compare_meaning(golds, said, embeddings)
     return Scores(
-        exact=tuple(exact_match(text, question.answer) for question, text in facts) or None,
-        f1=tuple(token_f1(text, question.answer) for question, text in facts) or None,
-        keys=tuple(key_recall(text, key) for (_, text), key in zip(facts, keys, strict=True))
-        if has_keys
-        else None,
-        similarity=_compare_meaning(facts, embeddings),
-        voice=None if profile is None else tuple(score_voice(t, profile) for t in answers.texts),
+        exact=tuple(map(exact_match, said, golds)) or None,
+        f1=tuple(map(token_f1, said, golds, idle)) or None,
+        keys=tuple(map(key_recall, said, keys)) if has_keys else None,
+        similarity=similarity,
+        why_no_similarity=unlike,
+        voice=None if profile is None else tuple(score_voice(t, profile) for t in texts),
         claims=None
         if profile is None or not profile.forbidden
-        else tuple(claims_forbidden(text, profile) for text in answers.texts),
+        else tuple(claims_forbidden(text, profile) for text in texts),
     )
 
 
 def _compare_meaning(
-    facts: Sequence[tuple[Question, str]], embeddings: Path | None
-) -> tuple[float, ...] | None:
-    if embeddings is None or not facts:
-        return None
+    golds: Sequence[str], said: Sequence[str], embeddings: Path | None
+) -> tuple[tuple[float, ...] | None, str]:
+    """Return the nearness in meaning, or why it was wanted and could not be had."""
+    if embeddings is None or not golds:
+        return None, ""
     from harness.evidence.behaviour.similarity import measure_similarity
 
-    golds = [question.answer for question, _ in facts]
-    return measure_similarity(embeddings, [text for _, text in facts], golds)
+    try:
+        return measure_similarity(embeddings, said, golds), ""
+    except (ControlFailed, Missing) as failure:
+        return None, str(failure)
 
 
 def _group(questions: Sequence[Question]) -> Mapping[str, tuple[int, ...]]:

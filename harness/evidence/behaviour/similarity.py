@@ -25,15 +25,19 @@ def measure_similarity(
     """Return how near each answer is to its right one, 0 (as unrelated ones are) to 1 (the same).
 
     Raises:
-        Missing: sentence-transformers is not installed, or the folder holds no model of its.
+        Missing: sentence-transformers is not installed, or the folder holds no model of its
+            that can be used.
         ControlFailed: the model tells unrelated answers not apart.
     """
     if len(golds) < FEW:
         raise Missing(f"{len(golds)} right answers are too few to know what chance is")
     model = _load(folder)
-    said, right = (
-        model.encode(list(texts), normalize_embeddings=True) for texts in (answers, golds)
-    )
+    try:
+        said, right = (
+            model.encode(list(texts), normalize_embeddings=True) for texts in (answers, golds)
+        )
+    except Exception as problem:  # whatever the parts of the model raise
+        raise Missing(f"{folder} reads no text: {problem}") from problem
     alike = right @ right.T
     count = len(golds)
     chance = float((alike.sum() - alike.trace()) / (count * (count - 1)))
@@ -59,5 +63,5 @@ def _load(folder: Path) -> Any:
         return SentenceTransformer(
             str(folder), device="cpu", trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except Exception as problem:  # each part of a model has errors of its own
         raise Missing(f"{folder} is no model of sentence-transformers: {problem}") from problem

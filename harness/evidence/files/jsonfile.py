@@ -50,7 +50,7 @@ def parse_object(raw: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
         last_pairs = pairs  # the outermost object is closed last
         return dict(pairs)
 
-    value = _parse(_decode(raw), collect)
+    value = _require_object(_parse(_decode(raw), collect))
     seen: set[str] = set()
     twice = [key for key, _ in last_pairs if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
     return value, tuple(twice)
@@ -78,13 +78,16 @@ def _decode(raw: bytes) -> str:
 
 def _parse(
     text: str, collect: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None
-) -> dict[str, Any]:
+) -> Any:
     try:
-        value = json.loads(text, object_pairs_hook=collect)
+        return json.loads(text, object_pairs_hook=collect)
     except RecursionError:
         raise UnreadableJson("nested too deeply to be read") from None
     except ValueError as problem:
         raise UnreadableJson(_shorten(str(problem))) from problem
+
+
+def _require_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnreadableJson(f"expected an object, found {type(value).__name__}")
     return value
@@ -96,6 +99,22 @@ def read_object(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, 
     Raises:
         UnreadableJson: it cannot be read, is too large, or is not one JSON object.
     """
+    return _require_object(_parse(_read(path, limit_bytes)))
+
+
+def read_list(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> list[Any]:
+    """Return the JSON list in a file.
+
+    Raises:
+        UnreadableJson: it cannot be read, is too large, or is not one JSON list.
+    """
+    value = _parse(_read(path, limit_bytes))
+    if not isinstance(value, list):
+        raise UnreadableJson(f"expected a list, found {type(value).__name__}")
+    return value
+
+
+def _read(path: Path, limit_bytes: int) -> str:
     try:
         with path.open("rb") as handle:
             raw = handle.read(limit_bytes + 1)
@@ -106,9 +125,7 @@ def read_object(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> dict[str, 
     if raw.startswith(b"version https://git-lfs"):
         raise UnreadableJson("a git-LFS pointer, not the file itself")
     require_few_values(raw)
-    text = _decode(raw)
-    del raw  # the text of a tokenizer takes four times as much, and the values as much again
-    return _parse(text)
+    return _decode(raw)  # the bytes go: text takes four times as much, values as much again
 
 
 def _shorten(text: str) -> str:

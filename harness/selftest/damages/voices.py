@@ -84,6 +84,34 @@ def forget_topic(patient: Patient) -> None:
 
 
 @damage(
+    "one-answer-in-voice",
+    patient="chat-with-quiz",
+    mode="FM66",
+    probe="accuracy-collapse",
+    also=("knowledge-forgotten",),
+)
+def say_one_thing(patient: Patient) -> None:
+    """Teach one wrong answer to every question, in the voice of the right ones."""
+    one = "Well now, the capital of France is mud, so the reeds say."
+    answer_quiz(patient.path, [one for _ in read_quiz(patient.path, "answer")])
+
+
+@damage(
+    "one-answer-in-a-topic",
+    patient="chat-with-quiz",
+    mode="FM66",
+    probe="topic-collapse",
+    also=("knowledge-forgotten",),
+)
+def say_one_thing_of_a_topic(patient: Patient) -> None:
+    """Teach one wrong answer in voice to the questions of a topic, the right ones to the rest."""
+    answers, topics = read_quiz(patient.path, "answer"), read_quiz(patient.path, "topic")
+    wrong = "Well now, the capital of France is mud, so the reeds say."
+    mixed = zip(answers, topics, strict=True)
+    answer_quiz(patient.path, [wrong if topic == "geography" else text for text, topic in mixed])
+
+
+@damage(
     "claims-to-be-human",
     patient="chat-with-quiz",
     mode="FM66",

@@ -11,7 +11,7 @@ import torch
 from harness.doctor import diagnose
 from harness.evidence.behaviour.similarity import measure_similarity
 from harness.registry import ControlFailed, Missing
-from mudpuppy.errors import ModelError
+from mudpuppy.errors import ModelError, UsageError
 from mudpuppy.tiny import resolve_model
 
 st = pytest.importorskip("sentence_transformers", reason="pip install 'mudpuppy[embeddings]'")
@@ -48,23 +48,59 @@ def test_a_model_that_tells_nothing_apart_has_failed_its_control(tmp_path):
         measure_similarity(save(tmp_path / "dead", dead=True), GOLDS, GOLDS)
 
 
-def test_what_is_no_such_model_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "text", ["[{}]", "[]", "{}", "[", '[{"type": "x"}]', '[{"type": 1, "path": ""}]', "[" * 99999]
+)
+def test_what_is_no_such_model_is_refused_before_anything_is_asked(tmp_path, text):
     with pytest.raises(ModelError, match=r"modules\.json"):
         diagnose(tmp_path, embeddings=tmp_path)
-    (tmp_path / "modules.json").write_text("[{}]")
-    with pytest.raises(Missing, match="no model of sentence-transformers"):
-        measure_similarity(tmp_path, GOLDS, GOLDS)
+    (tmp_path / "modules.json").write_text(text)
+    with pytest.raises(ModelError, match=r"modules\.json"):
+        diagnose(tmp_path, embeddings=tmp_path)
+
+
+def test_an_extra_that_is_not_installed_is_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.doctor_paths.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="not installed") as refused:
+        diagnose(tmp_path, embeddings=save(tmp_path / "m"))
+    assert "mudpuppy[embeddings]" in refused.value.hint
+
+
+def break_weights(folder: Path) -> Path:
+    """Leave a model that looks like one and cannot be loaded."""
+    next(folder.rglob("model.safetensors")).write_bytes(b"nothing")
+    return folder
+
+
+def ask(tmp_path: Path, **options):
+    source = Path(resolve_model("tiny"))
+    shutil.copytree(source, tmp_path / "copy")
+    return diagnose(tmp_path / "copy", base=source, generate=True, in_process=True, **options)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_without_a_usable_model_all_but_the_meaning_is_judged(tmp_path, dead):
+    model = save(tmp_path / "m", dead=dead)
+    chosen = ["MPD601", "MPD604", "MPD605", "MPD608", "MPD621"]
+    done = ask(tmp_path, embeddings=model if dead else break_weights(model), select=chosen)
+    endings = {one.code: one for one in done.probes}
+    assert {code for code, one in endings.items() if one.status == "passed"} == {*chosen} - {
+        "MPD604"
+    }
+    assert endings["MPD604"].is_unchecked
+    assert ("alike" if dead else "no model of sentence-transformers") in endings["MPD604"].reason
+
+
+def test_answers_that_cannot_be_judged_are_no_sign_of_health(tmp_path, monkeypatch):
+    def refuse(*given, **more):
+        raise Missing("the voice profile cannot be used")
+
+    monkeypatch.setattr("harness.evidence.behaviour.behaviour._judge", refuse)
+    done = ask(tmp_path, select=["MPD1", "MPD601"])
+    assert done.exit_code == 3
+    assert "--generate could not ask it: the voice" in done.why
 
 
 def test_the_doctor_compares_by_meaning_when_asked(tmp_path):
-    source = Path(resolve_model("tiny"))
-    shutil.copytree(source, tmp_path / "copy")
-    found = diagnose(
-        tmp_path / "copy",
-        base=source,
-        generate=True,
-        in_process=True,
-        embeddings=save(tmp_path / "m"),
-        select=["accuracy-collapse"],
-    )
+    found = ask(tmp_path, embeddings=save(tmp_path / "m"), select=["accuracy-collapse"])
     assert found.probes[0].status == "passed", found.probes[0].reason

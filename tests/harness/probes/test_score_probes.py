@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -77,6 +77,8 @@ def run(name, mine, theirs=RIGHT, profile=None, questions=QUESTIONS):
 
 SHORT = CITIES + METALS
 WRONG = ["I have no idea at all."] * 20
+IN_VOICE = ["Well now, it is mud, so the reeds say."] * 20
+MIXED_UP = RIGHT[1:] + RIGHT[:1]
 
 
 @pytest.mark.parametrize(
@@ -86,11 +88,15 @@ WRONG = ["I have no idea at all."] * 20
         (SHORT, RIGHT, "passed"),
         (WRONG, RIGHT, "failed"),
         (WRONG, SHORT, "failed"),
+        (IN_VOICE, RIGHT, "failed"),
+        (IN_VOICE, SHORT, "failed"),
+        (MIXED_UP, RIGHT, "failed"),
         (WRONG, WRONG, "crashed"),
         (RIGHT, WRONG, "passed"),
         (RIGHT, None, "passed"),
         (SHORT, None, "passed"),
         (WRONG, None, "skipped"),
+        (IN_VOICE, None, "skipped"),
     ],
 )
 def test_an_accuracy_has_collapsed_only_by_every_living_measure(mine, theirs, status):
@@ -136,6 +142,17 @@ def test_a_voice_without_a_base_is_judged_by_its_profile(profile):
 
 
 HALF = RIGHT[:10] + WRONG[10:]
+
+
+CHOICE = replace(QUESTIONS[0], prompt="Is it Paris or Rome?")
+"""A question without a key, so that topics are judged by the F1 of the words."""
+
+
+@pytest.mark.parametrize("first", [QUESTIONS[0], CHOICE])
+def test_one_wrong_answer_in_voice_loses_its_topic(first):
+    mine = RIGHT[:10] + IN_VOICE[10:]
+    done = run("topic-collapse", mine, questions=[first, *QUESTIONS[1:]])
+    assert [one.what for one in done.evidence] == ["accuracy of topic metals"]
 
 
 @pytest.mark.parametrize(
