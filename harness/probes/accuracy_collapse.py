@@ -38,10 +38,8 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     """Compare the accuracy with that of the base, by every measure."""
     if behaviour.exact is None:
         raise Missing("there is no quiz; pass --quiz FILE")
-    if behaviour.control_exact is None:
-        outcome = _judge_alone(behaviour)
-    else:
-        outcome = _judge_beside_base(behaviour)
+    judge = _judge_alone if behaviour.control_exact is None else _judge_beside_base
+    outcome = judge(behaviour)
     why = "" if behaviour.scores is None else behaviour.scores.why_no_similarity
     if why and isinstance(outcome, str):
         raise Missing(f"the answers could not be compared by meaning: {why}")
