@@ -1,7 +1,7 @@
 """The base of an adapter is named so that others may get another one.
 
 What it does: reads `base_model_name_or_path` and `revision`: a 4-bit twin of a model, a path of
-another machine, no name at all, or a name of a hub without a revision.
+another machine, a relative folder, no name at all, or a name of a hub without a revision.
 
 Why it is bad: every reader follows that name. The 4-bit twin of a model has other weights than the
 model, so a merge into it is rounded and a merge into the model is not what was trained (FM35,
@@ -52,10 +52,13 @@ def _problem(name: str, kind: str, revision: object) -> str:
         return "base_model_name_or_path is empty, so loaders cannot find it"
     if _TWIN.search(name):
         return f"{name[:200]} is a quantised twin, and its weights are rounded"
+    is_path = name.startswith(("/", "~", ".")) or re.match(r"[A-Za-z]:\\", name) is not None
+    if kind == "model" and not name.startswith(("/", "~")) and not re.match(r"[A-Za-z]:", name):
+        return f"{name[:200]} is a relative folder, which is found from here alone"
     if kind:
         return ""
-    if name.startswith(("/", "~", ".")) or re.match(r"[A-Za-z]:\\", name):
+    if is_path or name.count("/") > 1 or "\\" in name:
         return f"{name[:200]} is a path that is not here"
-    if _HUB.fullmatch(name) and not revision:
+    if (_HUB.fullmatch(name) or "/" not in name) and not revision:
         return f"{name[:200]} without a revision is whatever lies there today"
     return ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.evidence.files.inventory import list_files, read_index
-from harness.evidence.files.jsonfile import UnreadableJson, is_path, read_object
+from harness.evidence.files.jsonfile import UnreadableJson, read_object
+from harness.evidence.files.places import list_places
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.adapters import LiveNames, NamedBase
 from harness.facts.checkpoint import Adapter, Base
@@ -83,12 +84,8 @@ def _renamed(names: frozenset[str], renames: list[tuple[str, str]]) -> frozenset
 
 
 def _places(name: str, folder: Path) -> list[Path]:
-    if not is_path(name):
-        return []
-    near = [Path(name), folder.parent / name, folder / name]
-    found = near[:1] if Path(name).is_absolute() else near
     try:
-        return [place for place in found if place.is_dir()]
+        return [place for place in list_places(name, folder.absolute()) if place.is_dir()]
     except OSError:
         return []
 

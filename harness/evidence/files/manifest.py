@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evidence.files.inventory import read_settings
-from harness.evidence.files.jsonfile import is_path
+from harness.evidence.files.places import list_places
 from harness.evidence.lineage.base import PROVENANCE
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Adapter, Files
@@ -91,9 +91,7 @@ def _last_part(name: str) -> str:
 
 def _fingerprint(name: str, folder: Path) -> str:
     """Return the fingerprint of a local folder; empty when it cannot be made."""
-    if not is_path(name):
-        return ""
-    for place in (Path(name), folder / name):
+    for place in list_places(name, folder.absolute()):
         try:
             if place.is_dir() and (found := fingerprint_model(place)):
                 return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evidence.files.jsonfile import UnreadableJson, is_path, read_object
+from harness.evidence.files.places import is_of_current_folder, list_places
 from harness.evidence.source import CheckpointEvidence, Options, provides
 from harness.facts.checkpoint import Adapter, Base, Files, Weights
 from harness.registry import Missing, NotApplicable
@@ -86,20 +87,15 @@ def _locate_base(evidence: CheckpointEvidence) -> tuple[Path, str]:
         if isinstance(name, str) and name:
             named.append((name, "adapter_config.json"))
     for name, source in named:
-        for folder in _candidates(name, evidence.folder):
+        for folder in list_places(name, evidence.folder.absolute()):
             if _is_model(folder):
-                return folder, source
+                here = ", in the current folder" if is_of_current_folder(folder) else ""
+                return folder, source + here
     if named:
         name = named[0][0][:200]
         kind = "a hub id" if HUB_ID.fullmatch(name) else "not a local folder"
         raise Missing(f"the base {name} is {kind}; pass --base PATH")
     raise Missing("the checkpoint names no base model; pass --base PATH to compare with it")
-
-
-def _candidates(name: str, folder: Path) -> list[Path]:
-    if not is_path(name):
-        return []
-    return [Path(name)] if Path(name).is_absolute() else [Path(name), folder / name]
 
 
 def _is_model(folder: Path) -> bool:

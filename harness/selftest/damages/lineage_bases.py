@@ -6,7 +6,7 @@ import shutil
 from functools import partial
 from typing import Any
 
-from harness.selftest.edit import Tensors, edit_tensors
+from harness.selftest.edit import Tensors, edit_json, edit_tensors
 from harness.selftest.registry import Patient, damage
 
 STRANGER = "matrix-unlike-its-base"
@@ -72,3 +72,20 @@ damage("merged-target-redrawn", patient="peft-merged", mode="FM34", probe=STRANG
 damage("tuned-one-redrawn", patient="transformers-full-fine-tune", mode="FM34", probe=STRANGER)(
     partial(_redraw, name="model.layers.0.mlp.down_proj.weight", known=True)
 )
+
+
+@damage("base-is-relative", patient="peft-lora", mode="FM35", probe="base-named-loosely")
+def name_relative_base(patient: Patient) -> Patient:
+    """Name the base by a folder that is found from one place alone."""
+    shutil.copytree(patient.options["base"], patient.path / "base")
+    edit_json(patient.path / "adapter_config.json", base_model_name_or_path="./base", revision="x")
+    return patient
+
+
+@damage("base-is-elsewhere", patient="peft-lora", mode="FM35", probe="base-named-loosely")
+def name_absent_base(patient: Patient) -> Patient:
+    """Name the base by a relative path of another place."""
+    edit_json(
+        patient.path / "adapter_config.json", base_model_name_or_path="a/b/base", revision="x"
+    )
+    return patient

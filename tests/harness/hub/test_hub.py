@@ -321,3 +321,23 @@ def test_tokens_come_from_the_usual_places(tmp_path, monkeypatch):
     assert find_token() == "from-variable"
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     assert find_token() is None
+
+
+def test_an_adapter_of_a_hub_takes_no_base_of_this_machine(hub, tmp_path, monkeypatch):
+    """Its settings were written elsewhere: a folder of that name here is another model."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(hub.folders["org/model"], tmp_path / "base")
+    settings = hub.folders["org/lora"] / "adapter_config.json"
+    for name in ("base", str(tmp_path / "base")):
+        edit_json(settings, base_model_name_or_path=name)
+        assert diagnose("hf://org/lora").facts["subjects"][0]["base"] is None
+    local = tmp_path / "here" / "lora"
+    shutil.copytree(hub.folders["org/lora"], local)
+    edit_json(local / "adapter_config.json", base_model_name_or_path="base")
+    facts = diagnose(local).facts["subjects"][0]
+    assert facts["base"] == "base"
+    assert facts["base_named_by"] == "adapter_config.json, in the current folder"
+    shutil.copytree(tmp_path / "base", tmp_path / "here" / "base")
+    facts = diagnose(local).facts["subjects"][0]
+    assert facts["base"] == str(tmp_path / "here" / "base")
+    assert facts["base_named_by"] == "adapter_config.json"
