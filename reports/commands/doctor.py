@@ -208,7 +208,8 @@ def _check_control(arguments: argparse.Namespace) -> None:
 
 def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str | None) -> Diagnosis:
     begun_s = time.monotonic()
-    with ScanProgress(sys.stderr) as progress:
+    asks = arguments.generate or arguments.endpoint is not None
+    with ScanProgress(sys.stderr, asks=asks) as progress:
         diagnosis = _examine(arguments, settings, progress, path)
     return replace(diagnosis, seconds=time.monotonic() - begun_s)
 

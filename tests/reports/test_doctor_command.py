@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -257,6 +258,36 @@ def test_a_terminal_sees_how_far_a_long_scan_is(monkeypatch):
     assert "reading" in shown
     assert "3.0/3.0 GB" in shown
     assert "\x1b[31m 3 GB" not in shown
+
+
+def test_a_terminal_sees_which_question_is_answered_and_no_bytes(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    clock, stream = Clock(), Terminal()
+    with ScanProgress(stream, clock, asks=True) as progress:
+        clock.now_s = 5.0
+        progress.scanned(1000, 2000)
+        seen = len(stream.getvalue())
+        progress.say("q answers question 3 of 20")
+    said = stream.getvalue()[seen:]
+    assert "q answers question 3 of 20" in said
+    assert "?" not in said.replace("[?25", "")
+    assert "bytes" not in said.rpartition("question 3")[2]
+
+
+def test_without_a_terminal_it_is_said_now_and_then_that_models_are_asked():
+    stream = io.StringIO()
+    with ScanProgress(stream, asks=True, quiet_s=0.05) as progress:
+        progress.say("q answers question 1 of 20")
+        progress.say("q answers question 2 of 20")
+        assert stream.getvalue() == "mudpuppy-doctor: 0 s: q answers question 1 of 20\n"
+        ends = time.monotonic() + 5
+        while stream.getvalue().count("question 2") < 2 and time.monotonic() < ends:
+            time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert lines[1].endswith("question 2 of 20")
+    assert len(lines) >= 3
+    time.sleep(0.15)
+    assert stream.getvalue().splitlines() == lines
 
 
 def test_the_passes_of_several_folders_follow_each_other(monkeypatch):

@@ -110,7 +110,7 @@ def _ask(
         if time.monotonic() > server.deadline:
             replies.append(Reply(problem="the time limit was over; raise --time-limit"))
             continue
-        say(f"{model[:80]}: prompt {number} of {len(prompts)}")
+        say(f"{model[:80]} answers question {number} of {len(prompts)}")
         replies.append(server.chat(model, prompt, MAX_NEW_TOKENS))
     served = Served(
         model=model, replies=tuple(replies), limit=MAX_NEW_TOKENS, without=dict(server.without)

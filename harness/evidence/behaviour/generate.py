@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.evidence.behaviour.forward import encode, end_ids
@@ -60,6 +60,7 @@ def answer(
     nonfinite: int | None = None,
     be_patient: bool = True,
     deadline: float = math.inf,
+    tell: Callable[[int], None] = lambda number: None,
 ) -> Answers:
     """Answer prompts greedily; prompts of one length share a batch, unpadded.
 
@@ -73,11 +74,12 @@ def answer(
         nonfinite: prompts whose logits are known not to be finite.
         be_patient: whether some unfinished answers are given more time, and loops are sampled.
         deadline: when to stop, on the monotonic clock; what is not finished then was not asked.
+        tell: called with the number of the prompt, from 1, that begins a batch.
     """
     places = range(len(prompts)) if wanted is None else wanted
     encoded = {place: encode(tokenizer, prompts[place]) for place in places}
     ends = end_ids(model, tokenizer)
-    rows = _answer_all(model, encoded, ends, max_new_tokens, deadline)
+    rows = _answer_all(model, encoded, ends, max_new_tokens, deadline, tell)
     texts = [""] * len(prompts)
     counts: list[int | None] = [None] * len(prompts)
     ended: list[bool | None] = [None] * len(prompts)
@@ -126,6 +128,7 @@ def _answer_all(
     ends: list[int],
     max_new_tokens: int,
     deadline: float = math.inf,
+    tell: Callable[[int], None] = lambda number: None,
     **how: Any,
 ) -> dict[int, list[int]]:
     """Return the new tokens of every prompt by its place; of those only that were in time."""
@@ -133,12 +136,15 @@ def _answer_all(
     for place, ids in encoded.items():
         groups.setdefault(len(ids), []).append(place)
     found: dict[int, list[int]] = {}
+    begun = 0
     for places in groups.values():
         for first in range(0, len(places), BATCH):
             batch = places[first : first + BATCH]
             left = deadline - time.monotonic()
             if left <= 0:
                 return found
+            tell(begun + 1)
+            begun += len(batch)
             rows = [encoded[place] for place in batch]
             limit = {} if math.isinf(left) else {"max_time": left}
             new = _generate(model, rows, ends, max_new_tokens, **limit, **how)
@@ -181,7 +187,12 @@ def _sample(
     """Return what is said to the prompts when sampled with a fixed seed."""
     import torch
 
-    how = {"do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0}
+    how: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": TEMPERATURE,
+        "top_p": TOP_P,
+        "top_k": 0,
+    }
     torch.manual_seed(SEED)
     try:
         found = _answer_all(model, dict(enumerate(rows)), ends, max_new_tokens, **how)

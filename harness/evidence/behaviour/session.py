@@ -188,7 +188,6 @@ class _Session:
             reading = prepare(loaded.model, tokenizer, job.prompts, job.golds, job.texts)
             forward, kept = measure(loaded.model, tokenizer, reading)
             wanted = self._choose(forward, control, is_control=is_control)
-            self.say(f"{path.name} answers {len(wanted)} of {len(job.prompts)} prompts")
             empty = [p for p, top in zip(forward.places, forward.top, strict=True) if top == END]
             answers = answer(
                 loaded.model,
@@ -199,6 +198,7 @@ class _Session:
                 empty=empty,
                 nonfinite=forward.nonfinite,
                 deadline=self.deadline,
+                tell=self._counting(path, len(wanted)),
             )
         return Seen(
             answers=answers,
@@ -207,6 +207,10 @@ class _Session:
             kept=tuple(kept),
             prompts=reading.prompts,
         )
+
+    def _counting(self, path: Path, total: int) -> Callable[[int], None]:
+        """Return what says which question is being answered."""
+        return lambda number: self.say(f"{path.name} answers question {number} of {total}")
 
     def _choose(self, forward: Forward, control: Seen | None, *, is_control: bool) -> Sequence[int]:
         """Return the prompts to answer now."""
@@ -233,7 +237,6 @@ class _Session:
         if not is_bare:  # both in memory: only where the checkpoint is in doubt
             loaded = self._load_control()
         tokenizer = self._tokenizer(path)
-        self.say(f"{path.name} answers {len(wanted)} more")
         with blaming(path), bare(loaded.model, is_bare):
             more = answer(
                 loaded.model,
@@ -242,6 +245,7 @@ class _Session:
                 self.job.max_new_tokens,
                 wanted=wanted,
                 deadline=self.deadline,
+                tell=self._counting(path, len(wanted)),
             )
         control.answers = _merge(control.answers, more)
 

@@ -49,7 +49,9 @@ def flooded(base, tmp_path_factory):
 
 
 def test_an_eos_flood_is_found_in_a_real_model(base, flooded):
-    found = diagnose(flooded, base=base, generate=True, select=["MPD6"])
+    said: list[str] = []
+    found = diagnose(flooded, base=base, generate=True, select=["MPD6"], progress=said.append)
+    assert f"base answers question 1 of {len(PROMPTS)}" in said
     assert [r.name for r in found.findings] == ["eos-flood"]
     assert found.findings[0].evidence[0].found == len(PROMPTS)
     assert diagnose(flooded, generate=True, select=["eos-flood"]).verdict is Verdict.SICK
