@@ -6,6 +6,7 @@ believed: whoever made the checkpoint would decide what is found in it (design, 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +24,13 @@ OWN_FILE = "mudpuppy-doctor.toml"
 PROJECT_FILE = "pyproject.toml"
 NEVER = "never"
 """The word for no severity at all."""
-LIMIT_BYTES = 4_000_000
-"""Largest project file that is read."""
+LIMIT_BYTES = 64_000
+"""Largest project file of our own that is read."""
+PROJECT_LIMIT_BYTES = 256_000
+"""Largest pyproject.toml that is read: it holds other people's settings, too."""
+_STRINGS = re.compile(rb""""(?:[^"\\]|\\.)*"|'[^']*'""")
+MOST_DOTS = 200
+"""Dots in one line: the parser's memory grows with the square of the parts of a key."""
 KEYS = (
     *("select", "ignore", "fail-on", "depth", "quick", "accept"),
     *("base", "adapter", "against", "quiz", "voice", "embeddings"),
@@ -133,10 +139,7 @@ def parse_settings(file: Path, table: Mapping[str, Any]) -> DoctorSettings:
 def _read_table(file: Path, *, must_have: bool) -> dict[str, Any] | None:
     """Return the doctor's table of a file; None where a project file has none."""
     try:
-        with file.open("rb") as opened:
-            raw = opened.read(LIMIT_BYTES + 1)
-        if len(raw) > LIMIT_BYTES:
-            raise UsageError(f"{file} is larger than {LIMIT_BYTES:,} bytes")
+        raw = _read_bounded(file)
         whole = tomllib.loads(raw.decode("utf-8"))
     except OSError as problem:
         raise UsageError(f"{file}: {problem.strerror}; expected a TOML file") from None
@@ -152,6 +155,23 @@ def _read_table(file: Path, *, must_have: bool) -> dict[str, Any] | None:
     if table is None and must_have:
         raise UsageError(f"{file} has no table [tool.mudpuppy.doctor]")
     return table if isinstance(table, dict) else None
+
+
+def _read_bounded(file: Path) -> bytes:
+    """Return a file that the TOML parser can be given.
+
+    Raises:
+        UsageError: it is larger than any such file, or made to fill the memory.
+    """
+    limit = PROJECT_LIMIT_BYTES if file.name == PROJECT_FILE else LIMIT_BYTES
+    with file.open("rb") as opened:
+        raw = opened.read(limit + 1)
+    if len(raw) > limit:
+        raise UsageError(f"{file} is larger than {limit:,} bytes; expected a project's settings")
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if line.count(b".") > MOST_DOTS and _STRINGS.sub(b"", line).count(b".") > MOST_DOTS:
+            raise UsageError(f"{file}:{number} holds more than {MOST_DOTS} dots outside of strings")
+    return raw
 
 
 def _read_words(table: Mapping[str, Any], key: str, problems: list[str]) -> tuple[str, ...]:

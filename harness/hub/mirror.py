@@ -8,8 +8,6 @@ hole is never taken for zeros (`harness.evidence.files.header_only`).
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from harness.evidence.files.inventory import LONGEST_NAME
 from harness.evidence.files.jsonfile import limit_of
 from harness.hub.client import HubClient, HubError
 from harness.hub.names import HubName
+from harness.hub.rooms import hold_room
 from mudpuppy.errors import ModelError
 
 LISTING_LIMIT_BYTES = 8_000_000
@@ -61,13 +60,12 @@ def open_mirror(name: HubName, progress: Callable[[str], None]) -> Iterator[Mirr
         HubError: the hub could not be asked.
         ModelError: it has nothing of this name.
     """
-    root = Path(tempfile.mkdtemp(prefix="mudpuppy-hub-"))
-    declare_header_only(root)
-    try:
-        yield _Layout(HubClient(), name, root, progress).fill()
-    finally:
-        forget_header_only(root)
-        shutil.rmtree(root, ignore_errors=True)
+    with hold_room() as root:
+        declare_header_only(root)
+        try:
+            yield _Layout(HubClient(), name, root, progress).fill()
+        finally:
+            forget_header_only(root)
 
 
 class _Layout:

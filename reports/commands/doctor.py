@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from harness.doctor_settings import NEVER, DoctorSettings, load_settings
 from harness.evidence.source import TIME_LIMIT_S, Depth
 from harness.findings import Diagnosis, Severity
 from mudpuppy.errors import MudpuppyError, UsageError
+from mudpuppy.interruption import describe, raising_when_terminated
 from mudpuppy.parser import FriendlyParser
 from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, note_repairs, repair
 from reports.commands.doctor_output import FORMATS, deliver, plan_outputs
@@ -66,18 +68,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # What this terminal cannot print is escaped, and does not end the report.
         _escape_unprintable()
-        if words and words[0] in SUBCOMMANDS:
-            return _run_subcommand(words[0], words[1:])
-        return _diagnose(_parser().parse_args(words))
+        with raising_when_terminated():
+            if words and words[0] in SUBCOMMANDS:
+                return _run_subcommand(words[0], words[1:])
+            return _diagnose(_parser().parse_args(words))
     except MudpuppyError as error:
         print(f"mudpuppy-doctor: {clean_lines(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 3
-    except KeyboardInterrupt:
-        print("mudpuppy-doctor: interrupted, nothing was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as end:
+        word, code = describe(end)
+        with suppress(OSError):  # after SIGHUP there may be no terminal any more
+            print(f"mudpuppy-doctor: {word}, nothing was written", file=sys.stderr)
+        return code
     except Exception:  # noqa: BLE001 - python would exit with 1, which means findings
         traceback.print_exc()
         return MudpuppyError.exit_code

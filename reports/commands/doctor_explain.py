@@ -11,6 +11,7 @@ from harness.explain import find_probes
 from harness.registry import Probe, load_probes, select_probes
 from harness.selftest.modes import Mode, load_modes
 from mudpuppy.parser import FriendlyParser
+from reports.commands.doctor_output import printing
 from reports.diagnosis_json import write_schema
 from reports.diagnosis_summary import AREAS, area_of
 from reports.text import clean
@@ -19,6 +20,7 @@ SHOWN_MATCHES = 5
 """Probes that are named for a pasted text."""
 
 
+@printing()
 def run_explain(words: Sequence[str]) -> int:
     """Print the documentation of the probe that is meant, or the few that may be."""
     parser = FriendlyParser(prog="mudpuppy-doctor explain", allow_abbrev=False)
@@ -61,6 +63,7 @@ def _print_lines(probes: Sequence[Probe]) -> None:
         print(line if len(line) <= width else f"{line[: width - 1]}…")
 
 
+@printing()
 def run_list(words: Sequence[str]) -> int:
     """Print every probe, or those that are named, by area."""
     parser = FriendlyParser(prog="mudpuppy-doctor list", allow_abbrev=False)
@@ -75,6 +78,7 @@ def run_list(words: Sequence[str]) -> int:
     return 0
 
 
+@printing()
 def run_schema(words: Sequence[str]) -> int:
     """Print the JSON Schema of the JSON report."""
     FriendlyParser(prog="mudpuppy-doctor schema", allow_abbrev=False).parse_args(words)

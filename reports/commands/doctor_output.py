@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.findings import Diagnosis
 from harness.registry import load_probes
-from mudpuppy.errors import OutputError, UsageError
+from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.files import write_text_atomic
 from reports.diagnosis_console import ASCII, UNICODE, write_console
 
@@ -65,20 +66,46 @@ def deliver(diagnosis: Diagnosis, outputs: Sequence[Output]) -> None:
     """Write every report.
 
     Raises:
+        MudpuppyError: it could not be printed.
         OutputError: a file could not be written.
     """
     for output in outputs:
         if output.form == "github" and (summary := os.environ.get(SUMMARY)):
             _append(Path(summary), _markdown(diagnosis, Terminal()))
         if output.file is None:
-            sys.stdout.write(FORMATS[output.form](diagnosis, _look_at_terminal()))
-            sys.stdout.flush()
+            text = FORMATS[output.form](diagnosis, _look_at_terminal())
+            with printing():
+                sys.stdout.write(text)
             continue
         try:
             write_text_atomic(output.file, FORMATS[output.form](diagnosis, Terminal()))
         except OSError as problem:
             raise OutputError(f"{output.file} cannot be written: {problem.strerror}") from problem
         print(f"{diagnosis.verdict}: the report is in {output.file}", file=sys.stderr)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print inside the block, to the end.
+
+    Raises:
+        BrokenPipeError: the reader has gone, as `| head` does.
+        MudpuppyError: standard output takes no more, for want of room.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        # Python would try again when it ends, and complain in its own words.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise MudpuppyError(
+            f"standard output cannot be written: {problem.strerror or problem}",
+            hint="--output FILE writes the report elsewhere",
+        ) from None
 
 
 def _append(summary: Path, text: str) -> None:

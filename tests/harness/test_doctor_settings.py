@@ -127,3 +127,27 @@ def test_a_named_file_must_be_there_and_have_the_table(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool]\n")
     with pytest.raises(UsageError, match="has no table"):
         load_settings(str(tmp_path / "pyproject.toml"), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("ours.toml", "#" * 64_001, "larger than 64,000 bytes"),
+        ("pyproject.toml", "#" * 256_001, "larger than 256,000 bytes"),
+        ("ours.toml", f"x = 1\n{'.'.join(['a'] * 20_000)} = 1", "ours.toml:2 holds more than"),
+    ],
+)
+def test_a_file_that_fills_the_memory_is_refused(tmp_path, name, text, said):
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        load_settings(str(file), "x")
+
+
+def test_many_versions_in_one_line_are_read(tmp_path):
+    file = tmp_path / "pyproject.toml"
+    needed = ", ".join(f'"lib{number}==1.2.3"' for number in range(300))
+    file.write_text(
+        f'[project]\ndependencies = [{needed}]\n[tool.mudpuppy.doctor]\nfail-on = "never"\n'
+    )
+    assert load_settings(str(file), "x")[0].fail_on == "never"

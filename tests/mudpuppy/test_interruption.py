@@ -8,21 +8,34 @@ import threading
 
 import pytest
 
-from mudpuppy.interruption import Terminated, describe, raising_when_terminated
+from mudpuppy.interruption import HungUp, Terminated, describe, raising_when_terminated
 
 
-def test_sigterm_is_raised_inside_the_block_and_default_again_after_it():
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGTERM, Terminated), (signal.SIGHUP, HungUp)]
+)
+def test_a_signal_is_raised_inside_the_block_and_default_again_after_it(number, kind):
     def run() -> None:
         with raising_when_terminated():
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = signal.signal(number, signal.SIG_DFL)
     try:
-        with pytest.raises(Terminated):
+        with pytest.raises(kind):
             run()
-        assert signal.SIG_DFL is signal.getsignal(signal.SIGTERM)
+        assert signal.SIG_DFL is signal.getsignal(number)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with raising_when_terminated():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.SIG_IGN is signal.getsignal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_who_handles_it_already_goes_on_doing_so():
@@ -54,3 +67,4 @@ def test_in_another_thread_nothing_is_touched():
 def test_the_words_and_codes_are_those_of_shells():
     assert ("interrupted", 130) == describe(KeyboardInterrupt())
     assert ("terminated", 143) == describe(Terminated())
+    assert ("hung up", 129) == describe(HungUp())
