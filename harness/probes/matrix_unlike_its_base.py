@@ -21,7 +21,7 @@ from harness.findings import Evidence, Finding, Severity, agree
 from harness.registry import probe
 
 
-@probe("MPD413", modes=["FM34"], severity=Severity.HIGH)
+@probe("MPD413", modes=["FM34"], severity=Severity.CRITICAL)
 def check(strangers: Strangers) -> Finding | str:
     """Look for matrices at a right angle to the base's."""
     if not strangers.found:
