@@ -27,8 +27,8 @@ from harness.evidence.live.live import describe_live
 from harness.evidence.live.state import describe_state
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
 from harness.facts.checkpoint import Files
-from harness.facts.files import list_unread
-from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status, agree
+from harness.facts.files import tell_unread
+from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
 from harness.hub.names import is_hub_name
 from harness.hub.visit import at_hand
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
@@ -221,7 +221,8 @@ def conclude(
     if baseline is not None:
         ordered, fixed = baseline.compare(ordered)
     linked = link_causes(ordered)
-    verdict, why = judge(linked, facts.get("unread", {}))
+    sampled = sum(one.get("sampled", 0) for one in facts.get("subjects", ()))
+    verdict, why = judge(linked, facts.get("unread", {}), sampled)
     return Diagnosis(
         path=path,
         verdict=verdict,
@@ -327,21 +328,7 @@ def _why_unread(evidence: CheckpointEvidence) -> str:
         return str(missing)
     except Exception as failure:  # noqa: BLE001 - told by the probes that need it
         return f"{type(failure).__name__}: {failure}"
-    return evidence.was_missing("numbers") or (_name_unread(files) if files else "")
-
-
-def _name_unread(files: Files) -> str:
-    """Return which of the files that loaders would open were not read, where others were."""
-    unread = list_unread(files)
-    if not unread:
-        return ""
-    total = len(files.weights) + len(files.adapter)
-    first = unread[0]
-    more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
-    return (
-        f"{len(unread)} of {agree(total, 'weight file was', 'weight files were')} not read: "
-        f"{first.name} ({first.detail or first.problem}){more}"
-    )
+    return evidence.was_missing("numbers") or (tell_unread(files) if files else "")
 
 
 def _why_unasked(evidence: CheckpointEvidence) -> str:
@@ -377,6 +364,7 @@ def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
     described = [*files.weights, *files.adapter]
     tensors = [tensor for file in described for tensor in file.tensors]
     base = evidence.glance("base")
+    numbers = evidence.recall("numbers") or {}
     config = evidence.glance("config") or {}
     settings = evidence.glance("adapter")
     gguf = evidence.glance("gguf")
@@ -387,6 +375,7 @@ def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:
         "peft_type": settings.kind[:80] if settings else "",
         "files": len(files.names),
         "tensors": len(tensors),
+        "sampled": sum(not one.complete for one in numbers.values()),
         "parameters": sum(tensor.elements for tensor in tensors),
         "bytes": sum(file.size_bytes for file in described),
         "dtypes": sorted({tensor.dtype for tensor in tensors}),

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from harness.findings import ProbeResult, Severity, Status, Verdict
 
 
-def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Verdict, str]:
+def judge(
+    results: Sequence[ProbeResult], unread: Mapping[str, str], sampled: int = 0
+) -> tuple[Verdict, str]:
     """Return the verdict and the sentence that gives its reason.
 
     Args:
         results: the endings of every probe on every subject.
         unread: subjects whose weights could not all be read, and why; never healthy.
+        sampled: tensors of which only a sample was read.
     """
     sick = [result for result in results if result.is_sick]
     crashed = [result for result in results if result.status is Status.CRASHED]
@@ -36,9 +39,13 @@ def judge(results: Sequence[ProbeResult], unread: Mapping[str, str]) -> tuple[Ve
     known = sum(result.is_known and _counted(result) for result in results)
     if known:
         text = f"nothing new; {_count(known, 'finding')} known from before"
-        return Verdict.NO_WORSE, text + _accepted(results) + _unchecked(results)
-    text = f"{_count(passed, 'check')} found nothing wrong"
+        return Verdict.NO_WORSE, text + _sampled(sampled) + _accepted(results) + _unchecked(results)
+    text = f"{_count(passed, 'check')} found nothing wrong" + _sampled(sampled)
     return Verdict.HEALTHY, text + _accepted(results) + _unchecked(results)
+
+
+def _sampled(number: int) -> str:
+    return f" (a sample of {_count(number, 'large tensor')}; --quick)" if number else ""
 
 
 def _counted(result: ProbeResult) -> bool:

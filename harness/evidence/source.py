@@ -8,6 +8,7 @@ reason when there is nothing to see.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -135,6 +136,8 @@ class Options:
     """Folder of a matrix run, when the checkpoint is one of its artefacts."""
     quick: bool = False
     """Whether a sample of large tensors will do."""
+    seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "big"))
+    """Where samples are taken; new for each visit, so that no file can be made to avoid them."""
     wanted: frozenset[str] = frozenset()
     """Names of the evidence that the chosen probes read, so that one pass can serve them all."""
     progress: Callable[[str], None] = field(default=lambda text: None)

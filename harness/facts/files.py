@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.facts.checkpoint import Files, WeightFile
+from harness.findings import agree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,20 @@ def list_unread(files: Files) -> tuple[WeightFile, ...]:
         one
         for one in (*files.weights, *files.adapter)
         if one.problem not in ("", "truncated") and (one.problem, one.kind) != ("empty", "pickle")
+    )
+
+
+def tell_unread(files: Files) -> str:
+    """Return which of the files that loaders would open were not read, where others were."""
+    unread = list_unread(files)
+    if not unread:
+        return ""
+    total = len(files.weights) + len(files.adapter)
+    first = unread[0]
+    more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+    return (
+        f"{len(unread)} of {agree(total, 'weight file was', 'weight files were')} not read: "
+        f"{first.name} ({first.detail or first.problem}){more}"
     )
 
 

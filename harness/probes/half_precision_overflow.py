@@ -27,11 +27,14 @@ _WIDE = ("F32", "F64", "BF16")
 
 
 @probe("MPD304", modes=["FM12"], severity=Severity.CRITICAL)
-def check(numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any]) -> Finding | str:
+def check(
+    numbers: Mapping[str, Numbers], config_or_empty: Mapping[str, Any], sample: str
+) -> Finding | str:
     """Compare the largest value of every tensor with the range of fp16."""
     large = [n for n in numbers.values() if n.tensor.dtype in _WIDE and n.abs_max > LARGEST]
     if not large:
-        return f"the values of {len(numbers)} tensors fit fp16"
+        read = "the values in the sample" if sample else "the values"
+        return f"{read} of {len(numbers)} tensors fit fp16"
     large.sort(key=lambda one: (-one.abs_max, one.tensor.name))
     config = config_or_empty
     declared = any(dtype.removeprefix("torch.") in ("float16", "half") for dtype in _dtypes(config))

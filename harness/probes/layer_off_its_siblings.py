@@ -22,11 +22,12 @@ from harness.registry import probe
 
 
 @probe("MPD312", modes=["FM61", "FM60"], severity=Severity.HIGH)
-def check(odd_layers: tuple[tuple[OddLayer, ...], int]) -> Finding | str:
+def check(odd_layers: tuple[tuple[OddLayer, ...], int], sample: str) -> Finding | str:
     """Judge the tensors that stand out from their siblings."""
     found, judged = odd_layers
     if not found:
-        return f"{judged} matrices are of the size of the same weight in other layers"
+        where = ", in the sample" if sample else ""
+        return f"{judged} matrices are of the size of the same weight in other layers{where}"
     worst = max(found, key=lambda one: max(one.ratio, 1 / one.ratio))
     return Finding(
         message=f"{worst.tensor.name} is {worst.ratio:.3g} times the size of the nearest of its "

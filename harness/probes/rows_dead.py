@@ -23,11 +23,12 @@ from harness.registry import probe
 
 
 @probe("MPD310", modes=["FM60"], severity=Severity.HIGH)
-def check(dead_rows: tuple[tuple[DeadRows, ...], int]) -> Finding | str:
+def check(dead_rows: tuple[tuple[DeadRows, ...], int], sample: str) -> Finding | str:
     """Judge dead and repeated rows and columns."""
     found, judged = dead_rows
     if not found:
-        return f"no rows or columns of {judged} matrices are dead or repeated"
+        where = "; of the others a sample was read" if sample else ""
+        return f"no rows or columns of {judged} matrices are dead or repeated{where}"
     worst = max(found, key=lambda one: one.count / one.out_of)
     compared = ", where the base has values" if worst.base_has_values else ""
     return Finding(

@@ -65,7 +65,7 @@ def _scan_all(
     numbers: dict[str, Numbers] = {}
     described: dict[str, RowFacts] = {}
     done = 0
-    for found in scan(folder, wanted, rows=rows, quick=quick):
+    for found in scan(folder, wanted, rows=rows, quick=quick, seed=evidence.options.seed):
         done += found.tensor.end - found.tensor.start
         evidence.options.scanned(done, total)
         one = _conclude(folder, found)

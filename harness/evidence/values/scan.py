@@ -78,7 +78,12 @@ class Found:
 
 
 def scan(
-    folder: Path, tensors: Iterable[Tensor], *, rows: bool = False, quick: bool = False
+    folder: Path,
+    tensors: Iterable[Tensor],
+    *,
+    rows: bool = False,
+    quick: bool = False,
+    seed: int = 0,
 ) -> Iterator[Found]:
     """Yield what each tensor holds, in the order given.
 
@@ -87,12 +92,13 @@ def scan(
         tensors: what to read; those of no float type are passed over.
         rows: whether to sum rows as well.
         quick: whether a sample will do for the large ones.
+        seed: of the places of samples; at least 0.
 
     Raises:
         Missing: a file cannot be read, or ends inside a tensor.
     """
     wanted = [one for one in tensors if one.dtype in FORMS or is_decoded(one.dtype)]
-    jobs = list(_gather(_slice(wanted, rows=rows, quick=quick)))
+    jobs = list(_gather(_slice(wanted, rows=rows, quick=quick, seed=seed)))
     open_: Found | None = None
     with ThreadPoolExecutor(THREADS) as pool:
         try:
@@ -121,13 +127,13 @@ def _join(whole: Found, part: Found) -> None:
     whole.bytes_read += part.bytes_read
 
 
-def _slice(tensors: list[Tensor], *, rows: bool, quick: bool) -> Iterator[Slice]:
+def _slice(tensors: list[Tensor], *, rows: bool, quick: bool, seed: int) -> Iterator[Slice]:
     """Cut tensors into what one thread takes on at once, between rows where rows count."""
     for number, tensor in enumerate(tensors):
         size = tensor.end - tensor.start
         form = shape_rows(tensor) if rows else None
         unit = size // form[0] if form else BLOCKS.get(tensor.dtype, (1, 16))[1]
-        spans = list(_spans(size, unit, number, quick=quick))
+        spans = list(_spans(size, unit, (seed, number), quick=quick))
         for place, (start, stop) in enumerate(spans):
             yield Slice(
                 number=number,
@@ -140,7 +146,9 @@ def _slice(tensors: list[Tensor], *, rows: bool, quick: bool) -> Iterator[Slice]
             )
 
 
-def _spans(size: int, unit: int, seed: int, *, quick: bool) -> Iterator[tuple[int, int]]:
+def _spans(
+    size: int, unit: int, seed: tuple[int, int], *, quick: bool
+) -> Iterator[tuple[int, int]]:
     """Yield the spans of a tensor to read: all, or one at random in each of `PLACES` parts."""
     place = -(-PLACE_BYTES // unit) * unit
     if quick and size > LEAST_SAMPLED * PLACES * place:

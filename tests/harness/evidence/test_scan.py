@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.evidence.source import Options
 from harness.evidence.values import scan as scanning
 from harness.evidence.values.arrays import FLOAT_TYPES, decode
 from harness.evidence.values.bits import FORMS
@@ -179,3 +180,14 @@ def test_a_sample_reads_a_part_and_finds_what_is_everywhere(tmp_path, monkeypatc
 
 def test_every_float_type_of_the_format_has_a_form():
     assert set(FLOAT_TYPES) <= set(FORMS)
+
+
+def test_the_places_of_a_sample_follow_from_its_seed_alone(monkeypatch):
+    monkeypatch.setattr(scanning, "LEAST_SAMPLED", 4)
+
+    def places(seed):
+        return list(scanning._spans(1 << 25, 16, (seed, 0), quick=True))
+
+    assert places(1) == places(1)
+    assert places(1) != places(2)
+    assert Options().seed != Options().seed

@@ -82,3 +82,16 @@ def test_quick_says_what_it_may_have_missed(tmp_path, monkeypatch):
     assert "of one of them would have been seen with" in ask(quick=True)["MPD301"].message
     edit_tensors(folder, lambda t: {k: v * np.nan if "mlp" in k else v for k, v in t.items()})
     assert ask(quick=True)["MPD301"].status is Status.FAILED
+
+
+def test_a_clean_sample_is_said_to_be_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "PLACES", 4)
+    monkeypatch.setattr(scanning, "PLACE_BYTES", 64)
+    monkeypatch.setattr(scanning, "LEAST_SAMPLED", 1)
+    folder = save_base(tmp_path / "m")
+    whole, sampled = diagnose(folder), diagnose(folder, quick=True)
+    assert "--quick" not in whole.why
+    number = sampled.facts["subjects"][0]["sampled"]
+    assert f"(a sample of {number} large tensors; --quick)" in sampled.why
+    said = {one.code: one.message for one in sampled.probes if one.status is Status.PASSED}
+    assert all("sample" in said[code] for code in ("MPD304", "MPD312"))
