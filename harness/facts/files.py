@@ -58,6 +58,18 @@ class Template:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Link:
+    """A link of the folder to something outside of it."""
+
+    name: str
+    """The file in the folder."""
+    target: str
+    """Where it leads to."""
+    is_read: bool
+    """Whether that is an ordinary file, which is read in its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`mudpuppy.json` of the folder itself, not of the output around it."""
 

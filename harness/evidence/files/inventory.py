@@ -12,6 +12,7 @@ from harness.evidence.files.headers import HeaderBudget, read_weight_file
 from harness.evidence.files.jsonfile import UnreadableJson, is_path, limit_of, read_object
 from harness.evidence.files.kept import read_kept
 from harness.evidence.files.kinds import recognise
+from harness.evidence.files.links import is_refused, resolve, stays_at_home
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files, ShardIndex, WeightFile
 from harness.registry import Missing, NotApplicable
@@ -104,7 +105,9 @@ def _describe_alone(evidence: CheckpointEvidence) -> Files:
 
 
 def list_files(root: Path) -> tuple[str, ...]:
-    """Return the names of the plain files in a folder, sorted.
+    """Return the names of the files in a folder that may be read, sorted.
+
+    Links to other files are among them, and links to files of the system are not.
 
     Raises:
         Missing: the folder cannot be listed.
@@ -119,7 +122,7 @@ def list_most(root: Path) -> tuple[tuple[str, ...], int]:
         Missing: the folder cannot be listed.
     """
     try:
-        found = [path.name for path in root.iterdir() if path.is_file()]
+        found = [path.name for path in root.iterdir() if path.is_file() and not is_refused(path)]
     except OSError as problem:
         raise Missing(f"the folder cannot be listed: {problem.strerror}") from problem
     if len(found) > NAME_LIMIT:
@@ -173,7 +176,9 @@ def read_index(root: Path, name: str = INDEX_NAME) -> ShardIndex:
     if not all(isinstance(shard, str) for shard in mapping.values()):
         return ShardIndex(name=name, problem="its weight_map names shards that are no text")
     shards = sorted(set(mapping.values()))
-    escaping = tuple(shard for shard in shards if leaves_folder(root, shard))
+    escaping = tuple(
+        shard for shard in shards if not is_plain_name(shard) or is_refused(root / shard)
+    )
     inside = [shard for shard in shards if shard not in escaping]
     return ShardIndex(
         name=name,
@@ -183,26 +188,26 @@ def read_index(root: Path, name: str = INDEX_NAME) -> ShardIndex:
     )
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a text names something directly in a folder."""
+    pure = PurePosixPath(name)
+    if not name or not is_path(name) or len(pure.parts) != 1 or pure.parts[0] in ("..", "/"):
+        return False
+    return "\\" not in name and len(name.encode()) <= LONGEST_NAME
+
+
 def leaves_folder(root: Path, name: str) -> bool:
-    """Whether a file name from an index leads out of its folder.
+    """Whether a file name leads out of its folder, by itself or as a link.
 
     Links into the `blobs` folder of a model-hub cache are allowed: that is its normal layout.
     """
-    pure = PurePosixPath(name)
-    if not name or not is_path(name) or len(pure.parts) != 1 or pure.parts[0] in ("..", "/"):
-        return True
-    if "\\" in name or len(name.encode()) > LONGEST_NAME:
+    if not is_plain_name(name):
         return True
     path = root / name
     if not path.is_symlink():
         return False
-    try:
-        target, home = path.resolve(), root.resolve()
-    except (OSError, RuntimeError):  # links in a ring
-        return True
-    blobs = home.parent.parent / "blobs"
-    is_cache = home.parent.name == "snapshots" and target.is_relative_to(blobs)
-    return not (target.is_relative_to(home) or is_cache)
+    target = resolve(path)
+    return target is None or not stays_at_home(root, target)
 
 
 def _is_shard(name: str) -> bool:

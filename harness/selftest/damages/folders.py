@@ -87,6 +87,20 @@ def write_pointer_in_shards(patient: Patient) -> None:
     shards(patient.path)[1].write_text(POINTER.format("1" * 64), encoding="ascii")
 
 
+@damage(
+    "weights-linked",
+    patient="transformers-llama",
+    mode="",
+    probe="files-linked-from-elsewhere",
+)
+def link_weights(patient: Patient) -> None:
+    """Move the weights elsewhere and leave a link."""
+    weights = find_weights(patient.path)
+    place = patient.path.parent / "elsewhere.safetensors"
+    weights.rename(place)
+    weights.symlink_to(place)
+
+
 # --- truncated (FM43) ----------------------------------------------------------------------------
 
 

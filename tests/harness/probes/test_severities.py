@@ -19,6 +19,7 @@ LATER = "the checkpoint itself is usable; going on from it is what suffers"
 
 OTHERWISE = {
     "shards-stale": "a loader that goes by the index reads the right weights",
+    "files-linked-from-elsewhere": MEANT,
     "config-file-unreadable": UNUSABLE,
     "config-missing": UNUSABLE,
     "shapes-disagree": UNUSABLE,
