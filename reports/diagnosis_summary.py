@@ -189,7 +189,9 @@ def group_subjects(diagnosis: Diagnosis) -> tuple[tuple[tuple[str, ...], str], .
 def describe_subject(facts: dict[str, Any]) -> str:
     """Return one line about a subject: what it is, how large, made from what."""
     if "type" in facts:
-        return f"live model of type {clean(facts['type'])}"
+        is_served = facts.get("kind") == "served model"
+        kind = "served model" if is_served else "live model of type"
+        return f"{kind} {clean(facts['type'])}"
     kind = " ".join(str(word) for word in _kind_words(facts))
     if "tensors" not in facts:
         return clean(kind)

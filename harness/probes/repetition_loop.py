@@ -61,15 +61,15 @@ def _judge_alone(behaviour: BehaviourFacts, loops: Sequence[str]) -> Finding | s
 
 
 def _find(behaviour: BehaviourFacts, loops: Sequence[str], measure: str, expected: str) -> Finding:
+    again = behaviour.answers.sampled
+    what = "of these prompts, answers that loop when sampled too"
+    sampled = (Evidence(what=what, found=sum(map(_loops, again))),) if again else ()
     return Finding(
         message=f"{len(loops)} of {len(behaviour.prompts)} answers end in a loop{measure}",
         evidence=(
             Evidence(what="looping answers", found=len(loops), expected=expected),
             Evidence(what="repeated", found=(find_loop(loops[0]) or loops[0])[:80]),
-            Evidence(
-                what="of these prompts, answers that loop when sampled too",
-                found=sum(map(_loops, behaviour.answers.sampled)),
-            ),
+            *sampled,
         ),
         cause="over-training, a preference run that went too far, or EOS that is no longer learnt",
         remedy="take an earlier checkpoint; train with fewer epochs or a lower learning rate",

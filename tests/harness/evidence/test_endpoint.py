@@ -26,6 +26,7 @@ from harness.registry import Missing
 from harness.served import diagnose_served, examine_served
 from mudpuppy.errors import UsageError
 from reports.commands.doctor import main
+from reports.diagnosis_console import write_console
 from tests.harness.checkpoints import save_base
 from tests.harness.evidence.servers import (
     Answer,
@@ -143,6 +144,10 @@ def test_a_loop_is_held_against_the_control():
     loop = "so the river " * 9
     assert "repetition-loop" in found(says(loop), says(FINE))
     assert found(says(loop)) == {"repetition-loop"}
+    with serve(says(loop)) as server:
+        diagnosis = diagnose_served(server.url)
+    assert not any("sampled" in one.what for one in diagnosis.findings[0].evidence)
+    assert "served model model" in write_console(diagnosis)
     assert found(says("the pond " * 40, finish="length")) == {"repetition-loop", "never-stops"}
 
 
