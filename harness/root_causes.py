@@ -131,6 +131,7 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = {
     "checkpoints-grow": ("optimizer-disagrees",),
     "base-mismatch": (
         "weights-exploded",
+        "matrix-unlike-its-base",
         "config-not-the-bases",
         "tokenizer-not-the-bases",
         *_MERGES,

@@ -10,6 +10,7 @@ import torch
 
 from harness.doctor import diagnose
 from harness.findings import Status, Verdict
+from harness.selftest.ward import Recovery
 from mudpuppy.errors import ModelError
 from tests.harness.checkpoints import edit_tensors, save_adapter, save_base
 
@@ -93,3 +94,12 @@ def test_a_cut_file_is_found(tmp_path, base):
     with path.open("rb+") as handle:
         handle.truncate(path.stat().st_size - 100)
     assert names(diagnose(path)) == {"weights-truncated"}
+
+
+def test_a_gguf_file_says_that_its_values_are_not_compared_with_the_base(tmp_path):
+    patient = Recovery(tmp_path).get("gguf-with-base")
+    found = diagnose(patient.path, **patient.options)
+    for code in ("MPD401", "MPD405", "MPD411", "MPD413"):
+        one = next(r for r in found.probes if r.code == code)
+        assert one.status is Status.SKIPPED
+        assert "GGUF gives tensors other names" in one.reason

@@ -37,7 +37,10 @@ def weigh_base(evidence: CheckpointEvidence) -> BaseFit:
     adapter: Adapter | None = evidence.find("adapter")
     drifts: Drifts | None = evidence.find("drifts")
     if adapter is None and drifts is None:
-        raise Missing(f"the checkpoint shares no tensor with the base {base.root}")
+        raise Missing(
+            evidence.was_missing("drifts")
+            or f"the checkpoint shares no tensor with the base {base.root}"
+        )
     shapes = _adapter_shapes(adapter, base) if adapter else {}
     moved: tuple[Drift, ...] = ()
     astray: tuple[Drift, ...] = ()

@@ -35,6 +35,11 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
     weights: Weights = evidence.get("weights")
     base: Base = evidence.get("base")
     shared = sorted(weights.tensors.keys() & base.tensors.keys())
+    if not shared and (evidence.find("gguf") is not None) != _is_gguf(base):
+        raise Missing(
+            f"the values were not compared with the base {base.root}: GGUF gives tensors other "
+            "names; compare the model that it was converted from"
+        )
     if not shared:
         raise Missing(f"the checkpoint and the base {base.root} share no tensor name")
     evidence.options.progress(f"comparing {evidence.folder} with {base.root}")
@@ -62,6 +67,10 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
         identical=identical and all(one.relative == 0.0 for one in found),
         same_names=same_names and len(found) == len(shared),
     )
+
+
+def _is_gguf(base: Base) -> bool:
+    return any(tensor.file.endswith(".gguf") for tensor in base.tensors.values())
 
 
 def _targets(evidence: CheckpointEvidence) -> set[str] | None:
