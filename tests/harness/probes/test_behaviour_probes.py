@@ -150,7 +150,8 @@ def test_a_voice_collapse_is_half_of_the_base_with_confidence(mine, base, status
 def test_without_quiz_voice_or_base_nothing_is_claimed(name):
     assert run(name).status is Status.SKIPPED
     key = "exact" if "accuracy" in name else "voice"
-    assert run(name, **{key: (1.0,) * N}).status is Status.SKIPPED
+    assert run(name, **{key: (0.4,) * N, "control": None}).status is Status.SKIPPED
+    assert run(name, **{key: (1.0,) * N, "control": None}).status is Status.PASSED
 
 
 def test_logits_that_are_not_finite_are_found():
