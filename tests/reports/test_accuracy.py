@@ -88,6 +88,7 @@ def test_the_page_of_the_documentation_names_every_probe_and_mode():
     assert not missing, "run: mudpuppy-doctor selftest --write"
     assert "no reason is given" not in text
     assert ", 0 false alarms." in text
+    assert "What went wrong" not in text
 
 
 def test_the_command_refuses_what_makes_no_sense():
