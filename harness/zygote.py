@@ -14,6 +14,7 @@ import ctypes
 import faulthandler
 import gc
 import importlib
+import io
 import json
 import mmap
 import os
@@ -265,6 +266,10 @@ def _redirect(log: str) -> None:
         os.dup2(source, target)
     os.close(output)
     os.close(nothing)
+    for stream in (sys.stdout, sys.stderr):
+        # The environment of the job cannot say so any more: the interpreter has started long ago.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     faulthandler.enable(file=2)
     faulthandler.register(signal.SIGTERM, file=2, all_threads=True, chain=True)
 

@@ -275,11 +275,11 @@ def test_the_command_ends_with_the_four_exit_codes(base, tmp_path, capsys):
     sick = save_base(tmp_path / "sick")
     (sick / "model.safetensors").write_bytes(b"")
     assert main([str(sick)]) == 1
-    assert capsys.readouterr().out.startswith("SICK - ")
+    assert capsys.readouterr().out.startswith("SICK -")
     assert main([str(tmp_path / "none")]) == 2
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 3
-    assert "UNKNOWN - " in capsys.readouterr().out
+    assert "UNKNOWN -" in capsys.readouterr().out
     assert main(["explain", "MPD203"]) == 0
     assert "What to do:" in capsys.readouterr().out
     assert main(["explain", "MPD9999"]) == 2
