@@ -7,6 +7,7 @@ write files, and whose answer is read up to a limit.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -26,7 +27,7 @@ from jinja2.utils import Namespace
 from harness.evidence.text.template import make_world
 from harness.registry import Missing
 
-SECONDS = 0.4
+SECONDS = 0.6
 """Processor time of a child; the longest public template needs some 0.05 s."""
 PATIENCE_S = 1.6
 """Time by the clock for all templates of a folder; a machine may be busy, a person waits."""
@@ -94,11 +95,17 @@ def _render_one(
     try:
         found = json.loads(raw)
     except ValueError:
-        if time.monotonic() > until and os.WTERMSIG(status) == signal.SIGKILL:
-            said = f"this machine was too busy to render chat templates within {PATIENCE_S} s"
-            raise Missing(said) from None
-        return f"it does not end within {SECONDS} s, or takes too much memory"
+        return _why_silent(os.WTERMSIG(status), time.monotonic() > until)
     return {name: (str(kind), str(said)) for name, (kind, said) in found.items()}
+
+
+def _why_silent(ended_by: int, is_late: bool) -> str:
+    """Return why a child gave no answer; raises Missing where the template cannot be blamed."""
+    if ended_by == signal.SIGKILL and is_late:
+        raise Missing(f"this machine was too busy to render chat templates within {PATIENCE_S} s")
+    if ended_by in (signal.SIGPROF, signal.SIGXCPU):
+        return f"it does not end within {SECONDS} s"
+    return "it takes too much memory, or writes more than can be meant"
 
 
 def _read(reader: int, until: float) -> bytes:
@@ -116,6 +123,7 @@ def _read(reader: int, until: float) -> bytes:
 def _work(text: str, conversations: Mapping[str, Any], writer: int) -> NoReturn:
     """Do the child's part; leaves without running anything that the parent has registered."""
     try:
+        gc.disable()  # it would go through all that the parent holds, on the template's time
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
         _limit()

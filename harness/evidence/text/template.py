@@ -24,7 +24,7 @@ LIMIT_BYTES = 200_000
 """Length of all templates of a folder together that is parsed, half a second; the longest of the
 public ones have some 30,000."""
 SECONDS = 1.0
-"""Processor time after which no further template of a folder is parsed."""
+"""Processor time of this thread after which no further template of a folder is parsed."""
 FILE = "chat_template.jinja"
 GGUF_KEY = "tokenizer.chat_template"
 """Setting of a GGUF file that holds a template; `.tool_use` and the like may follow."""
@@ -56,10 +56,10 @@ def parse_templates(evidence: CheckpointEvidence) -> tuple[Template, ...]:
     if sum(map(len, texts)) > LIMIT_BYTES:
         which = f"the template in {found[0][0]} is" if len(texts) == 1 else "the templates are"
         raise Missing(f"{which} longer than {LIMIT_BYTES:,} bytes")
-    until = time.process_time() + SECONDS
+    until = time.thread_time() + SECONDS
     parsed: dict[str, Template] = {}
     for text, file in texts.items():
-        if time.process_time() > until:
+        if time.thread_time() > until:
             raise Missing(f"the templates of the folder take longer than {SECONDS:g} s to parse")
         parsed[text] = _parse(file, "", text)
     return tuple(replace(parsed[text], file=file, name=name) for file, name, text in found)

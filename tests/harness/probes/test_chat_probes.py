@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from harness.doctor import diagnose
 from harness.evidence.source import CheckpointEvidence
 from harness.evidence.text import render
 from harness.findings import Severity, Status
+from harness.registry import Missing
 from harness.selftest.edit import edit_json
 from harness.selftest.healthy.chat_models import STYLES, save_style
 
@@ -176,6 +179,40 @@ def test_a_child_can_neither_write_a_file_nor_outlive_its_time(tmp_path):
     (answer,) = render.render(("{% for a in range(99999) %}{{ a }}{% endfor %}",), asked)
     assert answer["a"][0] == "raised"
     assert "more than" in answer["a"][1]
+
+
+def test_what_the_parent_holds_is_not_gone_through_on_the_time_of_a_template():
+    parent, thresholds = os.getpid(), gc.get_threshold()
+
+    def take_long(phase: str, info: object) -> None:
+        while os.getpid() != parent:  # as a collection does in the fork of a large process
+            pass
+
+    gc.callbacks.append(take_long)
+    gc.set_threshold(50)
+    try:
+        (answer,) = render.render(
+            ("{% for a in range(2000) %}{{ [[a]] }}{% endfor %}",), json.dumps({"large": {}})
+        )
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(take_long)
+    assert isinstance(answer, dict), answer
+    assert answer["large"][0] == "text"
+
+
+def test_a_child_that_is_silent_says_why(monkeypatch):
+    asked = json.dumps({"silent": {}})
+    (answer,) = render.render(
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",), asked
+    )
+    assert answer == f"it does not end within {render.SECONDS} s"
+    monkeypatch.setattr(render, "PATIENCE_S", 0.05)
+    with pytest.raises(Missing, match="too busy"):
+        render.render(
+            ("{% for b in range(99998) %}{% for a in range(99998) %}{% endfor %}{% endfor %}",),
+            asked,
+        )
 
 
 def test_rendering_is_that_of_transformers(chatml):
