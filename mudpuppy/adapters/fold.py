@@ -9,7 +9,6 @@ multiples of `ALIGN` rows, and what is left over goes with the last one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,54 +20,12 @@ from mudpuppy.adapters.merge_plan import LowRank, Output
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.int4_pack import dequantize_int4, quantize_int4
 from mudpuppy.safefile import TensorEntry
+from mudpuppy.stored import FLOATS, Reader
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-"""The float types of the format."""
 BLOCK_BYTES = 1 << 22
 """Bytes of fp32 that are worked on at once: they stay in the processor's cache."""
 ALIGN = 64
 """Rows that a block is a multiple of."""
-
-
-class Reader:
-    """Reads parts of tensors; keeps the files open."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, int] = {}
-
-    def close(self) -> None:
-        """Close every file."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
-
-    def read_into(self, entry: TensorEntry, start: int, raw: Tensor) -> None:
-        """Fill the bytes `raw` from byte `start` of a tensor.
-
-        Raises:
-            OSError: the file cannot be read, or became shorter.
-        """
-        path = str(entry.file)
-        if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY)
-        view = raw.numpy().data
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._files[path], [view[done:]], entry.start + start + done)
-            if count == 0:
-                raise OSError(f"{path} became shorter while it was read")
-            done += count
-
-    def read(self, entry: TensorEntry, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return a whole tensor in `dtype`."""
-        raw = torch.empty(entry.size, dtype=torch.uint8)
-        self.read_into(entry, 0, raw)
-        return raw.view(DTYPES[entry.dtype]).view(entry.shape).to(dtype)
 
 
 @dataclass
@@ -109,7 +66,7 @@ def fold(output: Output, dtype: str, work: Workspace) -> Iterator[memoryview]:
         EngineError: MP-E09, a value is not finite.
         OSError: a file cannot be read.
     """
-    if output.source.dtype not in DTYPES:
+    if output.source.dtype not in FLOATS:
         yield from _copy(output.source, work)
         return
     if output.is_copied or output.bias is not None:
@@ -128,7 +85,7 @@ def _copy(entry: TensorEntry, work: Workspace) -> Iterator[memoryview]:
 def _fold_flat(output: Output, dtype: str, work: Workspace) -> Iterator[memoryview]:
     """Copy, convert or add a bias; the shape does not matter."""
     source = output.source
-    item = DTYPES[source.dtype].itemsize
+    item = FLOATS[source.dtype].itemsize
     added = None
     if output.bias is not None:
         added = work.reader.read(output.bias[0]) * output.bias[1]
@@ -163,11 +120,11 @@ def _fold_rows(output: Output, dtype: str, work: Workspace) -> Iterator[memoryvi
 
 def _load(entry: TensorEntry, start: int, count: int, kept: str, work: Workspace) -> Tensor:
     """Return `count` elements in the base's own type `kept`, as loading the base would."""
-    kind = DTYPES[entry.dtype]
+    kind = FLOATS[entry.dtype]
     raw = work.buffer("raw", count * kind.itemsize, torch.uint8)
     work.reader.read_into(entry, start * kind.itemsize, raw)
     block = raw.view(kind)
-    return block if entry.dtype == kept else block.to(DTYPES[kept])
+    return block if entry.dtype == kept else block.to(FLOATS[kept])
 
 
 def _base_block(output: Output, start: int, stop: int, work: Workspace) -> Tensor:
@@ -193,7 +150,7 @@ class _Change:
         self.b = work.reader.read(self.low_rank.b)
         # where another type is asked for, there is nothing of PEFT's to be equal to
         is_rounded = self.low_rank.is_rounded and dtype == output.home.dtype
-        self.first = DTYPES[dtype] if is_rounded else torch.float32
+        self.first = FLOATS[dtype] if is_rounded else torch.float32
         self.magnitude = None
         if self.low_rank.magnitude is not None:
             self.magnitude = work.reader.read(self.low_rank.magnitude)
@@ -236,7 +193,7 @@ def _round(block: Tensor, dtype: str, name: str, work: Workspace) -> memoryview:
     Raises:
         EngineError: MP-E09, something is not finite.
     """
-    kind = DTYPES[dtype]
+    kind = FLOATS[dtype]
     if block.dtype != kind or not block.is_contiguous():
         rounded = work.buffer("rounded", block.numel(), kind).view(block.shape)
         rounded.copy_(block)

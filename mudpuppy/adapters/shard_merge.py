@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mudpuppy.adapters.fold import DTYPES, Reader, Workspace, fold
+from mudpuppy.adapters.fold import Workspace, fold
 from mudpuppy.adapters.merge_inputs import TORCH_NAMES, Inputs, read_inputs
 from mudpuppy.adapters.merge_plan import FLOATS, Output, Plan, plan_merge
 from mudpuppy.errors import OutputError
@@ -27,6 +27,7 @@ from mudpuppy.provenance import (
 from mudpuppy.refusals import telling_of_failed_writes
 from mudpuppy.safefile import INDEX_FILE, ITEM_BYTES, SINGLE_FILE
 from mudpuppy.saving import staging
+from mudpuppy.stored import DTYPES, Reader
 
 TYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """Types by the names that the flags use."""
