@@ -5,20 +5,22 @@
 #   make doctor CKPT=path    diagnose a checkpoint
 #   make selftest            is the doctor any good? recall and false alarms of every probe
 #   make fuzz                200,000 hostile checkpoints: the doctor survives and touches nothing
-#   make bench               measure training against bare TRL, and merging against PEFT
+#   make bench               measure everything against the best there is (15 minutes; ROWS="merge loss" for some)
+#   make bench-quick         small sizes: did anything get worse than its committed result? (2 minutes)
 #   make setup               the installation alone
 # PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 2
+ROWS ?=
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure mutants test lint doctor selftest fuzz bench bench-throughput bench-merge bench-timings bench-cells clean
+.PHONY: always help setup pressure mutants test lint doctor selftest fuzz bench bench-quick bench-timings clean
 
 help:
-	@sed -n '1,10p' Makefile
+	@sed -n '1,11p' Makefile
 
 setup: $(STAMP)
 
@@ -53,19 +55,14 @@ selftest: $(STAMP)
 fuzz: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.drive -j $(JOBS) --keep runs/fuzz
 
-bench: bench-throughput bench-merge
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks.table $(ROWS)
 
-bench-throughput: $(STAMP)
-	@$(BIN)/python -m benchmarks.throughput
+bench-quick: $(STAMP)
+	@$(BIN)/python -m benchmarks.table --quick $(ROWS)
 
 bench-timings: $(STAMP)
 	@$(BIN)/pytest benchmarks/test_timings.py -m pressure
-
-bench-cells: $(STAMP)
-	@$(BIN)/python -m benchmarks.cells
-
-bench-merge: $(STAMP)
-	@$(BIN)/python -m benchmarks.merge
 
 clean:
 	rm -rf .venv runs build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sqlite3
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks.rows import history as speed
 from harness.history import History
 
-ROOT = Path(__file__).parents[2]
 CELLS, RUNS = 100, 12
 LARGE = frozenset({"results", "findings", "kept", "attempts"})
 """Tables that have a row for every result."""
 
 
 @pytest.fixture(scope="module")
-def benchmark_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("history_speed", ROOT / "benchmarks/history.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def filled(benchmark_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("history") / "history.sqlite"
-    benchmark_module.fill(path, CELLS, RUNS)
+    speed.fill(path, CELLS, RUNS)
     return path
 
 
@@ -49,41 +37,37 @@ def scanned(history: History, sql: str) -> set[str]:
     return read & LARGE
 
 
-def find_scans(module: ModuleType, path: Path) -> dict[str, set[str]]:
+def find_scans(path: Path) -> dict[str, set[str]]:
     """Ask everything and return the statements that read a whole large table."""
     asked: list[str] = []
     with History(path) as history:
         history._connection.set_trace_callback(asked.append)
-        for ask in module.questions(CELLS).values():
+        for ask in speed.questions(CELLS).values():
             ask(history)
         history.results_in(1)
-        history.attempts("20260101-000001-abcd", module.cell_id(1))
-        history.count_results(module.cell_id(1))
+        history.attempts("20260101-000001-abcd", speed.cell_id(1))
+        history.count_results(speed.cell_id(1))
         history._connection.set_trace_callback(None)
         assert len(set(asked)) > 15
         return {sql: found for sql in set(asked) if (found := scanned(history, sql))}
 
 
-def test_no_question_reads_all_results(benchmark_module: ModuleType, filled: Path) -> None:
-    assert find_scans(benchmark_module, filled) == {}
+def test_no_question_reads_all_results(filled: Path) -> None:
+    assert find_scans(filled) == {}
 
 
-def test_without_its_index_a_question_would_read_them_all(
-    benchmark_module: ModuleType, tmp_path: Path
-) -> None:
+def test_without_its_index_a_question_would_read_them_all(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite"
-    benchmark_module.fill(path, CELLS, 2)
+    speed.fill(path, CELLS, 2)
     with sqlite3.connect(path) as raw:
         raw.execute("DROP INDEX results_by_cell")
 
-    assert {"results"} in find_scans(benchmark_module, path).values()
+    assert {"results"} in find_scans(path).values()
 
 
-def test_a_made_up_history_is_one_that_can_be_asked(
-    benchmark_module: ModuleType, filled: Path
-) -> None:
+def test_a_made_up_history_is_one_that_can_be_asked(filled: Path) -> None:
     with History(filled) as history:
-        answers = {label: ask(history) for label, ask in benchmark_module.questions(1).items()}
+        answers = {label: ask(history) for label, ask in speed.questions(1).items()}
         assert history.count_runs() == RUNS
         assert history.query("SELECT count(*) FROM results") == [(CELLS * RUNS,)]
 

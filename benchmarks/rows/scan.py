@@ -1,0 +1,179 @@
+"""Reading every weight: the doctor's scan against `cat`, and against what people write.
+
+Matrices of 32 MB with random bf16 values, in the cache of the system. Every run is a fresh process.
+`finite, min, max` is what the default probes of files and weights need; `all statistics` adds
+zeros, rms, norms of rows, zero and repeated rows.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.children import call, command
+from benchmarks.frame import Figures, Plan, Row, Sides, Subject, Work, at_least, at_most, interleave
+
+NAME = "model.safetensors"
+SIDE = 4096
+DOCTOR = {
+    "doctor": (),
+    "doctor --select MPD301": ("--select", "MPD301"),
+    "doctor --quick": ("--quick",),
+    "doctor --depth files": ("--depth", "files"),
+}
+
+
+def write_model(folder: Path, size_gb: float) -> int:
+    """Write a checkpoint of random bf16 matrices and return its bytes."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    count = max(1, round(size_gb * 1e9 / (2 * SIDE * SIDE)))
+    blocks = [
+        (random.standard_normal((SIDE, SIDE), np.float32) * 0.02).view(np.uint32) >> 16
+        for _ in range(min(count, 4))
+    ]
+    header = {
+        f"model.layers.{number}.mlp.up_proj.weight": {
+            "dtype": "BF16",
+            "shape": [SIDE, SIDE],
+            "data_offsets": [2 * SIDE * SIDE * number, 2 * SIDE * SIDE * (number + 1)],
+        }
+        for number in range(count)
+    }
+    raw = json.dumps(header).encode()
+    with (folder / NAME).open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for number in range(count):
+            file.write(blocks[number % len(blocks)].astype(np.uint16).tobytes())
+    (folder / "config.json").write_text('{"model_type": "other", "dtype": "bfloat16"}')
+    return (folder / NAME).stat().st_size
+
+
+def import_scan() -> None:
+    """Import what a scan needs."""
+    import harness.evidence.files.headers
+    import harness.evidence.values.rows
+    import harness.evidence.values.scan  # noqa: F401
+
+
+def scan_once(folder: str, has_rows: bool) -> None:
+    """Scan every tensor; with or without the statistics of rows."""
+    from harness.evidence.files.headers import read_weight_file
+    from harness.evidence.values.rows import describe_rows
+    from harness.evidence.values.scan import scan
+
+    tensors = read_weight_file(Path(folder) / NAME, NAME).tensors
+    for found in scan(Path(folder), tensors, rows=has_rows):
+        assert found.extremes.nonfinite == 0
+        describe_rows(Path(folder), found)
+
+
+def import_torch() -> None:
+    """Import what people scan with."""
+    import safetensors.torch  # noqa: F401
+    import torch
+
+    torch.set_num_threads(2)
+
+
+def scan_with_torch(folder: str) -> None:
+    """Do what people write."""
+    import torch
+    from safetensors.torch import load_file
+
+    assert all(bool(torch.isfinite(t).all()) for t in load_file(Path(folder) / NAME).values())
+
+
+def measure(plan: Plan) -> Sides:
+    """Run every kind in fresh processes."""
+    size = write_model(plan.folder, plan.pick(full=2.0, quick=0.2))
+    plan.facts["checkpoint"] = f"{size / 1e9:.2f} GB of bf16 in matrices of {SIDE} x {SIDE}"
+    folder, own = str(plan.folder), "benchmarks.rows.scan"
+    cache = {"PYTHONPYCACHEPREFIX": str(plan.folder / "bytecode")}  # compiled once, as installed
+    python = [sys.executable, "-m", "reports.commands.doctor"]
+
+    def doctor(*words: str) -> Work:
+        return lambda: command([*python, *words], more=cache).timed
+
+    def child(name: str, prepare: str, *arguments: object) -> Work:
+        return lambda: _call(f"{own}:{name}", prepare, folder, *arguments)
+
+    sides: dict[str, Work] = {
+        "cat": lambda: command(["sh", "-c", f"cat '{folder}/{NAME}' > /dev/null"]).timed,
+        "scan": child("scan_once", "import_scan", False),
+        "all statistics": child("scan_once", "import_scan", True),
+        "load_file + torch.isfinite": child("scan_with_torch", "import_torch"),
+        "doctor --help": doctor("--help"),
+        **{name: doctor(folder, *words) for name, words in DOCTOR.items()},
+    }
+    return interleave(plan, sides)
+
+
+def _call(function: str, prepare: str, *arguments: object) -> Figures:
+    return call(function, *arguments, prepare=prepare)
+
+
+ALONE = "mudpuppy-doctor {}, whole process, processor seconds"
+SUBJECT = Subject(
+    name="scan",
+    title="Doctor: reading every weight",
+    measure=measure,
+    rows=(
+        Row(
+            name="fast-vs-cat",
+            what="scan: finite, min, max (wall)",
+            ours="scan",
+            against="cat",
+            figure="wall_s",
+            goal=at_least(1.3),
+        ),
+        Row(
+            name="all-vs-cat",
+            what="scan: all statistics (wall)",
+            ours="all statistics",
+            against="cat",
+            figure="wall_s",
+            goal=at_least(0.5),
+        ),
+        Row(
+            name="fast-vs-torch",
+            what="scan: finite, min, max (wall; torch on two threads)",
+            ours="scan",
+            against="load_file + torch.isfinite",
+            figure="wall_s",
+            goal=at_least(8.0),
+        ),
+        Row(
+            name="memory",
+            what="scan: all statistics, memory over imports, MB",
+            ours="all statistics",
+            against=None,
+            figure="peak_mb",
+            goal=at_most(200.0),
+            margin=3.0,
+        ),
+        *(
+            Row(
+                name=f"start-{side.rpartition('-')[2]}",
+                what=ALONE.format(side.partition(" ")[2]),
+                ours=side,
+                against=None,
+                goal=at_most(0.35),
+            )
+            for side in ("doctor --depth files", "doctor --help")
+        ),
+        *(
+            Row(
+                name=f"whole-{side.rpartition('-')[2].replace(' ', '-')}",
+                what=f"mudpuppy-{side.replace('doctor', 'doctor PATH', 1)}, whole process",
+                ours=side,
+                against="cat",
+                figure="wall_s",
+                goal=None,
+            )
+            for side in ("doctor", "doctor --select MPD301", "doctor --quick")
+        ),
+    ),
+)
