@@ -1,0 +1,1 @@
+"""Quantised building blocks for code of one's own: levels, products, norms (docs/ops.md)."""
