@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 STATE_FILE = "trainer_state.json"
+FP8_HISTORY_FILE = "fp8_history.safetensors"
+"""File of a checkpoint that holds what delayed fp8 scales follow."""
 
 
 def read_json(path: Path) -> Any:
@@ -62,6 +64,8 @@ def find_lacking(names: Iterable[str], identity: Mapping[str, Any]) -> str:
     wanted = [STATE_FILE, "scheduler.pt"]
     if settings.get("precision") == "fp16":
         wanted.append("scaler.pt")
+    if (settings.get("precision"), settings.get("fp8_scaling")) == ("fp8", "delayed"):
+        wanted.append(FP8_HISTORY_FILE)
     if processes > 1:
         wanted += [f"rng_state_{rank}.pth" for rank in range(processes)]
     else:

@@ -167,6 +167,21 @@ class TrainingConfig(BaseModel):
     calibration_samples: Count = 64
     """Samples used to calibrate (gptq)."""
 
+    qat_activations: Literal["token", "tensor"] = "token"
+    """Inputs that share an int8 scale: those of a token, measured as they come, or all (qat)."""
+    qat_ranges: Literal["observed", "learned"] = "observed"
+    """How int8 scales are found: from the largest values, or as parameters (LSQ) (qat)."""
+    qat_momentum: Fraction = 0.9
+    """Share of an observed range of inputs that stays when a step ends (qat, tensor)."""
+    qat_warmup: Fraction = 0.0
+    """Share of the steps before rounding begins (qat)."""
+    qat_freeze: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the steps after which ranges stay as they are (qat); 1 for never."""
+    fp8_scaling: Literal["current", "delayed"] = "current"
+    """What fp8 scales follow: each tensor, or the largest value of the steps before (fp8)."""
+    fp8_window: Size = 16
+    """Steps whose largest value delayed scales remember (fp8)."""
+
     max_length: Annotated[int, Field(ge=8, le=16_777_216)] = 1024
     """Tokens of a sample that are kept."""
     chat_template: bool = True
@@ -293,6 +308,9 @@ SWITCHES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "preprocess-workers": ("preprocess_workers", lambda value: value > 1),
     "logging": ("report_to", bool),
     "fsdp": ("fsdp", lambda value: value != "none"),
+    "static-activations": ("qat_activations", lambda value: value == "tensor"),
+    "learned-ranges": ("qat_ranges", lambda value: value == "learned"),
+    "delayed-scaling": ("fp8_scaling", lambda value: value == "delayed"),
 }
 """The one setting that each feature is switched on by, and what its value says."""
 

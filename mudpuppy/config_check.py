@@ -52,7 +52,7 @@ def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote
 
 CHECKED_TOGETHER = (
     *("method", "preference", "use_peft", "max_steps", "warmup_steps", "batch_size"),
-    *("gradient_accumulation", "num_generations", "reward_funcs"),
+    *("gradient_accumulation", "num_generations", "reward_funcs", "qat_warmup", "qat_freeze"),
 )
 """Settings whose values `check_values` weighs against each other; every other stands by itself."""
 
@@ -84,6 +84,11 @@ def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iter
             f"{name('batch_size')}: kto estimates a distance within a batch, and needs 2 samples "
             "or more, got 1"
         )
+    if config.method == "qat" and config.qat_warmup >= config.qat_freeze:
+        yield (
+            f"{name('qat_warmup')}: {config.qat_warmup} is not below {name('qat_freeze')}, "
+            f"{config.qat_freeze}: ranges would stand still before anything is rounded"
+        )
     if config.method != "grpo":
         return
     word = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
@@ -108,6 +113,9 @@ _READ_BY = {
         ("reward_funcs", "num_generations", "max_completion_length", "temperature"), ("grpo",)
     ),
     **dict.fromkeys(("quant", "quant_block_size"), ("qlora",)),
+    **dict.fromkeys(
+        ("qat_activations", "qat_ranges", "qat_momentum", "qat_warmup", "qat_freeze"), ("qat",)
+    ),
     **dict.fromkeys(("gptq_bits", "gptq_group_size", "calibration_samples"), ("gptq",)),
 }
 """Settings that only some methods read."""
@@ -125,6 +133,12 @@ def unread_settings(config: TrainingConfig) -> tuple[str, ...]:
         unread.update(_OF_A_FRESH_ADAPTER)
     if config.early_stopping is None:
         unread.update(_OF_EVALUATION)
+    if config.qat_activations != "tensor":
+        unread.add("qat_momentum")
+    if config.precision != "fp8":
+        unread.add("fp8_scaling")
+    if config.precision != "fp8" or config.fp8_scaling != "delayed":
+        unread.add("fp8_window")
     if config.tokens_per_batch is not None:
         unread.add("batch_size")
     if config.max_steps is not None:

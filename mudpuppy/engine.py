@@ -51,6 +51,7 @@ from mudpuppy.preflight import locked, preflight
 from mudpuppy.provenance import PROVENANCE_FILE, fingerprint_model
 from mudpuppy.quant import int4
 from mudpuppy.quant.fp8 import choose_fp8_path, fp8_linears
+from mudpuppy.quant.fp8_history import describe_saturation
 from mudpuppy.records import Choice, RunRecord
 from mudpuppy.refusals import telling_of_failed_writes, telling_of_memory
 from mudpuppy.runtime import DTYPES, Runtime, choose_runtime
@@ -321,7 +322,8 @@ def _fit(
         if config.packing:  # before anything whose rounding depends on the whole batch
             around.enter_context(attending_by_document(model))
         if config.precision == "fp8":
-            around.enter_context(fp8_linears(model, choose_fp8_path(runtime.device)))
+            window = config.fp8_window if config.fp8_scaling == "delayed" else None
+            around.enter_context(fp8_linears(model, choose_fp8_path(runtime.device), window))
         around.enter_context(job.family.around_fit(model, config, runtime))
         if watcher is not None:
             watcher.on_prepared(model, loaded.tokenizer, job.rows, loaded.eos_ids)
@@ -337,6 +339,8 @@ def _fit(
             resumed=resumed,
             report=report,
         )
+        if config.fp8_scaling == "delayed":
+            runtime.choices["fp8_clipped"] = describe_saturation(model)
         if watcher is not None:
             watcher.on_fitted(model)
     return result

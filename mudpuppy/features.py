@@ -86,6 +86,17 @@ _TABLE = (
     ("preprocess-workers", "--preprocess-workers 2", "samples are tokenised by several processes"),
     ("logging", "--report-to tensorboard", "numbers are also written for TensorBoard or W&B"),
     ("fsdp", "--fsdp full_shard", "weights and optimizer are sharded over several processes"),
+    (
+        "static-activations",
+        "--qat-activations tensor",
+        "all inputs of a layer share one int8 scale, which training finds",
+    ),
+    ("learned-ranges", "--qat-ranges learned", "int8 scales are trained beside the weights"),
+    (
+        "delayed-scaling",
+        "--fp8-scaling delayed",
+        "fp8 scales follow the largest values of the steps before",
+    ),
 )
 FEATURES: dict[str, Feature] = {
     name: Feature(name=name, flag=flag, what=what) for name, flag, what in _TABLE

@@ -220,6 +220,25 @@ RULES: tuple[Rule, ...] = (
         hint="leave out --no-chat-template",
     ),
     _rule(
+        "MP-R33",
+        "int8-ranges-without-qat",
+        " ".join(method for method in METHODS if method != "qat"),
+        "",
+        any_of="static-activations learned-ranges",
+        reason="only quantisation-aware training rounds to int8 while it trains, so there are no "
+        "ranges to share or to learn",
+        hint="leave out --qat-activations and --qat-ranges, or use --method qat",
+    ),
+    _rule(
+        "MP-R34",
+        "delayed-scaling-without-fp8",
+        "*",
+        "delayed-scaling",
+        precisions="fp32 bf16 fp16",
+        reason="nothing is computed in fp8, so there are no scales to delay",
+        hint="leave out --fp8-scaling, or use --precision fp8",
+    ),
+    _rule(
         "MP-R40",
         "all-tokens-without-token-loss",
         "dpo ipo kto grpo rm prm",

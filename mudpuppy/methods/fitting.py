@@ -28,6 +28,7 @@ from mudpuppy.methods.batching import arrange, token_batches
 from mudpuppy.methods.family import Family, Row, TrainerParts
 from mudpuppy.methods.keeping import CheckpointKeeper, EngineTrainer
 from mudpuppy.methods.steplog import Report, StepWriter
+from mudpuppy.quant.stepping import StepKeeper
 from mudpuppy.records import StepRecord
 from mudpuppy.runtime import Runtime
 
@@ -93,7 +94,8 @@ def fit(
         resumed.step if resumed else 0,
         skips_overflow=config.precision == "fp16",
     )
-    callbacks: list[TrainerCallback] = [writer, CheckpointKeeper(identity, config.save_steps)]
+    keeper = CheckpointKeeper(identity, config.save_steps)
+    callbacks: list[TrainerCallback] = [writer, StepKeeper(), keeper]
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.early_stopping))
     started = time.monotonic()
@@ -194,7 +196,9 @@ def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]
         "report_to": list(config.report_to),
         "torch_compile": config.compile,
         # Of an image model the part that sees is not used by a batch of text alone.
-        "ddp_find_unused_parameters": config.method == "multimodal",
+        # Ranges that are learnt have no gradient before rounding begins and once they are frozen.
+        "ddp_find_unused_parameters": config.method == "multimodal"
+        or config.qat_ranges == "learned",
         "fsdp": config.fsdp != "none",
         "fsdp_config": {"version": 2, "reshard_after_forward": True},
         # Without it the count of evaluations without a better loss starts anew.

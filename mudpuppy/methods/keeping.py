@@ -17,6 +17,7 @@ from mudpuppy.checkpoints import Identity, write_manifest
 from mudpuppy.errors import OutputError
 from mudpuppy.leftovers import CHECKPOINT_MARK
 from mudpuppy.memory.offload import OffloadedAdamW
+from mudpuppy.quant.fp8_history import load_histories, save_histories
 from mudpuppy.refusals import is_out_of_memory
 
 
@@ -45,6 +46,7 @@ class EngineTrainer:
     args: Any
     accelerator: Any
     control: Any
+    model: Any
     state: Any
     optimizer: Any
     was_over: bool = False
@@ -92,9 +94,10 @@ class EngineTrainer:
         super()._save_checkpoint(*words, **named)  # type: ignore[misc]  # the trainer's own
 
     def _load_from_checkpoint(self, checkpoint: str, *words: Any, **named: Any) -> None:
-        """Load the weights."""
+        """Load the weights, and what fp8 scales follow."""
         with _refusing(checkpoint):
             super()._load_from_checkpoint(checkpoint, *words, **named)  # type: ignore[misc]
+            load_histories(self.model, Path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load optimizer and schedule."""
@@ -146,7 +149,7 @@ class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers s
         if self._every is not None and state.global_step % self._every == 0:
             control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         """Write the manifest, once every process has written its files."""
         del control
         if args.world_size > 1:
@@ -155,4 +158,5 @@ class CheckpointKeeper(TrainerCallback):  # type: ignore[misc]  # transformers s
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             # The trainer's arguments as a pickle: nobody reads it, and nobody should.
             (folder / "training_args.bin").unlink(missing_ok=True)
+            save_histories(model, folder)
             write_manifest(folder, state.global_step, self._identity)

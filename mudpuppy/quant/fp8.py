@@ -9,8 +9,8 @@ What is rounded is only what goes into a matrix product; the weights themselves 
     backward dx = (value(g) @ value(w)) * scale(g) * scale(w)                g in E5M2
              dw = (value(g).T @ value(x)) * scale(g) * scale(x)
 
-The scales follow each tensor (dynamic, not delayed), so there is no state that a resumed run would
-have to find again. The formats and the recipe are those of Micikevicius et al., "FP8 formats for
+The scales follow each tensor, or, delayed, the steps before (`mudpuppy.quant.fp8_history`). The
+formats and the recipe are those of Micikevicius et al., "FP8 formats for
 deep learning" (arXiv 2209.05433). Where a device multiplies fp8 in hardware, `torch._scaled_mm`
 does it; elsewhere the values are rounded to fp8 and multiplied in fp32 (CPU) or bf16 (GPU): the
 same numbers up to the order of summation, and no speed.
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,12 @@ from torch import Tensor, nn
 from mudpuppy.env.traps import fp8_of_arch
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.blocks import computing_as, find_decoder_layers, find_linears
+from mudpuppy.quant.fp8_history import GRADIENT, INPUT, WEIGHT, Fp8History
 
 MULTIPLE = 16
 """Sizes of a matrix that fp8 hardware multiplies are multiples of this."""
+HISTORY = "fp8_history"
+"""Name of the submodule that a layer's history is while it trains."""
 SMALLEST_SCALE = 2.0**-126
 """Scales are never subnormal: dividing by one would overflow."""
 PROBE_TOLERANCE = 0.02
@@ -127,10 +130,42 @@ def quantise_fp8(tensor: Tensor, dtype: torch.dtype) -> ScaledFp8:
     NaN stays NaN, and an infinity makes all of the tensor NaN: a run that diverges must show it.
     """
     exact = tensor.detach().to(torch.float32)
+    return _round(exact, dtype, _scale_of(_peak_of(exact), dtype))
+
+
+def quantise_delayed(
+    tensor: Tensor, dtype: torch.dtype, history: Fp8History, place: int, *, watched: bool
+) -> ScaledFp8:
+    """Round a tensor to an fp8 format with the scale that the steps before ask for.
+
+    Args:
+        tensor: what is rounded.
+        dtype: the format.
+        history: of the layer.
+        place: which of its tensors this is.
+        watched: whether the tensor becomes part of the history.
+    """
+    exact = tensor.detach().to(torch.float32)
+    known = history.peak(place, exact.device)
+    scale = _scale_of(torch.where(known > 0, known, _peak_of(exact)), dtype)
+    if watched:
+        history.see(place, exact, scale * torch.finfo(dtype).max)
+    # clipped to the range an infinity would look like any large value
+    finite = torch.where(exact.isinf(), torch.full_like(exact, torch.nan), exact)
+    return _round(finite, dtype, scale)
+
+
+def _peak_of(exact: Tensor) -> Tensor:
+    return exact.abs().amax() if exact.numel() else exact.new_zeros(())
+
+
+def _scale_of(peak: Tensor, dtype: torch.dtype) -> Tensor:
+    scale = (peak / torch.finfo(dtype).max).clamp(min=SMALLEST_SCALE)
+    return torch.where(peak == 0, torch.ones_like(scale), scale)
+
+
+def _round(exact: Tensor, dtype: torch.dtype, scale: Tensor) -> ScaledFp8:
     largest = torch.finfo(dtype).max
-    peak = exact.abs().amax() if exact.numel() else exact.new_zeros(())
-    scale = (peak / largest).clamp(min=SMALLEST_SCALE)
-    scale = torch.where(peak == 0, torch.ones_like(scale), scale)
     # without the clip a value that division rounds up past the largest would become NaN
     return ScaledFp8((exact / scale).clamp(-largest, largest).to(dtype), scale)
 
@@ -171,16 +206,38 @@ def _padded(values: Tensor) -> Tensor:
     return bytes_.view(values.dtype)
 
 
+class _Scaling(NamedTuple):
+    """Where the scales of a layer come from."""
+
+    history: Fp8History | None
+    """What delayed scales follow, or None where each is that of its tensor."""
+    watched: bool
+    """Whether what is rounded becomes part of the history."""
+
+    def quantise(self, tensor: Tensor, dtype: torch.dtype, place: int) -> ScaledFp8:
+        """Round one of the layer's tensors."""
+        if self.history is None:
+            return quantise_fp8(tensor, dtype)
+        return quantise_delayed(tensor, dtype, self.history, place, watched=self.watched)
+
+
 class _Fp8Linear(torch.autograd.Function):
     """`F.linear` in fp8; it keeps the rounded input and weight for backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, path: Fp8Path, dtype: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        path: Fp8Path,
+        dtype: torch.dtype,
+        scaling: _Scaling,
     ) -> Tensor:
-        rows = quantise_fp8(x.flatten(0, -2), path.forward)
-        matrix = quantise_fp8(weight, path.forward)
+        rows = scaling.quantise(x.flatten(0, -2), path.forward, INPUT)
+        matrix = scaling.quantise(weight, path.forward, WEIGHT)
         ctx.save_for_backward(rows.values, rows.scale, matrix.values, matrix.scale)
+        ctx.scaling = scaling
         ctx.path, ctx.dtypes = path, (x.dtype, weight.dtype, None if bias is None else bias.dtype)
         y = _multiply(rows, matrix, dtype, hardware=path.hardware)
         y = y.view(*x.shape[:-1], weight.shape[0])
@@ -193,7 +250,7 @@ class _Fp8Linear(torch.autograd.Function):
         x_values, x_scale, w_values, w_scale = ctx.saved_tensors
         x_dtype, w_dtype, b_dtype = ctx.dtypes
         flat = grad.flatten(0, -2)
-        rounded = quantise_fp8(flat, path.gradient)
+        rounded = ctx.scaling.quantise(flat, path.gradient, GRADIENT)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
             matrix = ScaledFp8(w_values, w_scale)
@@ -204,10 +261,18 @@ class _Fp8Linear(torch.autograd.Function):
             dw = _multiply(rounded.t(), rows.t(), w_dtype, hardware=path.hardware)
         if ctx.needs_input_grad[2]:
             db = flat.to(torch.float32).sum(0).to(b_dtype)
-        return dx, dw, db, None, None
+        return dx, dw, db, None, None, None
 
 
-def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, path: Fp8Path) -> Tensor:
+def fp8_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    path: Fp8Path,
+    *,
+    history: Fp8History | None = None,
+    watched: bool = False,
+) -> Tensor:
     """Return `x @ weight.T + bias` (..., out), multiplied in fp8.
 
     Args:
@@ -215,6 +280,8 @@ def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, path: Fp8Path) ->
         weight: (out, in), in any floating dtype; it is only read.
         bias: (out), or None; added in the dtype of the result.
         path: how to multiply.
+        history: what delayed scales follow; by default each scale is that of its tensor.
+        watched: whether this pass becomes part of the history.
 
     Returns:
         The product in autocast's dtype, or else that of `x`.
@@ -223,7 +290,7 @@ def fp8_linear(x: Tensor, weight: Tensor, bias: Tensor | None, path: Fp8Path) ->
     is_cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype(kind) if is_cast else x.dtype
     result = _Fp8Linear.apply(  # type: ignore[no-untyped-call]
-        x if x.dim() > 1 else x.unsqueeze(0), weight, bias, path, dtype
+        x if x.dim() > 1 else x.unsqueeze(0), weight, bias, path, dtype, _Scaling(history, watched)
     )
     return cast(Tensor, result if x.dim() > 1 else result.squeeze(0))
 
@@ -235,16 +302,29 @@ class Fp8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`, multiplied in fp8."""
-        return fp8_linear(input, self.weight, self.bias, self.fp8_path)
+        history = self._modules.get(HISTORY)
+        return fp8_linear(
+            input,
+            self.weight,
+            self.bias,
+            self.fp8_path,
+            history=history if isinstance(history, Fp8History) else None,
+            watched=self.training and torch.is_grad_enabled(),
+        )
 
 
 @contextmanager
-def fp8_linears(model: nn.Module, path: Fp8Path) -> Iterator[list[str]]:
+def fp8_linears(model: nn.Module, path: Fp8Path, window: int | None = None) -> Iterator[list[str]]:
     """Let the linear layers of the decoder blocks multiply in fp8 inside the block.
 
     Head, embeddings and adapters compute as they did. The layers change their class and nothing
     else, so optimizers, hooks and adapters that hold them go on as if nothing had happened; when
     the block ends, however it ends, they are plain again.
+
+    Args:
+        model: the model.
+        path: how to multiply.
+        window: steps that delayed scales follow; by default each scale is that of its tensor.
 
     Yields:
         The names of the layers, in the model's order.
@@ -263,8 +343,15 @@ def fp8_linears(model: nn.Module, path: Fp8Path) -> Iterator[list[str]]:
             "no linear layer of the decoder blocks can multiply in fp8",
             hint="use --precision bf16",
         )
-    with computing_as(layers.values(), Fp8Linear, fp8_path=path):
-        yield list(layers)
+    if window is not None:
+        for layer in layers.values():
+            layer.add_module(HISTORY, Fp8History(window, layer.weight.device))
+    try:
+        with computing_as(layers.values(), Fp8Linear, fp8_path=path):
+            yield list(layers)
+    finally:
+        for layer in layers.values():
+            layer._modules.pop(HISTORY, None)
 
 
 def _fits_hardware(layer: nn.Linear) -> bool:

@@ -1,8 +1,9 @@
 """The int8 model: real int8 layers, and the folder they are saved to and loaded from.
 
 The folder is that of compressed-tensors' format `int-quantized` (W8A8, weights by channel,
-activations by token), which vLLM and, with the package `compressed-tensors`, transformers read: the
-weight of a layer is int8, `weight_scale` beside it float32. Without that package transformers
+activations by token or by tensor), which vLLM and, with the package `compressed-tensors`,
+transformers read: the weight of a layer is int8, `weight_scale` beside it float32, and so is
+`input_scale` where the inputs of a layer share one. Without that package transformers
 refuses the folder instead of filling the layers at random, as it would for a method it does not
 know. `load_int8` needs no other package.
 """
@@ -10,7 +11,7 @@ know. `load_int8` needs no other package.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mudpuppy.errors import EngineError, ModelError, shown
 from mudpuppy.files import write_json_atomic
 from mudpuppy.quant.blocks import find_decoder_layers, replace_module
-from mudpuppy.quant.fake_quant import find_quantised
+from mudpuppy.quant.fake_quant import find_quantised, ranges_of
 from mudpuppy.quant.int8_matrix import (
     BITS,
     Int8Rows,
@@ -48,59 +49,75 @@ FORMAT = "int-quantized"
 """Layout of the tensors, as compressed-tensors calls it."""
 OWN_METHOD = "mudpuppy-int8"
 """The name under which transformers knows our loader while `load_int8` runs."""
-_SCALE = ".weight_scale"
+_SCALE_BUFFERS = ("weight_scale", "input_scale")
+_SCALE, _INPUT_SCALE = ".weight_scale", ".input_scale"
 
 
 class Int8Linear(nn.Module):
-    """A frozen linear layer with an int8 weight; tokens are rounded to int8 as they come.
+    """A frozen linear layer with an int8 weight; inputs are rounded to int8 as they come.
 
     Args:
         in_features: columns of the weight.
         out_features: rows of the weight.
         bias: whether there is one.
+        static: whether all inputs share a scale that is known; otherwise each token has its own.
     """
 
     weight: Tensor
     """int8, (out, in)."""
     weight_scale: Tensor
     """float32, (out, 1)."""
+    input_scale: Tensor | None
+    """float32, (1), or None."""
     bias: nn.Parameter | None
     """(out), or None."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = False, static: bool = False
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=torch.float32))
+        self.register_buffer("input_scale", torch.ones(1) if static else None)
         values = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         self.register_parameter("bias", values)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rows: Int8Rows | None = None) -> Int8Linear:
         """Return the int8 form of `linear`; `rows` are its rounded weight where they are known."""
-        rows = quantise_weight(linear.weight) if rows is None else rows
+        ranges = ranges_of(linear)
+        rows = quantise_weight(linear.weight, ranges.weight) if rows is None else rows
         layer = cls(linear.in_features, linear.out_features, bias=False)
         layer.weight, layer.weight_scale = rows.levels, rows.scales
+        layer.input_scale = None if ranges.input is None else ranges.input.view(1)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias` (..., out) in the dtype of `input`."""
-        rows = round_rows(input.reshape(-1, self.in_features))
+        scale = self.input_scale
+        rows = round_rows(
+            input.reshape(-1, self.in_features), None if scale is None else scale.view(1, 1)
+        )
         result = multiply(rows, Int8Rows(self.weight, self.weight_scale), input.dtype)
         result = result.view(*input.shape[:-1], self.out_features)
         return result if self.bias is None else result + self.bias.to(input.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
         """Move the layer, but never round its scales."""
-        self._buffers["weight_scale"] = self.weight_scale.view(torch.int32)  # integers stay
+        scales = [name for name in _SCALE_BUFFERS if self._buffers[name] is not None]
+        self._view_scales(scales, torch.int32)  # integers stay
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
-            moved = cast(Tensor, self._buffers["weight_scale"])
-            self._buffers["weight_scale"] = moved.view(torch.float32)
+            self._view_scales(scales, torch.float32)
         return self
+
+    def _view_scales(self, names: Iterable[str], dtype: torch.dtype) -> None:
+        for name in names:
+            self._buffers[name] = cast(Tensor, self._buffers[name]).view(dtype)
 
     def extra_repr(self) -> str:
         """Name the sizes."""
@@ -117,7 +134,7 @@ def quantise_weights(model: nn.Module) -> dict[str, Int8Rows]:
     found: dict[str, Int8Rows] = {}
     for name, linear in find_quantised(model).items():
         try:
-            found[name] = quantise_weight(linear.weight)
+            found[name] = quantise_weight(linear.weight, ranges_of(linear).weight)
         except EngineError as error:
             raise EngineError(f"{name}: {error.message}") from error
     return found
@@ -140,7 +157,14 @@ def describe_weights(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[
         }
         for name, rows in weights.items()
     ]
-    return {**scheme(), "layers": errors, "left_out": left_out}
+    static = bool(_input_scales(model, weights))
+    return {**scheme(static=static), "layers": errors, "left_out": left_out}
+
+
+def _input_scales(model: nn.Module, weights: Iterable[str]) -> dict[str, Tensor]:
+    """Return the scale of the inputs (1) of the layers that have one, by the layers' names."""
+    ranges = {name: ranges_of(cast(nn.Linear, model.get_submodule(name))) for name in weights}
+    return {name: one.input.view(1) for name, one in ranges.items() if one.input is not None}
 
 
 def save_int8(
@@ -163,6 +187,8 @@ def save_int8(
     for name, rows in weights.items():
         state[f"{name}.weight"] = rows.levels.contiguous()
         state[f"{name}{_SCALE}"] = rows.scales
+    for name, scale in _input_scales(model, weights).items():
+        state[f"{name}{_INPUT_SCALE}"] = scale
     model.save_pretrained(folder, state_dict=state)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -188,6 +214,8 @@ def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 def describe(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[str, Any]:
     """Return the `quantization_config` of a model whose layers of `weights` are int8."""
     common = {"num_bits": BITS, "type": "int", "symmetric": True}
+    static = bool(_input_scales(model, weights))
+    by_input = {"strategy": "tensor" if static else "token", "dynamic": not static}
     linears = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     return {
         "quant_method": QUANT_METHOD,
@@ -197,7 +225,7 @@ def describe(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[str, Any
             "group_0": {
                 "targets": ["Linear"],
                 "weights": {**common, "strategy": "channel", "dynamic": False},
-                "input_activations": {**common, "strategy": "token", "dynamic": True},
+                "input_activations": {**common, **by_input},
             }
         },
         "ignore": [name for name in linears if name not in weights],
@@ -208,9 +236,10 @@ def describe(model: nn.Module, weights: Mapping[str, Int8Rows]) -> dict[str, Any
 class _OwnConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers ships no types
     """Names the layers that are int8; lives only while `load_int8` runs."""
 
-    def __init__(self, layers: list[str], **_: Any) -> None:
+    def __init__(self, layers: list[str], static: list[str], **_: Any) -> None:
         self.quant_method = OWN_METHOD
         self.layers = layers
+        self.static = static
 
 
 class _OwnQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -220,8 +249,11 @@ class _OwnQuantizer(HfQuantizer):  # type: ignore[misc]
         for name in self.quantization_config.layers:
             linear = cast(nn.Linear, model.get_submodule(name))
             has_bias = linear.bias is not None
+            static = name in self.quantization_config.static
             with torch.device("meta"):
-                layer = Int8Linear(linear.in_features, linear.out_features, bias=has_bias)
+                layer = Int8Linear(
+                    linear.in_features, linear.out_features, bias=has_bias, static=static
+                )
             if has_bias:
                 layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
             replace_module(model, name, layer)
@@ -247,9 +279,9 @@ def load_int8(folder: Path) -> Any:
     Raises:
         ModelError: the folder holds something else, or tensors are missing.
     """
-    layers = _read_layers(folder)
+    layers, static = _read_layers(folder)
     config = AutoConfig.from_pretrained(folder)
-    config.quantization_config = {"quant_method": OWN_METHOD, "layers": layers}
+    config.quantization_config = {"quant_method": OWN_METHOD, "layers": layers, "static": static}
     kind = getattr(transformers, config.architectures[0])
     model, report = kind.from_pretrained(folder, config=config, output_loading_info=True)
     wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
@@ -258,8 +290,12 @@ def load_int8(folder: Path) -> Any:
     return model.eval()
 
 
-def _read_layers(folder: Path) -> list[str]:
-    """Check the description of the folder, and return the names of its int8 layers."""
+def _read_layers(folder: Path) -> tuple[list[str], list[str]]:
+    """Check the description of the folder, and return the names of its int8 layers.
+
+    Returns:
+        All of them, and those whose inputs share a scale.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no config.json")
@@ -270,11 +306,19 @@ def _read_layers(folder: Path) -> list[str]:
             f"{shown(found.get('quant_method'))} and {shown(found.get('format'))}",
             hint="a model that --method qat wrote lies in OUTPUT/int8",
         )
-    names: list[str] = []
+    keys: list[str] = []
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, "pt") as tensors:
             # not a dict, whatever it looks like
-            names += [key for key in tensors.keys() if key.endswith(_SCALE)]  # noqa: SIM118
+            keys += tensors.keys()
+    names, static = (
+        [key.removesuffix(end) for key in keys if key.endswith(end)]
+        for end in (_SCALE, _INPUT_SCALE)
+    )
     if not names:
         raise ModelError(f"{folder}: no int8 layer in its *.safetensors")
-    return [name.removesuffix(_SCALE) for name in names]
+    given = found["config_groups"]["group_0"]["input_activations"].get("dynamic") is False
+    lacking = sorted(set(names) - set(static)) if given else []
+    if lacking:
+        raise ModelError(f"{folder}: {lacking[0]} has no {_INPUT_SCALE[1:]}, which {path} promises")
+    return names, static
