@@ -6,8 +6,9 @@ import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
+from harness.evidence.files.archives import BROKEN_ARCHIVE
 from harness.evidence.files.headers import HeaderBudget, read_weight_file
 from harness.evidence.files.jsonfile import UnreadableJson, is_path, limit_of, read_object
 from harness.evidence.files.kept import read_kept
@@ -241,7 +242,7 @@ def _stores_nothing(path: Path) -> bool:
     try:
         with ZipFile(path) as archive:
             entries = archive.infolist()
-    except (OSError, BadZipFile, ValueError, NotImplementedError):
+    except BROKEN_ARCHIVE:
         return False  # the old form, or broken: what reads pickles says more
     return not any("/data/" in entry.filename and entry.file_size for entry in entries)
 

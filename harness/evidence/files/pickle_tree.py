@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
+
+from harness.evidence.files.archives import BROKEN_ARCHIVE
 
 PICKLE_LIMIT_BYTES = 32_000_000
 """Longest pickle that is read; that of an optimizer of a thousand tensors has 200 KB."""
@@ -47,6 +48,7 @@ class Call:
     target: Any
     arguments: Any
     state: Any = field(default=None)
+    """What the pickle would put into the result: attributes, or the items of a container."""
 
 
 def read_torch_tree(path: Path) -> Any:
@@ -64,7 +66,9 @@ def read_torch_tree(path: Path) -> Any:
                 raise UnreadablePickle(f"its pickle is longer than {PICKLE_LIMIT_BYTES:,} bytes")
             with archive.open(names[0]) as handle:
                 return read_tree(handle)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as problem:
+    except UnreadablePickle:
+        raise
+    except BROKEN_ARCHIVE as problem:
         raise UnreadablePickle(f"it cannot be read: {str(problem)[:120]}") from problem
 
 
@@ -190,8 +194,11 @@ class _Machine:
         self._extend(self._since_mark())
 
     def _extend(self, items: list[Any]) -> None:
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(items)
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, Call):
+            target.state = items
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -201,11 +208,16 @@ class _Machine:
         self._update(self._since_mark())
 
     def _update(self, items: list[Any]) -> None:
-        if isinstance(self.stack[-1], dict):
-            self.stack[-1].update(_pairs(items))
+        target = self.stack[-1]
+        if isinstance(target, dict):
+            target.update(_pairs(items))
+        elif isinstance(target, Call):
+            target.state = items
 
     def _global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise UnreadablePickle("it looks up a name that is no text")  # as text, endless
         self.stack.append(Named(f"{module}.{name}"))
 
     def _reduce(self) -> None:
@@ -271,7 +283,10 @@ _BUILDERS: dict[str, Any] = {
 
 
 def _pairs(items: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield keys with their values; keys that cannot be keys are left out."""
-    for key, value in zip(items[::2], items[1::2], strict=False):
-        if isinstance(key, (str, int, float, bool)) or key is None:
-            yield key, value
+    """Yield keys with their values; another kind of key would have to be hashed, or be lost."""
+    if len(items) % 2:
+        raise UnreadablePickle("it has a key without a value")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not (isinstance(key, (str, int, float, bool)) or key is None):
+            raise UnreadablePickle("it has a key that is no text and no number")
+        yield key, value

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import pickletools
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from harness.evidence.files.archives import BROKEN_ARCHIVE
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files, Pickled
 from harness.registry import NotApplicable
@@ -66,11 +65,6 @@ HARMLESS = re.compile(
 
 `torch.storage._load_from_bytes` is left out on purpose: it unpickles what it is given."""
 
-_BROKEN = (
-    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
-"""What a damaged archive can make zipfile raise; a name that is no text is a ValueError."""
 _MARK, _UNKNOWN = object(), object()
 
 
@@ -232,7 +226,7 @@ def list_names(path: Path, budget: PickleBudget | None = None) -> tuple[tuple[st
             _read_archive(path, reader)
         elif head == ZIP_MARK:
             reader.note("a zip archive that cannot be opened")
-    except _BROKEN as problem:
+    except BROKEN_ARCHIVE as problem:
         reader.note(f"cannot be read: {str(problem)[:120]}")
     return tuple(reader.names), reader.problem
 

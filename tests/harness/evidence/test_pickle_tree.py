@@ -7,7 +7,9 @@ import io
 import os
 import pickle
 import time
+import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +77,24 @@ def test_the_state_of_an_optimizer_is_listed(tmp_path):
     assert tree["state"][0]["exp_avg"].arguments[2] == (5, 3)
 
 
+DOUBLED = b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(40))
+"""Forty tuples, each holding the one before it twice."""
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"}(I1\nu.", "without a value"),
+        (b"}()I1\nu.", "no text and no number"),
+        (b")\x94" + DOUBLED + b"h\x28h\x28\x93.", "name that is no text"),
+    ],
+)
+def test_what_would_be_lost_or_never_end_is_refused(raw, reason):
+    """The last would be a text of a thousand billion characters."""
+    with pytest.raises(UnreadablePickle, match=reason):
+        read_tree(io.BytesIO(raw))
+
+
 @given(st.binary(max_size=200), st.integers(0, 10_000))
 @settings(max_examples=300, deadline=None)
 def test_damaged_pickles_are_refused_in_one_way(noise, place):
@@ -93,3 +113,33 @@ def test_a_long_pickle_ends_soon(raw):
     with contextlib.suppress(UnreadablePickle):
         read_tree(io.BytesIO(raw))
     assert time.monotonic() - started < 5
+
+
+REGRESSION = Path(__file__).parents[2] / "fuzz/regressions/name-in-archive-is-no-text.zip"
+
+
+def test_an_archive_with_a_name_that_is_no_text_is_refused(tmp_path):
+    with zipfile.ZipFile(REGRESSION) as packed:
+        path = Path(packed.extract("pytorch_model.bin", tmp_path))
+    with pytest.raises(UnicodeDecodeError):
+        zipfile.ZipFile(path)
+
+    with pytest.raises(UnreadablePickle, match="cannot be read"):
+        read_torch_tree(path)
+
+
+@pytest.mark.parametrize("change", [0x01, 0x80, 0xFF])
+def test_a_damaged_archive_is_read_or_refused_in_one_way(tmp_path, change):
+    """zipfile raises ten kinds of errors, among them EOFError, KeyError and struct.error."""
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("m/data.pkl", pickle.dumps({"w": list(range(99))}))
+        made.writestr("m/version", "3")
+    raw, path, refused = whole.getvalue(), tmp_path / "damaged.bin", 0
+    for place in range(len(raw)):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ change]) + raw[place + 1 :])
+        try:
+            read_torch_tree(path)
+        except UnreadablePickle:
+            refused += 1
+    assert refused > 50
