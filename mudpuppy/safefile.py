@@ -1,4 +1,4 @@
-"""Read the headers of safetensors files, and where each tensor lies. Standard library only.
+"""Headers of safetensors files: read, checked, and written. Standard library only.
 
 Nothing is mapped and no tensor is read. A checkpoint of a stranger may say anything: sizes, offsets
 and file names are checked before they are used.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ ITEM_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 """Bytes of one element, for every type of whole bytes."""
+
+MADE_FOR_TORCH = {"format": "pt"}
+"""What transformers wants the metadata of a file to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,27 @@ def _entry(file: Path, name: str, described: Any, data: int, total: int) -> Tens
     if dtype in ITEM_BYTES and math.prod(shape) * ITEM_BYTES[dtype] != stop - start:
         raise ValueError(f"the tensor {name} has {stop - start} bytes, which is not its shape")
     return TensorEntry(name, file, dtype, shape, data + start, stop - start)
+
+
+def pack_header(
+    tensors: Iterable[tuple[str, str, Sequence[int], int]],
+    metadata: Mapping[str, object] | None = MADE_FOR_TORCH,
+) -> bytes:
+    """Return the beginning of a file, before the bytes of its tensors.
+
+    Args:
+        tensors: name, type as the format calls it, shape and bytes of each, in their order.
+        metadata: what the header says besides; None for no such entry.
+    """
+    entries: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
+    position = 0
+    for name, dtype, shape, size in tensors:
+        span = [position, position + size]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": span}
+        position += size
+    raw = json.dumps(entries, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def weight_files(folder: Path) -> list[Path]:

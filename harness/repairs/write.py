@@ -17,6 +17,7 @@ from harness.repairs.draft import Converted, Draft, NotCertain, Renamed
 from harness.repairs.torch_archive import TorchArchive
 from mudpuppy.errors import OutputError
 from mudpuppy.files import fsync_folder
+from mudpuppy.safefile import pack_header
 
 CHUNK_BYTES = 1 << 22
 """Bytes copied at once."""
@@ -92,7 +93,7 @@ def _rename_into(draft: Draft, name: str, content: Renamed, path: Path) -> None:
     with (draft.folder / name).open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         metadata = parse_object(handle.read(length))[0].get("__metadata__")
-        header = make_header(
+        header = pack_header(
             [(content.names[one.name], one.dtype, one.shape, _num_bytes(one)) for one in kept],
             metadata if isinstance(metadata, dict) else None,
         )
@@ -103,26 +104,9 @@ def _rename_into(draft: Draft, name: str, content: Renamed, path: Path) -> None:
 def _convert_into(source: Path, path: Path) -> None:
     with closing(TorchArchive(source)) as archive:
         tensors = archive.tensors
-        header = make_header(
-            [(one.name, one.dtype, one.shape, one.num_bytes) for one in tensors], {"format": "pt"}
-        )
+        header = pack_header((one.name, one.dtype, one.shape, one.num_bytes) for one in tensors)
         values = (part for tensor in tensors for part in archive.read(tensor))
         _write(path, lambda out: _put(out, _chain(header, values)))
-
-
-def make_header(
-    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, object] | None
-) -> bytes:
-    """Return a safetensors header, its length included, for tensors in the order of their data."""
-    entries: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
-    position = 0
-    for name, dtype, shape, size in tensors:
-        span = [position, position + size]
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": span}
-        position += size
-    raw = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
-    return len(raw).to_bytes(8, "little") + raw
 
 
 def _num_bytes(tensor: Tensor) -> int:

@@ -25,7 +25,7 @@ from mudpuppy.provenance import (
     package_versions,
 )
 from mudpuppy.refusals import telling_of_failed_writes
-from mudpuppy.safefile import INDEX_FILE, ITEM_BYTES, SINGLE_FILE
+from mudpuppy.safefile import INDEX_FILE, ITEM_BYTES, SINGLE_FILE, pack_header
 from mudpuppy.saving import staging
 from mudpuppy.stored import DTYPES, Reader
 
@@ -224,26 +224,19 @@ def _write_shard(
     path: Path, outputs: Sequence[Output], precision: str | None, work: Workspace
 ) -> None:
     """Write one weights file: the header, which follows from the plan, then block after block."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for output in outputs:
-        stop = offset + _size(output, precision)
-        shape = list(output.source.shape)
-        header[output.name] = {
-            "dtype": _dtype(output, precision),
-            "shape": shape,
-            "data_offsets": [offset, stop],
-        }
-        offset = stop
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    described = [
+        (one.name, _dtype(one, precision), one.source.shape, _size(one, precision))
+        for one in outputs
+    ]
+    header = pack_header(described)
+    whole = len(header) + sum(size for *_, size in described)
     with path.open("wb", buffering=0) as handle:
-        _write(handle, memoryview(len(raw).to_bytes(8, "little") + raw))
+        _write(handle, memoryview(header))
         for output in outputs:
             for block in fold(output, _dtype(output, precision), work):
                 _write(handle, block)
-        if handle.tell() != 8 + len(raw) + offset:
-            raise OSError(f"{path.name} has {handle.tell()} bytes, not {8 + len(raw) + offset}")
+        if handle.tell() != whole:
+            raise OSError(f"{path.name} has {handle.tell()} bytes, not {whole}")
 
 
 def _write(handle: Any, block: memoryview) -> None:

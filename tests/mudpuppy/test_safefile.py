@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mudpuppy.safefile import checkpoint_tensors, read_header, same_bytes, weight_files
+from mudpuppy.safefile import checkpoint_tensors, pack_header, read_header, same_bytes, weight_files
 
 TENSORS = {
     "b": torch.arange(12, dtype=torch.bfloat16).view(3, 4),
@@ -41,6 +41,24 @@ def test_a_header_says_what_the_library_says(tmp_path: Path):
             assert raw[entry.start : entry.start + entry.size] == bytes(
                 tensor.contiguous().view(-1).view(torch.uint8).numpy()
             )
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"said": "ünïcode \U0001f43e"}])
+def test_a_header_that_is_packed_here_is_read_by_the_library(tmp_path: Path, metadata: Any):
+    tensors = TENSORS | {"wörter": torch.arange(3.0)}
+    types = {torch.bfloat16: "BF16", torch.int64: "I64", torch.float32: "F32"}
+    described = [(n, types[t.dtype], tuple(t.shape), t.nbytes) for n, t in tensors.items()]
+    data = b"".join(bytes(t.contiguous().view(-1).view(torch.uint8)) for t in tensors.values())
+    packed = pack_header(described, metadata)
+    (tmp_path / "x.safetensors").write_bytes(packed + data)
+
+    assert len(packed) % 8 == 0
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+        assert set(file.keys()) == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+    assert list(read_header(tmp_path / "x.safetensors")) == list(tensors)
 
 
 def entry(**changes: Any) -> dict[str, Any]:

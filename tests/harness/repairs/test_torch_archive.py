@@ -17,7 +17,7 @@ from safetensors.torch import load
 
 from harness.repairs.draft import NotCertain
 from harness.repairs.torch_archive import TorchArchive
-from harness.repairs.write import make_header
+from mudpuppy.safefile import pack_header
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32]
 DTYPES += [torch.int16, torch.int8, torch.uint8, torch.bool]
@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     with closing(TorchArchive(path)) as archive:
         described = [(t.name, t.dtype, t.shape, t.num_bytes) for t in archive.tensors]
         data = b"".join(part for t in archive.tensors for part in archive.read(t))
-    return load(make_header(described, None) + data)
+    return load(pack_header(described, None) + data)
 
 
 def raw(tensor: torch.Tensor) -> list[int]:
