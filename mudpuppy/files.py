@@ -1,10 +1,15 @@
-"""Atomic writes: a file is the old one or the new one, never half of either (design, rule 9)."""
+"""Atomic writes: a file or a folder is the old one or the new one, never half (design, rule 9)."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +45,18 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def normal_file_mode() -> int:
     """Return the permissions that a new file gets from the umask."""
+    return 0o666 & ~_umask()
+
+
+def normal_folder_mode() -> int:
+    """Return the permissions that a new folder gets from the umask."""
+    return 0o777 & ~_umask()
+
+
+def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
-    return 0o666 & ~umask
+    return umask
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -55,9 +69,63 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the renames inside `folder` durable."""
+    """Make the renames inside `folder` durable, or the contents of a file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a folder beside `target` that takes its name when the block ends, durable and whole.
+
+    What a killed process left of an earlier try is removed first. A folder that is being filled is
+    locked, so that nobody takes it for such a rest; the kernel drops the lock with its process.
+
+    Args:
+        target: must not exist unless it is to be replaced; its parent must.
+        replace: whether a folder of that name is removed once the new one is there.
+
+    Raises:
+        OSError: it cannot be written, or is there; nothing has then changed.
+    """
+    prefix = f".{target.name}."
+    _remove_abandoned(target.parent, prefix)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix, suffix=".tmp"))
+    old = target.parent / f"{prefix}old.tmp"
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a disk without locks, where nothing counts as abandoned
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        work.chmod(normal_folder_mode())  # mkdtemp makes the folder private
+        yield work
+        for path in (work, *work.rglob("*")):
+            fsync_folder(path)
+        if replace and target.exists():
+            target.rename(old)
+        work.rename(target)
+        fsync_folder(target.parent)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Remove the folders that `atomic_folder` made and that no process fills any more."""
+    ours = re.compile(re.escape(prefix) + r"(old|[a-z0-9_]{8})\.tmp")
+    for path in parent.iterdir():
+        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with suppress(OSError):  # it is locked, or somebody else's
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+                finally:
+                    os.close(descriptor)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from harness.repairs.registry import Repair, load_repairs
 from harness.repairs.write import require_room, write_draft
 from harness.subjects import Subject, find_subjects
 from mudpuppy.errors import ModelError, OutputError
-from mudpuppy.files import fsync_folder, write_json_atomic
+from mudpuppy.files import atomic_folder, write_json_atomic
 
 RECEIPT = "mudpuppy-repair.json"
 """What a repaired copy says of itself."""
@@ -154,22 +152,14 @@ def write_copy(plan: RepairPlan, target: Path) -> tuple[str, ...]:
     root = plan.root
     require_target(root, target)
     require_room(target, sum(_size(path) for path in _walk(root)) + _added(plan))
-    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
-        skipped = _fill(plan, room)
-        write_json_atomic(room / RECEIPT, _receipt(plan))
-        room.chmod(0o777 & ~_umask())
-        room.rename(target)
-        fsync_folder(target.parent)
+        with atomic_folder(target) as room:
+            skipped = _fill(plan, room)
+            write_json_atomic(room / RECEIPT, _receipt(plan))
     except NotCertain as problem:
-        shutil.rmtree(room, ignore_errors=True)
         raise OutputError(f"{root} changed while it was copied: {problem}") from None
     except OSError as problem:
-        shutil.rmtree(room, ignore_errors=True)
         raise OutputError(f"{target} cannot be written: {problem.strerror or problem}") from None
-    except BaseException:
-        shutil.rmtree(room, ignore_errors=True)
-        raise
     return skipped
 
 
@@ -220,12 +210,6 @@ def _added(plan: RepairPlan) -> int:
         for content in draft.contents.values()
         if isinstance(content, Converted)
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _receipt(plan: RepairPlan) -> dict[str, object]:

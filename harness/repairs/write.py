@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -16,7 +15,6 @@ from harness.facts.checkpoint import Tensor
 from harness.repairs.draft import Converted, Draft, NotCertain, Renamed
 from harness.repairs.torch_archive import TorchArchive
 from mudpuppy.errors import OutputError
-from mudpuppy.files import fsync_folder
 from mudpuppy.safefile import pack_header
 
 CHUNK_BYTES = 1 << 22
@@ -65,14 +63,11 @@ def write_draft(draft: Draft, target: Path) -> None:
             _convert_into(draft.folder / content.source, path)
         else:
             _copy_into(draft.folder / name, path)
-    fsync_folder(target)
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], None]) -> None:
     with path.open("xb") as out:
         fill(out)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _put(out: BinaryIO, parts: Iterable[bytes]) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mudpuppy.errors import OutputError
-from mudpuppy.files import fsync_folder
+from mudpuppy.files import atomic_folder
 from mudpuppy.tiny.build import MANIFEST, build_tiny
 from mudpuppy.tiny.fingerprint import family_hash, file_sha256, recipe_hash
 from mudpuppy.tiny.names import check_family, is_tiny_name
@@ -98,36 +96,12 @@ def fill(target: Path, build: Callable[[Path], object], *, force: bool = False) 
         with _locked(target.parent / f".{target.name}.lock"):
             if not force and is_complete(target):
                 return target
-            build_and_swap(target, build)
+            with atomic_folder(target, replace=True) as folder:
+                build(folder)
     except OSError as problem:
         hint = "name a folder that can be written in MUDPUPPY_CACHE"
         raise OutputError(f"{target}: cannot be built: {problem}", hint=hint) from problem
     return target
-
-
-def build_and_swap(target: Path, build: Callable[[Path], object]) -> None:
-    """Build in a folder beside `target` and rename it, so that `target` is never half done."""
-    prefix = f".{target.name}."
-    for stale in target.parent.glob(f"{prefix}*.tmp"):
-        shutil.rmtree(stale)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix, suffix=".tmp"))
-    try:
-        work.chmod(0o755)
-        build(work)
-        _fsync_tree(work)
-        old = target.parent / f"{prefix}old.tmp"
-        if target.exists():
-            target.rename(old)
-        work.rename(target)
-        fsync_folder(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        fsync_folder(path)
 
 
 @contextmanager

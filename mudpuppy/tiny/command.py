@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from mudpuppy.errors import OutputError
+from mudpuppy.files import atomic_folder
 from mudpuppy.tiny.build import MANIFEST, build_tiny
 from mudpuppy.tiny.cache import (
-    build_and_swap,
     cache_folder,
     family_path,
     is_complete,
@@ -106,16 +106,15 @@ def _build(family: str | None, output: Path | None, *, seed: int, force: bool) -
 def _build_outside(family: str | None, output: Path, *, seed: int, force: bool) -> Path:
     _check_output(output, force=force)
 
-    def build(folder: Path) -> object:
-        if family is None:
-            return build_tiny(folder, seed=seed, progress=print_progress)
-        from mudpuppy.tiny.families import build_family
-
-        return build_family(family, folder, seed=seed)
-
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
-    build_and_swap(output, build)
+    with atomic_folder(output, replace=True) as folder:
+        if family is None:
+            build_tiny(folder, seed=seed, progress=print_progress)
+        else:
+            from mudpuppy.tiny.families import build_family
+
+            build_family(family, folder, seed=seed)
     return output
 
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -315,32 +314,38 @@ def test_every_repair_mends_findings_that_exist():
 
 
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from harness.doctor import diagnose
 from harness.evidence.source import Options
-from harness.repairs.make import plan_repairs, write_copy
+from harness.repairs import make
+from mudpuppy import files
+module, name = {"make": make, "files": files}[sys.argv[3]], sys.argv[4]
 root = Path(sys.argv[1])
-plan = plan_repairs(root, diagnose(root), Options())
-print("ready", flush=True)
-write_copy(plan, Path(sys.argv[2]))
+plan = make.plan_repairs(root, diagnose(root), Options())
+setattr(module, name, lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+make.write_copy(plan, Path(sys.argv[2]))
 """
 
 
-def test_a_copy_that_was_killed_never_has_its_final_name(tmp_path):
-    folder = tmp_path / "big"
+@pytest.mark.parametrize(
+    ("module", "name"), [("make", "write_json_atomic"), ("files", "fsync_folder")]
+)
+def test_a_copy_that_was_killed_has_no_name_and_the_next_one_clears_it_away(tmp_path, module, name):
+    """Killed before the receipt is written, and when all is written and nothing is durable."""
+    folder, target = tmp_path / "model[1]", tmp_path / "copy[1]"
     folder.mkdir()
-    names = {f"module.layer{n}.weight": torch.zeros(4_000_000) + n for n in range(12)}
-    save_file(names, folder / "model.safetensors")
+    save_file({"a.weight": torch.arange(9.0)}, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
-    target = tmp_path / "copy"
-    words = [sys.executable, "-c", KILLED, str(folder), str(target)]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"ready\n"
-    time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    words = [sys.executable, "-c", KILLED, str(folder), str(target), module, name]
+    done = subprocess.run(words, check=False)
 
-    assert not target.exists() or (target / RECEIPT).is_file()
-    assert len(tensors_of(folder)) == 12
+    assert done.returncode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir() if path != folder]
+    assert len(left) == 1
+    assert left[0].startswith(".copy[1].")
+    assert tensors_of(folder).keys() == {"a.weight"}
+
+    write_copy(plan_repairs(folder, diagnose(folder), Options()), target)
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, target.name}
+    assert tensors_of(target).keys() == {"a.weight"}
