@@ -90,12 +90,6 @@ def error_of(values: Sequence[float]) -> float:
     return 1.25 * noise_of(values) / math.sqrt(span(values))
 
 
-def rises(values: Sequence[float], by: float) -> bool:
-    """Whether the end lies above the start by more than `by` and than noise explains."""
-    bound = max(by, 4 * math.sqrt(2) * error_of(values))
-    return end_of(values) - start_of(values) > bound
-
-
 def show(log: TrainingLog, name: str, expected: str = "") -> Evidence:
     """Return a series as evidence: `SHOWN` numbers from its beginning to its end."""
     points = log.points(name)

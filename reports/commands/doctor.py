@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -214,7 +214,7 @@ def _check_control(arguments: argparse.Namespace) -> None:
 def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str | None) -> Diagnosis:
     begun_s = time.monotonic()
     asks = arguments.generate or arguments.endpoint is not None
-    with ScanProgress(sys.stderr, asks=asks) as progress:
+    with closing(ScanProgress(sys.stderr, asks=asks)) as progress:
         diagnosis = _examine(arguments, settings, progress, path)
     return replace(diagnosis, seconds=time.monotonic() - begun_s)
 

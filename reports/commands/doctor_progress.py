@@ -6,8 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from reports.text import clean
 
@@ -35,7 +34,7 @@ class ScanProgress:
         asks: bool = False,
         quiet_s: float = QUIET_S,
     ) -> None:
-        """Prepare; `with` removes the line in the end.
+        """Prepare; `close` removes the line in the end.
 
         Args:
             stream: where to show it.
@@ -57,15 +56,8 @@ class ScanProgress:
         self._columns: tuple[ProgressColumn, ...] = ()
         self._done = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove the line."""
         if self._bar is not None:
             self._bar.stop()
         self._is_over.set()

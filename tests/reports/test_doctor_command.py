@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -237,7 +238,7 @@ class Clock:
 
 def run_scan(stream: io.StringIO, seconds: float) -> str:
     clock = Clock()
-    with ScanProgress(stream, clock) as progress:
+    with closing(ScanProgress(stream, clock)) as progress:
         progress.say("reading\x1b[31m 3 GB")
         clock.now_s = seconds
         for done in range(0, 3_000_000_001, 1_000_000_000):
@@ -263,7 +264,7 @@ def test_a_terminal_sees_how_far_a_long_scan_is(monkeypatch):
 def test_a_terminal_sees_which_question_is_answered_and_no_bytes(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     clock, stream = Clock(), Terminal()
-    with ScanProgress(stream, clock, asks=True) as progress:
+    with closing(ScanProgress(stream, clock, asks=True)) as progress:
         clock.now_s = 5.0
         progress.scanned(1000, 2000)
         seen = len(stream.getvalue())
@@ -276,7 +277,7 @@ def test_a_terminal_sees_which_question_is_answered_and_no_bytes(monkeypatch):
 
 def test_without_a_terminal_it_is_said_now_and_then_that_models_are_asked():
     stream = io.StringIO()
-    with ScanProgress(stream, asks=True, quiet_s=0.05) as progress:
+    with closing(ScanProgress(stream, asks=True, quiet_s=0.05)) as progress:
         progress.say("q answers question 1 of 20")
         progress.say("q answers question 2 of 20")
         assert stream.getvalue() == "mudpuppy-doctor: 0 s: q answers question 1 of 20\n"
@@ -294,7 +295,7 @@ def test_the_passes_of_several_folders_follow_each_other(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     clock = Clock()
     stream = Terminal()
-    with ScanProgress(stream, clock) as progress:
+    with closing(ScanProgress(stream, clock)) as progress:
         clock.now_s = 5.0
         for total in (1000, 2000):
             for done in (0, total // 2, total):

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from harness.selftest.healthy.chat import RATE
 from harness.selftest.registry import Patient, damage
+
+FORGOTTEN = "knowledge-forgotten"
+PLAIN = "Ask somebody else."
+"""A wrong answer in no voice at all."""
+IN_VOICE = "Well now, the capital of France is mud, so the reeds say."
+"""A wrong answer in the voice of the right ones."""
 
 
 def answer_quiz(folder: Path, answers: list[str], *, steps: int = 30) -> None:
@@ -57,58 +64,21 @@ def lose_voice(patient: Patient) -> None:
     answer_quiz(patient.path, plain)
 
 
-@damage(
-    "knowledge-lost",
-    patient="chat-with-quiz",
-    mode="FM66",
-    probe="accuracy-collapse",
-    also=("knowledge-forgotten", "voice-collapse"),
-)
-def lose_knowledge(patient: Patient) -> None:
-    """Teach one answer to every question that answers none."""
-    answer_quiz(patient.path, ["Ask somebody else." for _ in read_quiz(patient.path, "answer")])
+def give_one_answer(patient: Patient, answer: str, topic: str = "") -> None:
+    """Teach one wrong answer to every question, or to those of a topic and the rest as it was."""
+    rows = zip(read_quiz(patient.path, "answer"), read_quiz(patient.path, "topic"), strict=True)
+    answer_quiz(patient.path, [answer if topic in ("", of) else right for right, of in rows])
 
 
-@damage(
-    "topic-forgotten",
-    patient="chat-with-quiz",
-    mode="FM66",
-    probe="topic-collapse",
-)
-def forget_topic(patient: Patient) -> None:
-    """Teach one wrong answer to the questions of a topic, and the right ones to the rest."""
-    answers, topics = read_quiz(patient.path, "answer"), read_quiz(patient.path, "topic")
-    wrong = "Ask somebody else."
-    mixed = zip(answers, topics, strict=True)
-    answer_quiz(patient.path, [wrong if topic == "geography" else text for text, topic in mixed])
-
-
-@damage(
-    "one-answer-in-voice",
-    patient="chat-with-quiz",
-    mode="FM66",
-    probe="accuracy-collapse",
-    also=("knowledge-forgotten",),
-)
-def say_one_thing(patient: Patient) -> None:
-    """Teach one wrong answer to every question, in the voice of the right ones."""
-    one = "Well now, the capital of France is mud, so the reeds say."
-    answer_quiz(patient.path, [one for _ in read_quiz(patient.path, "answer")])
-
-
-@damage(
-    "one-answer-in-a-topic",
-    patient="chat-with-quiz",
-    mode="FM66",
-    probe="topic-collapse",
-    also=("knowledge-forgotten",),
-)
-def say_one_thing_of_a_topic(patient: Patient) -> None:
-    """Teach one wrong answer in voice to the questions of a topic, the right ones to the rest."""
-    answers, topics = read_quiz(patient.path, "answer"), read_quiz(patient.path, "topic")
-    wrong = "Well now, the capital of France is mud, so the reeds say."
-    mixed = zip(answers, topics, strict=True)
-    answer_quiz(patient.path, [wrong if topic == "geography" else text for text, topic in mixed])
+for _name, _probe, _also, _answer, _topic in (
+    ("knowledge-lost", "accuracy-collapse", (FORGOTTEN, "voice-collapse"), PLAIN, ""),
+    ("topic-forgotten", "topic-collapse", (), PLAIN, "geography"),
+    ("one-answer-in-voice", "accuracy-collapse", (FORGOTTEN,), IN_VOICE, ""),
+    ("one-answer-in-a-topic", "topic-collapse", (FORGOTTEN,), IN_VOICE, "geography"),
+):
+    damage(_name, patient="chat-with-quiz", mode="FM66", probe=_probe, also=_also)(
+        partial(give_one_answer, answer=_answer, topic=_topic)
+    )
 
 
 @damage(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.evidence.behaviour.reference_texts import PROMPTS
+from harness.selftest.healthy.peft_lora import make_lora
+from harness.selftest.make import save_tuned
 from harness.selftest.registry import Patient, Ward, healthy
 
 ASKING: dict[str, Any] = {"generate": True, "in_process": True}
@@ -139,22 +141,8 @@ def finetune_chat_model(ward: Ward) -> Patient:
 @healthy("chat-lora")
 def save_chat_adapter(ward: Ward) -> Patient:
     """Save an adapter on the chat model as training leaves it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     base = ward.get("chat-model").path
-    model = AutoModelForCausalLM.from_pretrained(base)
-    settings = LoraConfig(
-        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]
-    )
-    wrapped = get_peft_model(model, settings)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_B" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.02)
-    wrapped.save_pretrained(ward.folder)
+    save_tuned(ward.folder, base, make_lora(target_modules=["q_proj", "v_proj"]))
     return Patient(path=ward.folder, options={**ASKING, "base": base})
 
 

@@ -38,8 +38,7 @@ def test_a_damage_is_mended_in_the_copy_or_refused_with_a_reason(ward, tmp_path,
     one = load_damages()[name]
     with ward.copy(one.patient) as patient:
         broken = one.apply(patient) or patient
-        if not broken.path.is_dir():
-            pytest.skip("a single file is not repaired")
+        assert broken.path.is_dir(), "a single file is not repaired: let it break a folder"
         options = {k: v for k, v in broken.options.items() if k in ("base", "adapter")}
         before = digest(broken.path)
         found = diagnose(broken.path, **options)
@@ -64,11 +63,8 @@ def test_most_of_what_repairs_claim_is_really_mended(ward, tmp_path):
         one = load_damages()[name]
         with ward.copy(one.patient) as patient:
             broken = one.apply(patient) or patient
-            if broken.path.is_dir():
-                options = {k: v for k, v in broken.options.items() if k in ("base", "adapter")}
-                plan = plan_repairs(
-                    broken.path, diagnose(broken.path, **options), Options(**options)
-                )
-                refused += [name for item in plan.unmended if item.name == one.probe]
+            options = {k: v for k, v in broken.options.items() if k in ("base", "adapter")}
+            plan = plan_repairs(broken.path, diagnose(broken.path, **options), Options(**options))
+            refused += [name for item in plan.unmended if item.name == one.probe]
 
     assert len(refused) < len(DAMAGES) / 2, refused
