@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("mudpuppy", "harness", "scenarios", "reports")
 BEGIN, END = "<!-- file map: begin -->", "<!-- file map: end -->"
 FOLDED = ("harness/probes",)
-"""Folders of many files of one kind, shown as one line."""
+"""Folders of many files of one kind, shown without them."""
 HEAD = """# Every file
 
 One line each, from its docstring; `python docs/filemap.py --write` writes this page. The probes,
@@ -43,7 +43,7 @@ def file_map() -> str:
     for folder, name, path in _modules():
         if path.name == "__init__.py":
             lines.append(f"{folder + '/':36} {caption(path)}")
-        elif folder not in FOLDED:
+        elif not folder.startswith(FOLDED):
             lines.append(f"  {name:34} {caption(path)}")
     return "\n".join(["```text", *lines, "```"])
 

@@ -13,7 +13,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from harness.cell_folder import LOG_FILE, read_tail
-from harness.doctor import RUN_PROBES, diagnose
+from harness.doctor import diagnose
+from harness.doctor.verdict import judge
+from harness.doctor.visit import RUN_PROBES
 from harness.evidence.source import CheckpointEvidence
 from harness.facts.behaviour import LiveModel
 from harness.findings import Diagnosis, Status
@@ -22,7 +24,6 @@ from harness.observations import Observations, read_observations
 from harness.registry import load_probes, run_probes, select_probes
 from harness.required import required_probes
 from harness.results import CellResult, Outcome, WorkerExit
-from harness.verdict import judge
 
 CHECKPOINT = "checkpoint"
 MEMORY_WORDS = ("OutOfMemoryError", "MemoryError", "Cannot allocate memory")

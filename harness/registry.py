@@ -1,6 +1,6 @@
 """The one registry of probes: it finds them, feeds them evidence by name, and records four endings.
 
-A probe is a function in a file of `harness/probes/` named for the fault. Its parameters name the
+A probe is a function in a file under `harness/probes/` named for the fault. Its parameters name the
 evidence it reads (the habit of flake8's plugins); evidence that is not there means *skipped,
 because ...*, never *healthy*, and an exception means *crashed*, never the end of the run.
 """
@@ -84,18 +84,19 @@ def probe(code: str, *, modes: Sequence[str], severity: Severity) -> Callable[[C
 
 @cache
 def load_probes() -> tuple[Probe, ...]:
-    """Import every file of `harness/probes/` and return its probe, in code order.
+    """Import every file under `harness/probes/` and return its probe, in code order.
 
     Raises:
         ValueError: a file without a probe, or two probes with one code.
     """
     package = importlib.import_module("harness.probes")
     found: dict[str, Probe] = {}
-    for module_info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        module = importlib.import_module(f"harness.probes.{module_info.name}")
-        made = vars(module).get("PROBE")
+    for info in pkgutil.walk_packages(package.__path__, "harness.probes."):
+        if info.ispkg:
+            continue
+        made = vars(importlib.import_module(info.name)).get("PROBE")
         if not isinstance(made, Probe):
-            raise ValueError(f"harness/probes/{module_info.name}.py registers no probe")
+            raise ValueError(f"{info.name} registers no probe")
         if made.code in found:
             raise ValueError(f"{made.code} is both {found[made.code].name} and {made.name}")
         found[made.code] = made

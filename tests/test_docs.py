@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.doctor_settings import KEYS
+from harness.doctor.settings import KEYS
 from harness.registry import load_probes
 from mudpuppy.scoring import load_quiz, load_voice_profile
 

@@ -27,10 +27,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from harness.collapse import can_collapse, judge_alone, judge_scores
 from harness.facts.behaviour import BehaviourFacts, Scores
 from harness.findings import Finding, Severity
 from harness.registry import ControlFailed, Missing, probe
+from harness.weighing.collapse import can_collapse, judge_alone, judge_scores
 
 
 @probe("MPD604", modes=["FM66", "FM15"], severity=Severity.CRITICAL)

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import end_of, require_points, show, start_of
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import end_of, require_points, show, start_of
 
 NAME = "completions/clipped_ratio"
 HIGH, LOW = 0.95, 0.7

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from harness.facts.records import Point, TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import noise_of, require_points, show
 from harness.registry import Missing, NotApplicable, probe
+from harness.weighing.record_series import noise_of, require_points, show
 
 FEW, RISE_OF_FEW = 4, 0.3
 """Evaluations below which a rise must be larger, and how large."""

@@ -13,10 +13,10 @@ What to do: look for the claim in the training data; train the last stage again.
 
 from __future__ import annotations
 
-from harness.collapse import wilson_interval
 from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, probe
+from harness.weighing.collapse import wilson_interval
 
 
 @probe("MPD622", modes=["FM66"], severity=Severity.HIGH)

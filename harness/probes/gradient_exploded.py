@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import end_of, has_diverged, require_points, show, start_of
 from harness.registry import Missing, probe
+from harness.weighing.record_series import end_of, has_diverged, require_points, show, start_of
 
 ABSURD = 1e5
 """Norm that no mean loss has at the end of a run."""

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import (
+from harness.registry import Missing, NotApplicable, probe
+from harness.weighing.record_series import (
     LARGEST_CHANCE,
     bound_of_chance,
     has_diverged,
@@ -29,7 +30,6 @@ from harness.record_series import (
     show,
     start_of,
 )
-from harness.registry import Missing, NotApplicable, probe
 
 
 @probe("MPD904", modes=["FM39", "FM11", "FM41"], severity=Severity.HIGH)

@@ -20,8 +20,8 @@ from statistics import median
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import bound_of_chance, require_points, show, start_of
 from harness.registry import Missing, NotApplicable, probe
+from harness.weighing.record_series import bound_of_chance, require_points, show, start_of
 
 LEAST = 3
 """Evaluations that a ratio must hold in."""

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import (
+from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import (
     FEW_POINTS,
     end_of,
     has_diverged,
@@ -27,7 +28,6 @@ from harness.record_series import (
     start_of,
     write_number,
 )
-from harness.registry import NotApplicable, probe
 
 
 @probe("MPD906", modes=["FM41", "FM61"], severity=Severity.HIGH)

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import require_points, show
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import require_points, show
 
 LEAST = 5
 """Logged losses that are not equal by chance."""

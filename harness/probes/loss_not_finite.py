@@ -20,8 +20,8 @@ import math
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import show
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import show
 
 NAMES = ("loss", "grad_norm", "train_loss", "eval_loss")
 MANY = 0.5

@@ -17,8 +17,8 @@ from statistics import median
 
 from harness.facts.records import Point, TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import has_diverged, noise_of, require_points, show
 from harness.registry import Missing, NotApplicable, probe
+from harness.weighing.record_series import has_diverged, noise_of, require_points, show
 
 LEAST = 20
 AROUND = 5

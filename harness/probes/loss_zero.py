@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import show
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import show
 
 LEAST = 2
 """Logged steps below which a zero may be the rounding of one."""

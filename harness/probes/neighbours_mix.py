@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from harness.facts.forward import Consistency
 from harness.findings import Finding, Severity
-from harness.parity import judge_gap
 from harness.registry import probe
+from harness.weighing.parity import judge_gap
 
 
 @probe("MPD612", modes=["FM38"], severity=Severity.HIGH)

@@ -17,11 +17,11 @@ not masked (after a run of `mud-puppy`: `labels` in mudpuppy.json counts `eos_to
 
 from __future__ import annotations
 
-from harness.collapse import wilson_interval
 from harness.facts.behaviour import NEARLY_ALL, BehaviourFacts, find_flood
 from harness.facts.forward import Forwards
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import Missing, NotApplicable, probe
+from harness.weighing.collapse import wilson_interval
 
 SHARE = 0.5
 """Share of unfinished answers from which on a model counts as not stopping: most of them. A base

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import end_of, error_of, require_points, show, start_of
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import end_of, error_of, require_points, show, start_of
 
 LEAST = 6
 LOST = 0.5

@@ -20,8 +20,15 @@ from collections.abc import Sequence
 
 from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import LEAST_POINTS, end_of, error_of, require_points, show, start_of
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import (
+    LEAST_POINTS,
+    end_of,
+    error_of,
+    require_points,
+    show,
+    start_of,
+)
 
 SHARE, LARGE_SHARE = 0.33, 1.0
 """Fall of logps/chosen, relative to its beginning: a finding, and a severe one."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 from harness.facts.checkpoint import Adapter
 from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import require_points, show
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import require_points, show
 
 HIGHEST, LOWEST = 1e-3, 1e-5
 REAL_RUN = 100

@@ -21,8 +21,8 @@ import math
 
 from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
-from harness.record_series import show
 from harness.registry import Missing, NotApplicable, probe
+from harness.weighing.record_series import show
 
 REFERENCE_FREE = ("nll_loss", "log_odds_ratio", "log_odds_chosen")
 """Series of objectives that have no reference (ORPO, CPO, SimPO)."""

@@ -22,8 +22,8 @@ from statistics import median
 
 from harness.facts.records import Point, TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import noise_of, show, write_number
 from harness.registry import Missing, NotApplicable, probe
+from harness.weighing.record_series import noise_of, show, write_number
 
 LEAST = 5
 CLIMB = 0.1

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 from harness.facts.records import Point, TrainingLog
 from harness.findings import Evidence, Finding, Severity
-from harness.record_series import require_points, show
 from harness.registry import NotApplicable, probe
+from harness.weighing.record_series import require_points, show
 
 LEAST = 3
 HIGHER, LOWER = 1.5, 0.5

@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from harness.collapse import FLOOR, KEPT, judge_scores
 from harness.facts.behaviour import BehaviourFacts, Scores
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import ControlFailed, Missing, NotApplicable, probe
+from harness.weighing.collapse import FLOOR, KEPT, judge_scores
 
 FEW = 4
 """Questions of a group below which nothing is said."""

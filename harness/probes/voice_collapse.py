@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from harness.collapse import judge_alone, judge_scores
 from harness.facts.behaviour import BehaviourFacts
 from harness.findings import Finding, Severity
 from harness.registry import Missing, probe
+from harness.weighing.collapse import judge_alone, judge_scores
 
 
 @probe("MPD605", modes=["FM66"], severity=Severity.CRITICAL)

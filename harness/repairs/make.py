@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.doctor.subjects import Subject, find_subjects
 from harness.evidence.files.inventory import leaves_folder
 from harness.evidence.source import CheckpointEvidence, Options
 from harness.findings import Diagnosis, ProbeResult
@@ -14,7 +15,6 @@ from harness.registry import Missing
 from harness.repairs.draft import Change, Converted, Draft, NotCertain
 from harness.repairs.registry import Repair, load_repairs
 from harness.repairs.write import require_room, write_draft
-from harness.subjects import Subject, find_subjects
 from mudpuppy.errors import ModelError, OutputError
 from mudpuppy.files import atomic_folder, write_json_atomic
 

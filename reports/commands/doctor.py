@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from harness.baseline import read_baseline
-from harness.doctor import choose_probes, diagnose
-from harness.doctor_settings import NEVER, DoctorSettings, load_settings
+from harness.doctor import diagnose
+from harness.doctor.baseline import read_baseline
+from harness.doctor.settings import NEVER, DoctorSettings, load_settings
+from harness.doctor.visit import choose_probes
 from harness.evidence.source import TIME_LIMIT_S, Depth
 from harness.findings import Diagnosis, Severity
 from mudpuppy.errors import MudpuppyError, UsageError
@@ -230,7 +231,7 @@ def _examine(
     given = arguments.select is not None  # a selection of one's own replaces the project's
     if arguments.env:
         progress.say("asking torch, in a process of its own")
-        from harness.machine import diagnose_machine
+        from harness.doctor.machine import diagnose_machine
 
         return diagnose_machine(
             select=_split(arguments.select or ()),
@@ -257,7 +258,7 @@ def _examine(
     if arguments.endpoint is None:
         assert path is not None
         return _examine_files(path, arguments, settings, **judging, **asking, **reading)
-    from harness.served import diagnose_served, examine_served
+    from harness.doctor.served import diagnose_served, examine_served
 
     asking_server = {
         **asking,

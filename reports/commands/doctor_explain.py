@@ -6,8 +6,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from harness.doctor import choose_probes
-from harness.explain import find_probes
+from harness.doctor.explain import find_probes
+from harness.doctor.visit import choose_probes
 from harness.registry import Probe, load_probes, select_probes
 from harness.selftest.modes import Mode, load_modes
 from mudpuppy.parser import FriendlyParser

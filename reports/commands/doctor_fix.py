@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.doctor import choose_probes
-from harness.doctor_paths import resolve_tiny
+from harness.doctor.paths import resolve_tiny
+from harness.doctor.visit import choose_probes
 from harness.evidence.source import Options
 from harness.findings import Diagnosis
 from harness.hub.names import is_hub_name

@@ -20,7 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from harness.doctor import diagnose, summarise
+from harness.doctor import diagnose
+from harness.doctor.visit import summarise
 from harness.findings import Diagnosis, Severity, Status, Verdict
 from harness.selftest.damages.merges import round_int4
 from harness.selftest.edit import edit_json, edit_tensors

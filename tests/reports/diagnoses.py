@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from harness.acceptance import Acceptance
-from harness.doctor import conclude
+from harness.doctor.acceptance import Acceptance
+from harness.doctor.visit import conclude
 from harness.findings import (
     Diagnosis,
     Evidence,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.doctor import conclude
+from harness.doctor.visit import conclude
 from harness.findings import Diagnosis, Evidence, ProbeResult, Severity, Status, Verdict
 from reports.diagnosis_console import ASCII, write_console
 from reports.diagnosis_json import write_json

@@ -26,7 +26,7 @@ NAME_CONTROL = "name the base as it is served: --endpoint-base URL or --base-mod
 
 @provides("served")
 def give_served(evidence: CheckpointEvidence) -> Served:
-    """Say that a folder is not served; `harness.served` gives this evidence itself."""
+    """Say that a folder is not served; `harness.doctor.served` gives this evidence itself."""
     raise NotApplicable("no server was named; pass --endpoint URL")
 
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from harness.doctor import diagnose
+from harness.doctor.served import diagnose_served, examine_served
 from harness.evidence.behaviour import endpoint_client
 from harness.evidence.behaviour.endpoint import PATIENT_TOKENS
 from harness.evidence.behaviour.endpoint_client import (
@@ -23,7 +24,6 @@ from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
 from harness.hub.visit import Places
 from harness.registry import Missing
-from harness.served import diagnose_served, examine_served
 from mudpuppy.errors import UsageError
 from reports.commands.doctor import main
 from reports.diagnosis_console import write_console
@@ -432,7 +432,7 @@ def test_what_the_hub_did_not_give_is_told_beside_a_server_too(tmp_path, monkeyp
     def lay_out(*words, progress):
         yield Places(paths=(folder, None, None), facts={"hf://org/name": fact})
 
-    monkeypatch.setattr("harness.doctor.at_hand", lay_out)
+    monkeypatch.setattr("harness.doctor.visit.at_hand", lay_out)
     with serve(says(FINE)) as server:
         diagnosis = diagnose("hf://org/name", beside=partial(examine_served, server.url))
     assert diagnosis.facts["hub"] == {"hf://org/name": fact}
@@ -445,7 +445,7 @@ def test_a_server_that_could_not_be_asked_is_not_healthy_beside_healthy_files(
     def refuse(job, say):
         raise Missing("the voice profile cannot be used")
 
-    monkeypatch.setattr("harness.served.ask_served", refuse)
+    monkeypatch.setattr("harness.doctor.served.ask_served", refuse)
     folder = save_base(tmp_path / "model")
     assert diagnose(folder).verdict is Verdict.HEALTHY
     diagnosis = diagnose(folder, beside=partial(examine_served, "http://127.0.0.1:9"))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from harness.doctor.served import diagnose_served
 from harness.evidence.behaviour.endpoint_client import Endpoint
 from harness.findings import Verdict
-from harness.served import diagnose_served
 from mudpuppy.tiny import resolve_model
 
 gguf = pytest.importorskip("gguf", reason="pip install gguf writes the model for llama.cpp")

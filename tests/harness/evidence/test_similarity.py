@@ -60,7 +60,7 @@ def test_what_is_no_such_model_is_refused_before_anything_is_asked(tmp_path, tex
 
 
 def test_an_extra_that_is_not_installed_is_refused_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.doctor_paths.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.doctor.paths.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="not installed") as refused:
         diagnose(tmp_path, embeddings=save(tmp_path / "m"))
     assert "mudpuppy[embeddings]" in refused.value.hint

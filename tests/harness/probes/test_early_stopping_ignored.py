@@ -4,7 +4,7 @@ import pytest
 
 from harness.findings import Finding
 from harness.observations import Observations
-from harness.probes.early_stopping_ignored import check
+from harness.probes.matrix.early_stopping_ignored import check
 from harness.registry import Missing, NotApplicable
 
 

@@ -13,7 +13,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
 from reports.commands.doctor import _parser
 
-FILES = sorted(Path(harness.probes.__path__[0]).glob("[a-z]*.py"))
+FILES = sorted(Path(harness.probes.__path__[0]).rglob("[a-z]*.py"))
 DOCTOR = {option for action in _parser()._actions for option in action.option_strings}
 FLAGS = DOCTOR | {flag_of(name) for name in TrainingConfig.model_fields}
 OTHERS = {"--dtype", "--enable-lora", "--time-style", "--compute", "--pre-tokenizer"}

@@ -8,9 +8,9 @@ from datetime import date
 
 import pytest
 
-from harness.acceptance import Acceptance, accept
-from harness.baseline import read_baseline
-from harness.doctor import conclude
+from harness.doctor.acceptance import Acceptance, accept
+from harness.doctor.baseline import read_baseline
+from harness.doctor.visit import conclude
 from harness.findings import (
     Evidence,
     ProbeResult,

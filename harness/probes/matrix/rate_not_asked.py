@@ -18,7 +18,7 @@ import math
 from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import probe
-from harness.twin_evidence import as_evidence, require_twin
+from harness.weighing.twin_evidence import as_evidence, require_twin
 
 SAME = 1e-6
 """Relative difference of a learning rate that rounding explains."""

@@ -7,10 +7,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.doctor import conclude
+from harness.doctor.root_causes import EXPLAINS, SAME_FILE, link_causes
+from harness.doctor.visit import conclude
 from harness.findings import Evidence, ProbeResult, Severity, Status, Verdict
 from harness.registry import load_probes
-from harness.root_causes import EXPLAINS, SAME_FILE, link_causes
 from reports.diagnosis_summary import group_findings
 
 CODES = {one.name: one.code for one in load_probes()}

@@ -18,7 +18,7 @@ from __future__ import annotations
 from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
-from harness.twin_evidence import as_evidence, require_twin
+from harness.weighing.twin_evidence import as_evidence, require_twin
 
 
 @probe("MPD726", modes=("FM08", "FM14", "FM41", "FM55"), severity=Severity.CRITICAL)

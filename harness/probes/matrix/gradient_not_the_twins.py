@@ -17,7 +17,7 @@ from __future__ import annotations
 from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import Missing, probe
-from harness.twin_evidence import require_twin
+from harness.weighing.twin_evidence import require_twin
 
 TINY = 1e-6
 """The least that a norm counts for: where nothing is to be learnt, both are rounding."""

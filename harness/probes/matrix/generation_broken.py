@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.collapse import wilson_interval
 from harness.findings import Evidence, Finding, Severity
 from harness.observations import Generated, Observations
 from harness.registry import Missing, probe
+from harness.weighing.collapse import wilson_interval
 
 KEPT = 0.5
 """Share of the base's score below which, with 95% confidence, a drop is a collapse."""

@@ -15,7 +15,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.acceptance import Acceptance
+from harness.doctor.acceptance import Acceptance
 from harness.evidence.source import Depth
 from harness.findings import Severity
 from mudpuppy.errors import ConfigError, UsageError, near_names, shown

@@ -10,9 +10,9 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from harness.acceptance import Acceptance
-from harness.baseline import Baseline
-from harness.doctor import choose_probes, conclude
+from harness.doctor.acceptance import Acceptance
+from harness.doctor.baseline import Baseline
+from harness.doctor.visit import choose_probes, conclude
 from harness.evidence.source import CheckpointEvidence
 from harness.evidence.training.versions import find_defects
 from harness.facts.machine import JudgedTrap, Requirements, Version, Wheels

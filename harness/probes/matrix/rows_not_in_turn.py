@@ -17,7 +17,7 @@ from __future__ import annotations
 from harness.findings import Finding, Severity
 from harness.observations import Observations
 from harness.registry import probe
-from harness.twin_evidence import as_evidence, require_twin
+from harness.weighing.twin_evidence import as_evidence, require_twin
 
 
 @probe("MPD725", modes=("FM02", "FM09", "FM10"), severity=Severity.CRITICAL)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
 from harness.registry import probe
-from harness.twin_evidence import as_evidence, require_twin
+from harness.weighing.twin_evidence import as_evidence, require_twin
 
 SMALL = 0.05
 """The least that a loss counts for: that of GRPO is around zero, a difference of larger numbers."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from harness.doctor.machine import diagnose_machine, find_unmet, find_wheels
 from harness.evidence.training.versions import find_defects, is_within, read_table
 from harness.findings import Severity, Status, Verdict
-from harness.machine import diagnose_machine, find_unmet, find_wheels
 from harness.registry import load_probes
 from mudpuppy.env.facts import Facts
 from mudpuppy.env.traps import judge

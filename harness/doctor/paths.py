@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from harness.doctor.subjects import Subject
 from harness.evidence.files.inventory import list_files
 from harness.evidence.files.jsonfile import UnreadableJson, read_list
 from harness.evidence.files.kinds import recognise
 from harness.registry import Missing
-from harness.subjects import Subject
 from mudpuppy.errors import ModelError, UsageError, near_names
 
 SUBJECTS = "a checkpoint folder, or a .safetensors, .gguf or .bin file"

@@ -15,12 +15,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from harness.doctor import WORST, assert_healthy, choose_probes, diagnose, diagnose_model
+from harness.doctor import assert_healthy, diagnose, diagnose_model
+from harness.doctor.explain import find_probes
+from harness.doctor.verdict import judge
+from harness.doctor.visit import WORST, choose_probes
 from harness.evidence import source
-from harness.explain import find_probes
 from harness.findings import ProbeResult, Severity, Status, Verdict
 from harness.registry import load_probes
-from harness.verdict import judge
 from mudpuppy.errors import ModelError, UsageError
 from mudpuppy.tiny.build import MANIFEST
 from mudpuppy.tiny.cache import cache_folder
@@ -82,7 +83,8 @@ def test_a_crashing_probe_is_shown_and_does_not_end_the_examination(base, monkey
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(
-        "harness.doctor.load_probes", lambda: (one.__class__(**{**vars(one), "check": crash}),)
+        "harness.doctor.visit.load_probes",
+        lambda: (one.__class__(**{**vars(one), "check": crash}),),
     )
     diagnosis = diagnose(base)
     assert diagnosis.verdict is Verdict.UNKNOWN

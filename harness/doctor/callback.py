@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from harness.doctor import choose_probes, diagnose, summarise
-from harness.doctor_paths import (
+from harness.doctor.paths import (
     require_adapter,
     require_embeddings,
     require_model,
     require_questions,
     require_stage,
 )
+from harness.doctor.visit import choose_probes, diagnose, summarise
 from harness.evidence.source import Depth
 from harness.findings import Diagnosis
 from harness.hub.names import is_hub_name

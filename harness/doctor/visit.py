@@ -8,10 +8,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from harness.acceptance import Acceptance, accept
-from harness.answers_told import describe_answers, why_unjudged
-from harness.baseline import Baseline
-from harness.doctor_paths import (
+from harness.doctor.acceptance import Acceptance, accept
+from harness.doctor.answers_told import describe_answers, why_unjudged
+from harness.doctor.baseline import Baseline
+from harness.doctor.paths import (
     require_adapter,
     require_embeddings,
     require_file,
@@ -22,6 +22,9 @@ from harness.doctor_paths import (
     require_subject,
     resolve_tiny,
 )
+from harness.doctor.root_causes import link_causes
+from harness.doctor.subjects import Subject, find_subjects
+from harness.doctor.verdict import judge
 from harness.evidence.files.header_only import is_header_only
 from harness.evidence.live.live import describe_live
 from harness.evidence.live.state import describe_state
@@ -32,9 +35,6 @@ from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, 
 from harness.hub.names import is_hub_name
 from harness.hub.visit import at_hand
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
-from harness.root_causes import link_causes
-from harness.subjects import Subject, find_subjects
-from harness.verdict import judge
 from mudpuppy.errors import UsageError, near_names
 
 WORST = 5

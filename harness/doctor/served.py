@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.acceptance import Acceptance
-from harness.answers_told import describe_answers, why_unjudged
-from harness.baseline import Baseline
-from harness.doctor import Examined, choose_probes, conclude
-from harness.doctor_paths import require_embeddings, require_file, require_questions
+from harness.doctor.acceptance import Acceptance
+from harness.doctor.answers_told import describe_answers, why_unjudged
+from harness.doctor.baseline import Baseline
+from harness.doctor.paths import require_embeddings, require_file, require_questions
+from harness.doctor.visit import Examined, choose_probes, conclude
 from harness.evidence.behaviour.endpoint import ServedJob, ask_served
 from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence
 from harness.facts.behaviour import BehaviourFacts

@@ -6,8 +6,8 @@ from datetime import date
 
 import pytest
 
-from harness.acceptance import Acceptance
-from harness.doctor_settings import DoctorSettings, load_settings
+from harness.doctor.acceptance import Acceptance
+from harness.doctor.settings import DoctorSettings, load_settings
 from mudpuppy.errors import ConfigError, UsageError
 
 TABLE = """

@@ -13,7 +13,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from harness.callback import DoctorCallback
+from harness.doctor.callback import DoctorCallback
 from harness.findings import Verdict
 from mudpuppy.errors import ModelError, UsageError
 from tests.harness.checkpoints import save_base
@@ -103,7 +103,7 @@ def test_an_error_of_the_doctor_ends_no_training(tmp_path, caplog, monkeypatch):
         raise ModelError("the base is gone")
 
     doctor = DoctorCallback(stop=True)
-    monkeypatch.setattr("harness.callback.diagnose", fail)
+    monkeypatch.setattr("harness.doctor.callback.diagnose", fail)
     assert not save(doctor, tmp_path).should_training_stop
     assert doctor.diagnoses == {}
     assert "checkpoint-3 could not be examined: the base is gone" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.explain import find_probes
+from harness.doctor.explain import find_probes
 from mudpuppy.errors import UsageError
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.acceptance import Acceptance
-from harness.baseline import read_baseline
 from harness.doctor import diagnose
+from harness.doctor.acceptance import Acceptance
+from harness.doctor.baseline import read_baseline
 from harness.evidence.files import inventory
 from harness.findings import Verdict
 from reports.diagnosis_github import write_github

@@ -1,0 +1,1 @@
+"""What several probes share when they weigh evidence; probes never import each other."""

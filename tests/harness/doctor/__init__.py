@@ -1,0 +1,1 @@
+"""The doctor itself: the visit, what counts, and what it says."""
