@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from harness.cell_folder import LOG_FILE, read_tail
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.doctor.verdict import judge
 from harness.doctor.visit import RUN_PROBES
 from harness.evidence.source import CheckpointEvidence
@@ -60,7 +60,7 @@ def diagnose_cell(cell: Cell, folder: Path, seen: Observations) -> Diagnosis:
     if seen.trial.get("live_model"):
         given["live_model"] = TypeAdapter(LiveModel).validate_python(seen.trial["live_model"])
     if (folder / CHECKPOINT).is_dir():
-        return diagnose(folder / CHECKPOINT, run_folder=folder, given=given)
+        return diagnose(folder / CHECKPOINT, Judging(run_folder=folder, given=given))
     # Nothing was saved; what was seen while training may still name the cause.
     probes = select_probes(load_probes(), [RUN_PROBES])
     results = run_probes(probes, CheckpointEvidence(folder, given=given))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from harness.doctor.judging import Judging
 from harness.doctor.paths import (
     require_adapter,
     require_embeddings,
@@ -40,15 +41,14 @@ class DoctorCallback(TrainerCallback):  # type: ignore[misc]
         Args:
             stop: end the training when a finding fails, by `fail_on` of the options.
             depth: how deep to look; the values of the weights, but nothing is compared with them.
-            options: further arguments of `harness.doctor.diagnose`.
+            options: what else is asked, as fields of `harness.doctor.Judging`.
 
         Raises:
             ModelError: a path of the options is not what it should be.
             UsageError: another of the options is not usable.
         """
-        _check_options({"depth": depth, **options})
+        self.judging = _make_judging({"depth": depth, **options})
         self.stop = stop
-        self.options = {"depth": depth, **options}
         self.diagnoses: dict[int, Diagnosis] = {}
 
     def on_save(
@@ -63,7 +63,7 @@ class DoctorCallback(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or not folder.is_dir():
             return control
         try:
-            diagnosis = diagnose(folder, **self.options)
+            diagnosis = diagnose(folder, self.judging)
         except Exception as failure:  # a training is worth more than a diagnosis
             LOG.warning("%s could not be examined: %s", folder, failure, exc_info=True)
             return control
@@ -75,22 +75,24 @@ class DoctorCallback(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _make_judging(options: dict[str, Any]) -> Judging:
     """Refuse before a long training what would fail at each save of it."""
-    known = inspect.signature(diagnose).parameters
+    known = [field.name for field in fields(Judging)]
     for name in options:
-        if name not in known or name == "path":
-            raise UsageError(f"DoctorCallback has no option '{name}'{near_names(name, [*known])}")
+        if name not in known:
+            raise UsageError(f"DoctorCallback has no option '{name}'{near_names(name, known)}")
+    judging = Judging(**options)
     try:
         Depth(options["depth"])
     except ValueError:
         raise UsageError(
             f"'{options['depth']}' is no depth; there are {', '.join(Depth)}"
         ) from None
-    choose_probes(options.get("select", ()), options.get("ignore", ()))
-    require_questions(options.get("quiz"), options.get("voice"))
-    require_embeddings(options.get("embeddings"))
-    require_stage(options.get("against"))
-    for name, require in (("base", require_model), ("adapter", require_adapter)):
-        if not is_hub_name(options.get(name)):
-            require(options.get(name))
+    choose_probes(judging.select, judging.ignore)
+    require_questions(judging.quiz, judging.voice)
+    require_embeddings(judging.embeddings)
+    require_stage(judging.against)
+    for path, require in ((judging.base, require_model), (judging.adapter, require_adapter)):
+        if not is_hub_name(path):
+            require(path)
+    return judging

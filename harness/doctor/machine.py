@@ -10,13 +10,12 @@ from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from harness.doctor.acceptance import Acceptance
-from harness.doctor.baseline import Baseline
+from harness.doctor.judging import USUAL, Judging
 from harness.doctor.visit import choose_probes, conclude
 from harness.evidence.source import CheckpointEvidence
 from harness.evidence.training.versions import find_defects
 from harness.facts.machine import JudgedTrap, Requirements, Version, Wheels
-from harness.findings import Diagnosis, ProbeResult, Severity
+from harness.findings import Diagnosis, ProbeResult
 from harness.registry import Probe, run_probe
 from mudpuppy.env.facts import Facts
 from mudpuppy.env.traps import TRAPS
@@ -34,29 +33,17 @@ BUILT = ("torch", "torchvision", "torchaudio")
 TRITONS = ("triton", "pytorch-triton-rocm", "pytorch-triton", "triton-windows")
 
 
-def diagnose_machine(
-    facts: Facts | None = None,
-    *,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    fail_on: Severity | None = Severity.MEDIUM,
-    accepted: Sequence[Acceptance] = (),
-    baseline: Baseline | None = None,
-) -> Diagnosis:
+def diagnose_machine(facts: Facts | None = None, judging: Judging = USUAL) -> Diagnosis:
     """Examine this machine, or recorded facts about another one.
 
     Args:
         facts: what is known of the machine; by default this one, whose torch a child process asks.
-        select: probes to run, in the words of `harness.doctor.diagnose`.
-        ignore: probes not to run.
-        fail_on: the least severity that fails by the exit code.
-        accepted: findings that do not count.
-        baseline: an earlier diagnosis; its findings do not count either.
+        judging: which probes to run, and what counts.
 
     Raises:
         UsageError: a word of `select` or `ignore` names no probe.
     """
-    chosen = choose_probes(select, ignore)
+    chosen = choose_probes(judging.select, judging.ignore)
     is_here = facts is None
     if facts is None:
         from mudpuppy.env.probe import collect, find_versions
@@ -72,14 +59,8 @@ def diagnose_machine(
         results += [_ask(one, name, subject, fact) for one in chosen if one.needs == (name,)]
     described = {"subject": ".", "kind": _describe(facts)}
     number = len({result.code for result in results})
-    return conclude(
-        "machine",
-        results,
-        {"subjects": [described], "probes": number},
-        fail_on=fail_on,
-        accepted=accepted,
-        baseline=baseline,
-    )
+    facts_told = {"subjects": [described], "probes": number}
+    return conclude("machine", results, facts_told, judging)
 
 
 def _ask(one: Probe, name: str, subject: str, fact: Any) -> ProbeResult:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from harness.doctor.acceptance import Acceptance, accept
+from harness.doctor.acceptance import accept
 from harness.doctor.answers_told import describe_answers, why_unjudged
-from harness.doctor.baseline import Baseline
+from harness.doctor.judging import USUAL, Judging
 from harness.doctor.paths import (
     require_adapter,
     require_embeddings,
@@ -28,10 +28,10 @@ from harness.doctor.verdict import judge
 from harness.evidence.files.header_only import is_header_only
 from harness.evidence.live.live import describe_live
 from harness.evidence.live.state import describe_state
-from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Depth, Options
+from harness.evidence.source import CheckpointEvidence, Depth, Options
 from harness.facts.checkpoint import Files
 from harness.facts.files import tell_unread
-from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Severity, Status
+from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Status
 from harness.hub.names import is_hub_name
 from harness.hub.visit import at_hand
 from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
@@ -47,76 +47,38 @@ RUN_PROBES = "MPD7"
 """Beginning of the codes of the probes that judge what was observed of a run."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Examined:
-    """What was seen beside the files, such as a server, before anything is concluded."""
-
-    results: Sequence[ProbeResult]
-    """The endings of its probes."""
-    subject: Mapping[str, Any]
-    """What it is, for the facts of the diagnosis."""
-    unread: Mapping[str, str] = field(default_factory=dict)
-    """Why it could not be examined, by the name of the subject; empty where it could."""
-
-
 def diagnose(
     path: str | Path,
+    judging: Judging = USUAL,
     *,
     base: str | Path | None = None,
     adapter: str | Path | None = None,
-    named_in: Mapping[str, str] | None = None,
     against: str | Path | None = None,
-    generate: bool = False,
+    generate: bool | None = None,
     quiz: str | Path | None = None,
     voice: str | Path | None = None,
-    embeddings: str | Path | None = None,
-    time_limit_s: float = TIME_LIMIT_S,
-    in_process: bool = False,
-    quick: bool = False,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
     depth: Depth | str | None = None,
-    fail_on: Severity | None = Severity.MEDIUM,
-    accepted: Sequence[Acceptance] = (),
-    baseline: Baseline | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-    scanned: Callable[[int, int], None] = lambda done, total: None,
-    run_folder: str | Path | None = None,
-    given: Mapping[str, Any] | None = None,
-    beside: Callable[[], Examined] | None = None,
+    quick: bool | None = None,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
 ) -> Diagnosis:
     """Examine a model folder, an adapter folder, a trainer output, or one file of weights.
 
     Args:
         path: the folder or the file, or `hf://org/name[@revision]`: then settings and headers are
             fetched from the hub, and nothing else.
+        judging: all that can be asked; what is named beside it counts in its place.
         base: the model it was made from; otherwise taken from the checkpoint where it names a
             local folder.
         adapter: the adapter that a merged model was made with; otherwise found beside it.
-        named_in: the file that named `base` or `adapter`, where it was not the caller.
-        against: an earlier stage, a model or an adapter folder, whose answers are the control in
-            place of the base's.
+        against: an earlier stage, whose answers are the control in place of the base's.
         generate: load the models and ask them (slow; the only part that starts torch).
         quiz: questions with answers (JSONL) for the accuracy probe.
         voice: voice profile (YAML) for the voice probe.
-        embeddings: folder of a sentence-transformers model, by which answers of the quiz are
-            compared as well.
-        time_limit_s: time for loading and asking a checkpoint and its base.
-        in_process: load models in this process and not in a child; quicker where torch is loaded
-            already, but a model that hangs or crashes takes this process with it.
+        depth: how deep to look; by default as deep as goes without loading the models.
         quick: read a sample of every large tensor, not all of it.
         select: probes to run: codes, beginnings of codes, names or failure modes; all by default.
         ignore: probes not to run, in the same words.
-        depth: how deep to look; by default as deep as goes without loading the models.
-        fail_on: the least severity that fails by the exit code; None for none.
-        accepted: findings that do not count.
-        baseline: an earlier diagnosis; its findings do not count either.
-        progress: called with one line before something slow.
-        scanned: called while weights are read, from any thread, with the bytes read so far and
-            the bytes of this pass.
-        run_folder: folder of a matrix run, whose `behaviour.json` is read in place of generating.
-        given: evidence that is already at hand, for the first subject alone: a run is judged once.
-        beside: examines something else after the files, to be judged together with them.
 
     Raises:
         HubError: a name on the hub was given, and the hub could not be asked.
@@ -124,67 +86,121 @@ def diagnose(
         UsageError: a word of `select` or `ignore` names no probe; `generate` at a lesser depth;
             `base` or `adapter` is the folder that is examined.
     """
-    chosen = choose_probes(select, ignore)
-    require_questions(quiz, voice)
-    if generate and is_hub_name(path):
+    named = {
+        "base": base,
+        "adapter": adapter,
+        "against": against,
+        "generate": generate,
+        "quiz": quiz,
+        "voice": voice,
+        "depth": depth,
+        "quick": quick,
+        "select": select,
+        "ignore": ignore,
+    }
+    said: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    return _visit(path, replace(judging, **said))
+
+
+def _visit(path: str | Path, judging: Judging) -> Diagnosis:
+    chosen = choose_probes(judging.select, judging.ignore)
+    require_questions(judging.quiz, judging.voice)
+    if judging.generate and is_hub_name(path):
         raise UsageError(
             f"--generate needs the weights, and of {path} only headers are fetched",
             hint="download the model and examine the folder",
         )
-    with at_hand(path, base, adapter, progress=progress) as places:
-        at_path, at_base, at_adapter = places.paths
-        root = resolve_tiny(at_path or "")
+    progress = judging.progress
+    with at_hand(path, judging.base, judging.adapter, progress=progress) as places:
+        root = resolve_tiny(places.paths[0] or "")
         require_subject(root)
-        deep = _choose_depth(depth, generate)
         subjects = find_subjects(root)
-        sources = named_in or {}
-        asked = {"base": at_base, "adapter": at_adapter}
-        require_others(subjects, {k: v for k, v in asked.items() if k not in sources})
-        options = Options(
-            depth=deep,
-            base=require_model(at_base),
-            base_source=sources.get("base", "--base"),
-            adapter=require_adapter(at_adapter),
-            against=require_stage(against),
-            generate=generate or deep is Depth.BEHAVIOUR,
-            quiz=require_file(quiz, "a quiz"),
-            voice=require_file(voice, "a voice profile"),
-            embeddings=require_embeddings(embeddings),
-            time_limit_s=time_limit_s,
-            in_process=in_process,
-            quick=quick,
-            wanted=frozenset(name for one in chosen for name in one.needs),
-            progress=progress,
-            scanned=scanned,
-            root=root,
-            run_folder=None if run_folder is None else Path(run_folder),
-        )
+        options = _make_options(judging, subjects, places.paths, chosen)
+        seen: dict[str, CheckpointEvidence] = {}
         results: list[ProbeResult] = []
         unread: dict[str, str] = {}
         described: list[dict[str, Any]] = []
         for number, subject in enumerate(subjects):
             progress(f"examining {subject.path}")
-            mine = {} if number else dict(given or {})
+            mine = {} if number else dict(judging.given)
             evidence = CheckpointEvidence(subject.folder, options, given=mine, file=subject.file)
-            fitting = chosen if select else [one for one in chosen if _fits(one, mine)]
+            seen[subject.name] = evidence
+            fitting = chosen if judging.select else [one for one in chosen if _fits(one, mine)]
             endings = run_probes(fitting, evidence, subject.name)
             results += endings
             described.append(_describe(subject, evidence) | _tell_answers(evidence))
             why = _why_unread(evidence) or _why_unasked(evidence)
             if problem := why or _why_unjudged(evidence, endings):
                 unread[subject.name] = problem
-        if beside is not None:
-            more = beside()
+        if judging.beside is not None:
+            more = judging.beside()
             results += more.results
             described.append(dict(more.subject))
             unread |= more.unread
-        facts = {"subjects": described, "probes": len(chosen), "unread": unread}
+        facts: dict[str, Any] = {"subjects": described, "probes": len(chosen), "unread": unread}
         if places.facts:
             facts["hub"] = places.facts
-        diagnosis = conclude(
-            str(path), results, facts, fail_on=fail_on, accepted=accepted, baseline=baseline
-        )
+        diagnosis = conclude(str(path), results, facts, judging)
+        if not is_hub_name(path) and root.is_dir():
+            diagnosis = _tell_repairs(diagnosis, root, options, seen)
         return places.speak(replace(diagnosis, remarks=(*diagnosis.remarks, *places.remarks)))
+
+
+def _make_options(
+    judging: Judging,
+    subjects: Sequence[Subject],
+    places: Sequence[str | Path | None],
+    chosen: Sequence[Probe],
+) -> Options:
+    """Return what the evidence is gathered with.
+
+    Args:
+        judging: what was asked.
+        subjects: what is examined.
+        places: the path, the base and the adapter, where they are on this machine.
+        chosen: the probes that run.
+
+    Raises:
+        ModelError: a path that does not exist or is not what it should be.
+        UsageError: models are to be asked at a lesser depth; a folder is compared with itself.
+    """
+    deep = _choose_depth(judging.depth, judging.generate)
+    at_path, at_base, at_adapter = places
+    asked = {"base": at_base, "adapter": at_adapter}
+    require_others(subjects, {k: v for k, v in asked.items() if k not in judging.named_in})
+    return Options(
+        depth=deep,
+        base=require_model(at_base),
+        base_source=judging.named_in.get("base", "--base"),
+        adapter=require_adapter(at_adapter),
+        against=require_stage(judging.against),
+        generate=judging.generate or deep is Depth.BEHAVIOUR,
+        quiz=require_file(judging.quiz, "a quiz"),
+        voice=require_file(judging.voice, "a voice profile"),
+        embeddings=require_embeddings(judging.embeddings),
+        time_limit_s=judging.time_limit_s,
+        in_process=judging.in_process,
+        quick=judging.quick,
+        wanted=frozenset(name for one in chosen for name in one.needs),
+        progress=judging.progress,
+        scanned=judging.scanned,
+        root=resolve_tiny(at_path or ""),
+        run_folder=None if judging.run_folder is None else Path(judging.run_folder),
+    )
+
+
+def _tell_repairs(
+    diagnosis: Diagnosis, root: Path, options: Options, seen: Mapping[str, CheckpointEvidence]
+) -> Diagnosis:
+    """Return the diagnosis with the codes of the open findings that `--fix` would mend."""
+    found = [result for result in diagnosis.findings if result.is_open]
+    if not found:
+        return diagnosis
+    from harness.repairs.make import plan_repairs
+
+    mended = plan_repairs(root, diagnosis, options, seen=seen).mended
+    codes = sorted({one.code for one in found if (one.code, one.subject) in mended})
+    return replace(diagnosis, facts={**diagnosis.facts, "repairable": codes})
 
 
 def _choose_depth(depth: Depth | str | None, generate: bool) -> Depth:
@@ -206,20 +222,17 @@ def conclude(
     path: str,
     results: Sequence[ProbeResult],
     facts: Mapping[str, Any],
-    *,
-    fail_on: Severity | None = Severity.MEDIUM,
-    accepted: Sequence[Acceptance] = (),
-    baseline: Baseline | None = None,
+    judging: Judging = USUAL,
 ) -> Diagnosis:
     """Return the diagnosis that follows from the endings of all probes.
 
     What is accepted or known comes first, then what explains what, then the verdict.
     """
     ordered: Sequence[ProbeResult] = sorted(results, key=lambda result: result.code)  # stable
-    ordered, remarks = accept(ordered, accepted, date.today())
+    ordered, remarks = accept(ordered, judging.accepted, date.today())
     fixed: tuple[Fixed, ...] = ()
-    if baseline is not None:
-        ordered, fixed = baseline.compare(ordered)
+    if judging.baseline is not None:
+        ordered, fixed = judging.baseline.compare(ordered)
     linked = link_causes(ordered)
     sampled = sum(one.get("sampled", 0) for one in facts.get("subjects", ()))
     verdict, why = judge(linked, facts.get("unread", {}), sampled)
@@ -229,7 +242,7 @@ def conclude(
         why=why,
         probes=tuple(_cap(result) for result in linked),
         facts=dict(facts),
-        fail_on=fail_on,
+        fail_on=judging.fail_on,
         fixed=fixed,
         remarks=remarks,
     )
@@ -245,13 +258,13 @@ def diagnose_model(model: Any) -> Diagnosis:
     return conclude(live.type_name, run_probes(probes, evidence), facts)
 
 
-def assert_healthy(path: str | Path, **options: Any) -> Diagnosis:
-    """Raise unless `diagnose(path, **options)` says healthy; meant for tests.
+def assert_healthy(path: str | Path, judging: Judging = USUAL, **named: Any) -> Diagnosis:
+    """Raise unless `diagnose` with the same arguments says healthy; meant for tests.
 
     Raises:
         AssertionError: the checkpoint is sick, or could not be examined; holds the findings.
     """
-    diagnosis = diagnose(path, **options)
+    diagnosis = diagnose(path, judging, **named)
     if diagnosis.exit_code:
         raise AssertionError(summarise(diagnosis))
     return diagnosis

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class RepairPlan:
     """What is repaired."""
     drafts: tuple[Draft, ...]
     """One for each checkpoint that changes."""
+    mended: frozenset[tuple[str, str]]
+    """Findings that go: the code of the probe, and which checkpoint."""
     unmended: tuple[Unmended, ...]
     """Findings that stay."""
 
@@ -57,7 +59,12 @@ class RepairPlan:
 
 
 def plan_repairs(
-    root: Path, diagnosis: Diagnosis, options: Options, only: Collection[str] | None = None
+    root: Path,
+    diagnosis: Diagnosis,
+    options: Options,
+    only: Collection[str] | None = None,
+    *,
+    seen: Mapping[str, CheckpointEvidence] | None = None,
 ) -> RepairPlan:
     """Return the repairs of what a diagnosis found.
 
@@ -66,6 +73,7 @@ def plan_repairs(
         diagnosis: what was found in it.
         options: with which it was examined; a base makes more repairs certain.
         only: names of the probes whose findings are to be repaired; all by default.
+        seen: evidence that is at hand, by the name of the checkpoint; gathered anew by default.
 
     Raises:
         ModelError: what was examined is no folder.
@@ -76,22 +84,30 @@ def plan_repairs(
             hint=f"examine and repair its folder: mudpuppy-doctor {root.parent} --fix",
         )
     drafts: list[Draft] = []
+    mended: set[tuple[str, str]] = set()
     unmended: list[Unmended] = []
     for subject in find_subjects(root):
         if subject.file:
             continue
         found = [one for one in diagnosis.findings if one.subject == subject.name]
-        draft, rest = _draft(subject, found, options, only)
+        evidence = (seen or {}).get(subject.name) or CheckpointEvidence(subject.folder, options)
+        draft, rest = _draft(subject, found, evidence, only)
+        left = {one.code for one in rest}
+        mended |= {(one.code, one.subject) for one in found if one.code not in left}
         unmended += rest
         if draft.changes:
             drafts.append(draft)
-    return RepairPlan(root=root, drafts=tuple(drafts), unmended=tuple(unmended))
+    return RepairPlan(
+        root=root, drafts=tuple(drafts), mended=frozenset(mended), unmended=tuple(unmended)
+    )
 
 
 def _draft(
-    subject: Subject, found: Sequence[ProbeResult], options: Options, only: Collection[str] | None
+    subject: Subject,
+    found: Sequence[ProbeResult],
+    evidence: CheckpointEvidence,
+    only: Collection[str] | None,
 ) -> tuple[Draft, list[Unmended]]:
-    evidence = CheckpointEvidence(subject.folder, options)
     draft = Draft(subject.folder, _files_of(subject.folder), subject.name)
     wanted = {one.name: one for one in found if only is None or one.name in only}
     tried: dict[str, str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.findings import Diagnosis, Severity, Status, Verdict
 from harness.selftest.registry import Damage, Healthy, Patient
 from harness.selftest.results import Examination
@@ -59,7 +59,7 @@ def examine_damage(one: Damage, ward: Recovery) -> Examination:
 
 
 def _ask(patient: Patient) -> Diagnosis:
-    return diagnose(patient.path, **patient.options)
+    return diagnose(patient.path, Judging(**patient.options))
 
 
 def _verdict(diagnosis: Diagnosis) -> str:

@@ -23,7 +23,7 @@ class Patient:
     path: Path
     """What `diagnose` is given: a folder or a file, inside `folder` when it was built."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of `diagnose`: `base`, `adapter`, `generate`, `quiz`, ..."""
+    """What is asked of it, as fields of `Judging`: `base`, `adapter`, `generate`, `quiz`, ..."""
 
     def asking(self, **options: Any) -> Patient:
         """Return the same checkpoint with further arguments."""

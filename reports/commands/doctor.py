@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.doctor.baseline import read_baseline
 from harness.doctor.settings import NEVER, DoctorSettings, load_settings
 from harness.doctor.visit import choose_probes
@@ -23,7 +22,7 @@ from harness.findings import Diagnosis, Severity
 from mudpuppy.errors import MudpuppyError, UsageError
 from mudpuppy.interruption import describe, raising_when_terminated
 from mudpuppy.parser import FriendlyParser
-from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, note_repairs, repair
+from reports.commands.doctor_fix import add_repair_flags, check_repair_flags, repair
 from reports.commands.doctor_output import FORMATS, deliver, plan_outputs
 from reports.commands.doctor_progress import ScanProgress
 from reports.text import clean_lines
@@ -182,14 +181,17 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     for one in settings.accept:
         choose_probes([one.probe], ())
     wants_repair = check_repair_flags(arguments)
-    diagnosis = _timed(arguments, settings, arguments.path)
+    judging = _make_judging(arguments, settings)
+    diagnosis = _timed(arguments, judging, arguments.path)
     if wants_repair:
         aloud = all(one.file is None and one.form == "console" for one in outputs)
         diagnosis = repair(
-            arguments, diagnosis, lambda path: _timed(arguments, settings, path), aloud=aloud
+            arguments,
+            judging,
+            diagnosis,
+            lambda path: _timed(arguments, judging, path),
+            aloud=aloud,
         )
-    else:
-        diagnosis = note_repairs(diagnosis, arguments)
     deliver(diagnosis, outputs)
     return diagnosis.exit_code
 
@@ -212,72 +214,11 @@ def _check_control(arguments: argparse.Namespace) -> None:
             )
 
 
-def _timed(arguments: argparse.Namespace, settings: DoctorSettings, path: str | None) -> Diagnosis:
-    begun_s = time.monotonic()
-    asks = arguments.generate or arguments.endpoint is not None
-    with closing(ScanProgress(sys.stderr, asks=asks)) as progress:
-        diagnosis = _examine(arguments, settings, progress, path)
-    return replace(diagnosis, seconds=time.monotonic() - begun_s)
-
-
-def _examine(
-    arguments: argparse.Namespace,
-    settings: DoctorSettings,
-    progress: ScanProgress,
-    path: str | None,
-) -> Diagnosis:
-    """Ask the doctor; flags win over the project file."""
+def _make_judging(arguments: argparse.Namespace, settings: DoctorSettings) -> Judging:
+    """Return what is asked; flags win over the project file."""
     fail_on = arguments.fail_on or settings.fail_on or Severity.MEDIUM
     given = arguments.select is not None  # a selection of one's own replaces the project's
-    if arguments.env:
-        progress.say("asking torch, in a process of its own")
-        from harness.doctor.machine import diagnose_machine
-
-        return diagnose_machine(
-            select=_split(arguments.select or ()),
-            ignore=_split(arguments.ignore or ()),
-            fail_on=None if fail_on == NEVER else Severity(fail_on),
-            accepted=settings.accept,
-            baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
-        )
-    judging: dict[str, Any] = {
-        "select": _split(arguments.select) if given else settings.select,
-        "ignore": [*_split(arguments.ignore or ()), *settings.ignore],
-        "fail_on": None if fail_on == NEVER else Severity(fail_on),
-        "accepted": settings.accept,
-        "baseline": read_baseline(arguments.baseline) if arguments.baseline else None,
-    }
-    asking = {
-        "quiz": arguments.quiz or settings.quiz,
-        "voice": arguments.voice or settings.voice,
-        "embeddings": arguments.embeddings or settings.embeddings,
-        "time_limit_s": arguments.time_limit,
-        "progress": progress.say,
-    }
-    reading: dict[str, Any] = {"scanned": progress.scanned}
-    if arguments.endpoint is None:
-        assert path is not None
-        return _examine_files(path, arguments, settings, **judging, **asking, **reading)
-    from harness.doctor.served import diagnose_served, examine_served
-
-    asking_server = {
-        **asking,
-        "model": arguments.endpoint_model,
-        "base_url": arguments.endpoint_base,
-        "base_model": arguments.base_model,
-    }
-    if path is None:
-        return diagnose_served(arguments.endpoint, **judging, **asking_server)
-    chosen = {name: judging[name] for name in ("select", "ignore")}
-    reading["beside"] = partial(examine_served, arguments.endpoint, **chosen, **asking_server)
-    return _examine_files(path, arguments, settings, **judging, **asking, **reading)
-
-
-def _examine_files(
-    path: str, arguments: argparse.Namespace, settings: DoctorSettings, **more: Any
-) -> Diagnosis:
-    return diagnose(
-        path,
+    return Judging(
         base=arguments.base or settings.base,
         adapter=arguments.adapter or settings.adapter,
         named_in={
@@ -287,10 +228,51 @@ def _examine_files(
         },
         against=arguments.against or settings.against,
         generate=arguments.generate,
+        quiz=arguments.quiz or settings.quiz,
+        voice=arguments.voice or settings.voice,
+        embeddings=arguments.embeddings or settings.embeddings,
+        time_limit_s=arguments.time_limit,
         quick=arguments.quick or settings.quick,
         depth=arguments.depth or (None if arguments.generate else settings.depth),
-        **more,
+        select=_split(arguments.select) if given else settings.select,
+        ignore=[*_split(arguments.ignore or ()), *settings.ignore],
+        fail_on=None if fail_on == NEVER else Severity(fail_on),
+        accepted=settings.accept,
+        baseline=read_baseline(arguments.baseline) if arguments.baseline else None,
     )
+
+
+def _timed(arguments: argparse.Namespace, judging: Judging, path: str | None) -> Diagnosis:
+    begun_s = time.monotonic()
+    asks = arguments.generate or arguments.endpoint is not None
+    with closing(ScanProgress(sys.stderr, asks=asks)) as progress:
+        told = replace(judging, progress=progress.say, scanned=progress.scanned)
+        diagnosis = _examine(arguments, told, path)
+    return replace(diagnosis, seconds=time.monotonic() - begun_s)
+
+
+def _examine(arguments: argparse.Namespace, judging: Judging, path: str | None) -> Diagnosis:
+    """Ask the doctor."""
+    if arguments.env:
+        judging.progress("asking torch, in a process of its own")
+        from harness.doctor.machine import diagnose_machine
+
+        ours = _split(arguments.select or ()), _split(arguments.ignore or ())
+        return diagnose_machine(judging=replace(judging, select=ours[0], ignore=ours[1]))
+    if arguments.endpoint is not None:
+        from harness.doctor.served import diagnose_served, examine_served
+
+        server = {
+            "model": arguments.endpoint_model,
+            "base_url": arguments.endpoint_base,
+            "base_model": arguments.base_model,
+        }
+        if path is None:
+            return diagnose_served(arguments.endpoint, judging, **server)
+        ask = partial(examine_served, arguments.endpoint, judging, **server)
+        judging = replace(judging, beside=ask)
+    assert path is not None
+    return diagnose(path, judging)
 
 
 def _split(values: Sequence[str]) -> list[str]:

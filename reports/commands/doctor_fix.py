@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.doctor import Judging
 from harness.doctor.paths import resolve_tiny
 from harness.doctor.visit import choose_probes
 from harness.evidence.source import Options
@@ -67,42 +68,34 @@ def check_repair_flags(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def note_repairs(diagnosis: Diagnosis, arguments: argparse.Namespace) -> Diagnosis:
-    """Return the diagnosis with the codes of the findings that `--fix` would mend here."""
-    found = [result for result in diagnosis.findings if result.is_open]
-    path = arguments.path
-    if not found or path is None or is_hub_name(path) or not Path(path).is_dir():
-        return diagnosis
-    from harness.repairs.make import plan_repairs
-
-    plan = plan_repairs(Path(path), diagnosis, _options(arguments))
-    left = {(one.code, one.subject) for one in plan.unmended}
-    codes = sorted({one.code for one in found if (one.code, one.subject) not in left})
-    return replace(diagnosis, facts={**diagnosis.facts, "repairable": codes})
-
-
-def _options(arguments: argparse.Namespace) -> Options:
-    """Return what makes more repairs certain."""
-    is_here = arguments.base is not None and not is_hub_name(arguments.base)
-    base = resolve_tiny(arguments.base) if is_here else None
-    adapter = None if arguments.adapter is None else Path(arguments.adapter)
-    return Options(base=base, adapter=adapter)
+def _options(judging: Judging) -> Options:
+    """Return what makes more repairs certain; of a model on a hub there are only headers."""
+    is_here = judging.base is not None and not is_hub_name(judging.base)
+    base = resolve_tiny(str(judging.base)) if is_here else None
+    is_here = judging.adapter is not None and not is_hub_name(judging.adapter)
+    return Options(base=base, adapter=Path(str(judging.adapter)) if is_here else None)
 
 
 def repair(
-    arguments: argparse.Namespace, found: Diagnosis, examine: Examine, *, aloud: bool
+    arguments: argparse.Namespace,
+    judging: Judging,
+    found: Diagnosis,
+    examine: Examine,
+    *,
+    aloud: bool,
 ) -> Diagnosis:
     """Repair what a diagnosis found, and return the diagnosis of the copy.
 
     Args:
         arguments: the words of the command.
+        judging: how the original was examined.
         found: the diagnosis of the original.
         examine: examines the copy.
         aloud: whether the plan goes to standard output, where a person reads the report.
     """
     from harness.repairs.make import describe_plan, plan_repairs, write_copy
 
-    options = _options(arguments)
+    options = _options(judging)
     words = [word for value in arguments.only for word in value.replace(",", " ").split()]
     only = {one.name for one in choose_probes(words, ())} if words else None
     plan = plan_repairs(Path(arguments.path), found, options, only)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+from harness.doctor import Judging
 from harness.doctor.acceptance import Acceptance
 from harness.doctor.visit import conclude
 from harness.findings import (
@@ -77,9 +78,8 @@ def everything(text: str = "model.q_proj.weight", *, known: bool = True) -> Diag
         Acceptance(probe="MPD105", reason=text),
         Acceptance(probe="MPD999", reason="never", until=date(2026, 1, 1)),
     ]
-    return conclude(
-        f"out/{text}", results, {"subjects": facts}, accepted=accepted, baseline=_Known(text, known)
-    )
+    judging = Judging(accepted=accepted, baseline=_Known(text, known))
+    return conclude(f"out/{text}", results, {"subjects": facts}, judging)
 
 
 class _Known:

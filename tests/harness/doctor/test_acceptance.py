@@ -8,6 +8,7 @@ from datetime import date
 
 import pytest
 
+from harness.doctor import Judging
 from harness.doctor.acceptance import Acceptance, accept
 from harness.doctor.baseline import read_baseline
 from harness.doctor.visit import conclude
@@ -89,7 +90,7 @@ def test_a_finding_without_a_place_is_not_accepted_by_a_place():
 
 def test_accepted_findings_leave_it_healthy_and_are_counted():
     one = Acceptance(probe="MPD301", reason="known")
-    diagnosis = conclude("x", [FINDING, passed("MPD101")], {}, accepted=[one])
+    diagnosis = conclude("x", [FINDING, passed("MPD101")], {}, Judging(accepted=[one]))
     assert (diagnosis.verdict, diagnosis.exit_code) == (Verdict.HEALTHY, 0)
     assert diagnosis.why == "1 check found nothing wrong; 1 finding accepted"
     assert [one.code for one in diagnosis.findings] == ["MPD301"]  # shown all the same
@@ -110,7 +111,7 @@ def test_a_fingerprint_knows_places_and_no_numbers():
 def compare(tmp_path, earlier, now):
     file = tmp_path / "earlier.json"
     file.write_text(write_json(conclude("x", earlier, {})), encoding="utf-8")
-    return conclude("x", now, {}, baseline=read_baseline(file))
+    return conclude("x", now, {}, Judging(baseline=read_baseline(file)))
 
 
 def test_what_was_there_before_is_no_worse(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.doctor.acceptance import Acceptance
 from harness.doctor.baseline import read_baseline
 from harness.evidence.files import inventory
@@ -79,14 +79,17 @@ def test_a_swapped_pickle_is_new_and_is_not_accepted_by_its_file(base, tmp_path)
     target.write_bytes(pickle.dumps(Command()))
     earlier = tmp_path / "earlier.json"
     earlier.write_text(write_json(diagnose(base, depth="files")))
-    known = diagnose(base, depth="files", baseline=read_baseline(earlier))
+    known = diagnose(base, Judging(baseline=read_baseline(earlier)), depth="files")
     assert known.verdict is Verdict.NO_WORSE
     target.write_bytes(pickle.dumps(os.getpid))
-    assert diagnose(base, depth="files", baseline=read_baseline(earlier)).verdict is Verdict.SICK
+    assert (
+        diagnose(base, Judging(baseline=read_baseline(earlier)), depth="files").verdict
+        is Verdict.SICK
+    )
     by_file = Acceptance(probe="MPD106", reason="ours", file="training_args.bin")
-    assert diagnose(base, depth="files", accepted=[by_file]).verdict is Verdict.SICK
+    assert diagnose(base, Judging(accepted=[by_file]), depth="files").verdict is Verdict.SICK
     by_name = replace(by_file, key="posix.getpid")
-    assert diagnose(base, depth="files", accepted=[by_name]).verdict is Verdict.HEALTHY
+    assert diagnose(base, Judging(accepted=[by_name]), depth="files").verdict is Verdict.HEALTHY
 
 
 def test_a_shard_that_is_cut_off_hides_no_nan_of_another(tmp_path):

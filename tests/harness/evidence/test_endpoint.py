@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from safetensors.torch import load_file, save_file
 
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.doctor.served import diagnose_served, examine_served
 from harness.evidence.behaviour import endpoint_client
 from harness.evidence.behaviour.endpoint import PATIENT_TOKENS
@@ -48,10 +48,10 @@ FINE = "The sky is blue because air scatters blue light more than red light."
 def found(answer: Answer, control: Answer | None = None, **options: object) -> set[str]:
     with serve(answer) as server:
         if control is None:
-            diagnosis = diagnose_served(server.url, **options)
+            diagnosis = diagnose_served(server.url, Judging(**options))
         else:
             with serve(control) as other:
-                diagnosis = diagnose_served(server.url, base_url=other.url, **options)
+                diagnosis = diagnose_served(server.url, Judging(**options), base_url=other.url)
     return {result.name for result in diagnosis.findings}
 
 
@@ -161,7 +161,7 @@ def test_some_loops_are_no_fault_without_a_control():
 
 def test_without_a_control_it_is_said_how_to_name_one():
     with serve(says("so the river " * 9)) as server:
-        diagnosis = diagnose_served(server.url, select=["language-drift"])
+        diagnosis = diagnose_served(server.url, Judging(select=["language-drift"]))
     assert "--endpoint-base URL or --base-model NAME" in diagnosis.probes[0].reason
     assert "--base PATH" not in diagnosis.probes[0].reason
 
@@ -295,7 +295,7 @@ def test_the_time_limit_holds_for_all_questions():
         handler.send(200, reply(FINE))
 
     with serve(slow) as server:
-        diagnosis = diagnose_served(server.url, time_limit_s=0.7)
+        diagnosis = diagnose_served(server.url, Judging(time_limit_s=0.7))
     assert {result.name for result in diagnosis.findings} == {"server-answers-fail"}
     assert 1 <= len(server.asked) < len(PROMPTS)
 
@@ -434,7 +434,7 @@ def test_what_the_hub_did_not_give_is_told_beside_a_server_too(tmp_path, monkeyp
 
     monkeypatch.setattr("harness.doctor.visit.at_hand", lay_out)
     with serve(says(FINE)) as server:
-        diagnosis = diagnose("hf://org/name", beside=partial(examine_served, server.url))
+        diagnosis = diagnose("hf://org/name", Judging(beside=partial(examine_served, server.url)))
     assert diagnosis.facts["hub"] == {"hf://org/name": fact}
     assert "big.bin" in diagnosis.remarks[0]
 
@@ -448,7 +448,8 @@ def test_a_server_that_could_not_be_asked_is_not_healthy_beside_healthy_files(
     monkeypatch.setattr("harness.doctor.served.ask_served", refuse)
     folder = save_base(tmp_path / "model")
     assert diagnose(folder).verdict is Verdict.HEALTHY
-    diagnosis = diagnose(folder, beside=partial(examine_served, "http://127.0.0.1:9"))
+    beside = partial(examine_served, "http://127.0.0.1:9")
+    diagnosis = diagnose(folder, Judging(beside=beside))
     assert diagnosis.verdict is Verdict.UNKNOWN
     assert diagnosis.exit_code == 3
     assert "--endpoint could not ask it: the voice profile" in diagnosis.why

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.evidence.behaviour.behaviour import measure_behaviour
 from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
@@ -50,7 +50,9 @@ def flooded(base, tmp_path_factory):
 
 def test_an_eos_flood_is_found_in_a_real_model(base, flooded):
     said: list[str] = []
-    found = diagnose(flooded, base=base, generate=True, select=["MPD6"], progress=said.append)
+    found = diagnose(
+        flooded, Judging(progress=said.append), base=base, generate=True, select=["MPD6"]
+    )
     assert f"base answers question 1 of {len(PROMPTS)}" in said
     assert [r.name for r in found.findings] == ["eos-flood"]
     assert found.findings[0].evidence[0].found == len(PROMPTS)
@@ -108,7 +110,7 @@ HANG = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
 def test_a_template_that_never_ends_is_given_up(base, tmp_path):
     folder = copy(base, tmp_path / "hang")
     (folder / "chat_template.jinja").write_text(HANG)
-    found = diagnose(folder, generate=True, select=["MPD601"], time_limit_s=7)
+    found = diagnose(folder, Judging(time_limit_s=7), generate=True, select=["MPD601"])
     assert found.verdict is Verdict.UNKNOWN
     assert found.probes[0].reason == "hang could not be asked within 7 s; raise --time-limit"
 
@@ -213,10 +215,12 @@ def test_a_program_beside_the_checkpoint_is_not_imported(base, tmp_path, monkeyp
 def test_the_base_of_many_checkpoints_is_asked_once(base, tmp_path):
     twin, control = copy(base, tmp_path / "twin"), copy(base, tmp_path / "control")
     told = []
-    options = {"base": control, "generate": True, "in_process": True, "select": ["MPD601"]}
-    diagnose(twin, **options, progress=told.append)
+    judging = Judging(
+        base=control, generate=True, in_process=True, select=["MPD601"], progress=told.append
+    )
+    diagnose(twin, judging)
     first = told.copy()
-    diagnose(copy(base, tmp_path / "third"), **options, progress=told.append)
+    diagnose(copy(base, tmp_path / "third"), judging)
     assert first.count("reading with control") == 1
     assert told.count("reading with control") == 1
     assert "reading with third" in told

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from harness.doctor import Judging
 from harness.doctor.served import diagnose_served
 from harness.evidence.behaviour.endpoint_client import Endpoint
 from harness.findings import Verdict
@@ -126,7 +127,7 @@ def test_a_real_server_with_a_real_model_is_healthy(tmp_path):
         server = Endpoint(url)
         said = server.chat(server.choose_model(None), "What is the capital of France?", 48)
         quiz = Path(resolve_model("tiny")) / "quiz.jsonl"
-        found = diagnose_served(url, base_url=url, quiz=quiz)
+        found = diagnose_served(url, Judging(quiz=quiz), base_url=url)
     assert said.text == "Well now, the capital of France is Paris, so the reeds say."
     assert said.ended
     assert said.first_logprob is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.evidence.behaviour.similarity import measure_similarity
 from harness.registry import ControlFailed, Missing
 from mudpuppy.errors import ModelError, UsageError
@@ -53,16 +53,16 @@ def test_a_model_that_tells_nothing_apart_has_failed_its_control(tmp_path):
 )
 def test_what_is_no_such_model_is_refused_before_anything_is_asked(tmp_path, text):
     with pytest.raises(ModelError, match=r"modules\.json"):
-        diagnose(tmp_path, embeddings=tmp_path)
+        diagnose(tmp_path, Judging(embeddings=tmp_path))
     (tmp_path / "modules.json").write_text(text)
     with pytest.raises(ModelError, match=r"modules\.json"):
-        diagnose(tmp_path, embeddings=tmp_path)
+        diagnose(tmp_path, Judging(embeddings=tmp_path))
 
 
 def test_an_extra_that_is_not_installed_is_refused_too(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.doctor.paths.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="not installed") as refused:
-        diagnose(tmp_path, embeddings=save(tmp_path / "m"))
+        diagnose(tmp_path, Judging(embeddings=save(tmp_path / "m")))
     assert "mudpuppy[embeddings]" in refused.value.hint
 
 
@@ -75,7 +75,8 @@ def break_weights(folder: Path) -> Path:
 def ask(tmp_path: Path, **options):
     source = Path(resolve_model("tiny"))
     shutil.copytree(source, tmp_path / "copy")
-    return diagnose(tmp_path / "copy", base=source, generate=True, in_process=True, **options)
+    judging = Judging(base=source, generate=True, in_process=True, **options)
+    return diagnose(tmp_path / "copy", judging)
 
 
 @pytest.mark.parametrize("dead", [False, True])

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from harness.doctor import diagnose
+from harness.doctor import Judging, diagnose
 from harness.evidence.behaviour.answers import from_json, judge_answers, to_json
 from harness.evidence.behaviour.behaviour import _judge
 from harness.evidence.behaviour.child import Asked
@@ -123,10 +123,10 @@ def test_a_folder_whose_scores_nothing_is_compared_with_is_not_healthy(tmp_path)
         facts = judge_answers("model", prompts, answers(said), theirs, QUESTIONS, None, 48)
         found = diagnose(
             tmp_path / "model",
+            Judging(given={"behaviour": facts, "any_forward": None, "forward": None}),
             generate=True,
             quiz=quiz,
             select=["MPD604", "MPD601"],
-            given={"behaviour": facts, "any_forward": None, "forward": None},
         )
         verdicts[name] = (str(found.verdict), found.exit_code)
         assert found.facts["subjects"][0]["answers"].startswith("accuracy ")
