@@ -55,8 +55,9 @@ def _list_shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
         if not isinstance(call, Call) or not _is(call, "torch._utils._rebuild_tensor_v2"):
             continue
         shape = call.arguments[2] if len(call.arguments) > 2 else None
-        is_shape = isinstance(shape, tuple) and all(isinstance(size, int) for size in shape)
-        if is_shape and isinstance(name, str):
+        if not isinstance(name, str) or not isinstance(shape, tuple):
+            continue
+        if all(isinstance(size, int) for size in shape):
             yield name, shape
 
 

@@ -109,10 +109,10 @@ def test_damaged_pickles_are_refused_in_one_way(noise, place):
 
 @pytest.mark.parametrize("raw", [b"(" * 900_000 + b".", b"]" * 900_000 + b".", b"(1" * 400_000])
 def test_a_long_pickle_ends_soon(raw):
-    started = time.monotonic()
+    started = time.process_time()
     with contextlib.suppress(UnreadablePickle):
         read_tree(io.BytesIO(raw))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 REGRESSION = Path(__file__).parents[2] / "fuzz/regressions/name-in-archive-is-no-text.zip"
