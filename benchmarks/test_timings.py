@@ -27,7 +27,7 @@ from harness.results import Outcome
 from harness.runner import run_cells
 from mudpuppy.data.packing import plan_rows
 from mudpuppy.quant.fake_quant import fake_quant_linear
-from mudpuppy.quant.int4_pack import dequantize_int4, quantize_int4
+from mudpuppy.quant.formats import FORMATS
 from mudpuppy.rules import every_single_feature
 from mudpuppy.tiny import resolve_model
 
@@ -67,13 +67,13 @@ def test_planning_packed_rows(benchmark: Any) -> None:
 
 def test_quantising_to_4_bits(benchmark: Any, weight: torch.Tensor) -> None:
     """Quantise a million weights."""
-    assert benchmark(quantize_int4, weight)
+    assert benchmark(FORMATS["nf4"].quantise, weight)
 
 
 def test_dequantising_4_bits(benchmark: Any, weight: torch.Tensor) -> None:
     """Dequantise a million weights."""
-    packed = quantize_int4(weight)
-    assert benchmark(dequantize_int4, packed).shape == (SIDE, SIDE)
+    packed = FORMATS["nf4"].quantise(weight)
+    assert benchmark(FORMATS["nf4"].dequantise, packed).shape == (SIDE, SIDE)
 
 
 def test_a_fake_quantised_layer(benchmark: Any, weight: torch.Tensor) -> None:

@@ -46,6 +46,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "num-workers": {"num_workers": 1},
     "preprocess-workers": {"preprocess_workers": 2},
     "logging": {"report_to": ["tensorboard"]},
+    "quant": {"quant": "int4"},
+    "quant-block-size": {"quant_block_size": 32},
+    "quant-search": {"quant_search": 4},
     "fsdp": {"fsdp": "full_shard"},
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mudpuppy.config import TrainingConfig
+from mudpuppy.config import QUANT_BLOCK_SIZES, TrainingConfig
 from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
 from mudpuppy.features import PREFERENCE_METHODS
 
@@ -53,6 +53,7 @@ def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote
 CHECKED_TOGETHER = (
     *("method", "preference", "use_peft", "max_steps", "warmup_steps", "batch_size"),
     *("gradient_accumulation", "num_generations", "reward_funcs", "qat_warmup", "qat_freeze"),
+    *("quant", "quant_block_size", "quant_search"),
 )
 """Settings whose values `check_values` weighs against each other; every other stands by itself."""
 
@@ -89,6 +90,7 @@ def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iter
             f"{name('qat_warmup')}: {config.qat_warmup} is not below {name('qat_freeze')}, "
             f"{config.qat_freeze}: ranges would stand still before anything is rounded"
         )
+    yield from _quant_problems(config, name)
     if config.method != "grpo":
         return
     word = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
@@ -107,12 +109,24 @@ def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iter
         )
 
 
+def _quant_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iterator[str]:
+    """Yield what a standard fixes, and what was asked for otherwise."""
+    if config.quant != "mxfp4":
+        return
+    if config.quant_block_size not in (None, QUANT_BLOCK_SIZES["mxfp4"]):
+        yield (
+            f"{name('quant_block_size')}: mxfp4 has blocks of 32 by definition, got "
+            f"{config.quant_block_size}"
+        )
+    if config.quant_search:
+        yield f"{name('quant_search')}: mxfp4 has nothing to search: it tries both of its scales"
+
+
 _READ_BY = {
     "beta": (*PREFERENCE_METHODS, "grpo"),
     **dict.fromkeys(
         ("reward_funcs", "num_generations", "max_completion_length", "temperature"), ("grpo",)
     ),
-    **dict.fromkeys(("quant", "quant_block_size"), ("qlora",)),
     **dict.fromkeys(
         ("qat_activations", "qat_ranges", "qat_momentum", "qat_warmup", "qat_freeze"), ("qat",)
     ),

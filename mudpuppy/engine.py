@@ -49,7 +49,7 @@ from mudpuppy.methods.steplog import Report
 from mudpuppy.parameters import count_parameters
 from mudpuppy.preflight import locked, preflight
 from mudpuppy.provenance import PROVENANCE_FILE, fingerprint_model
-from mudpuppy.quant import int4
+from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.fp8 import choose_fp8_path, fp8_linears
 from mudpuppy.quant.fp8_history import describe_saturation
 from mudpuppy.records import Choice, RunRecord
@@ -280,7 +280,9 @@ def _quantisation(loaded: Loaded, config: TrainingConfig) -> dict[str, Any]:
     """Return what a merge must know to fold the adapter on the weights that it saw (FM13)."""
     if not loaded.quantised:
         return {}
-    return {**int4.scheme(config.quant_block_size), "modules": list(loaded.quantised)}
+    form = FORMATS[config.resolved_quant]
+    said = form.describe(config.resolved_quant_block_size, config.quant_search)
+    return {**said, "modules": list(loaded.quantised)}
 
 
 def _save_adapter(

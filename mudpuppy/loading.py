@@ -22,7 +22,9 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import EngineError, ModelError, shown
 from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
-from mudpuppy.quant.int4 import check_round_trip, replace_linears
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.formats.selftest import check_round_trip
+from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.runtime import Runtime
 
 MAX_REASON = 300
@@ -83,10 +85,15 @@ def load(
     model = _load_model(path, runtime.dtype if is_frozen else torch.float32, config, form)
     quantised: list[str] = []
     if config.method == "qlora":
+        held, block_size = FORMATS[config.resolved_quant], config.resolved_quant_block_size
         # Wrong 4-bit kernels raise nothing: some GPUs had them (engines.md, section 4).
-        check_round_trip(runtime.device)
+        check_round_trip(held, runtime.device, block_size)
         quantised = replace_linears(
-            model, block_size=config.quant_block_size, compute_dtype=runtime.dtype
+            model,
+            held,
+            block_size=block_size,
+            search=config.quant_search,
+            compute_dtype=runtime.dtype,
         )
         if not quantised:
             raise EngineError(f"{path}: no linear layer could be quantised to 4 bits")

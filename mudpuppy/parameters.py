@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mudpuppy.quant.int4 import Linear4bit
+from mudpuppy.quant.linear4bit import Linear4bit
 
 
 class ParameterCount(NamedTuple):

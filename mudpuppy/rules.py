@@ -161,6 +161,16 @@ RULES: tuple[Rule, ...] = (
         hint="leave out --use-dora and --use-rslora, or leave out --adapter",
     ),
     _rule(
+        "MP-R16",
+        "four-bit-settings-without-four-bits",
+        " ".join(method for method in METHODS if method != "qlora"),
+        "",
+        any_of="quant quant-block-size quant-search",
+        reason="only qlora holds its base in 4 bits: for any other method the setting would be "
+        "ignored",
+        hint="leave the flag out, or use --method qlora",
+    ),
+    _rule(
         "MP-R20",
         "packing-outside-supervised",
         _NOT_SUPERVISED,

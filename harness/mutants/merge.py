@@ -53,7 +53,7 @@ def merge_on_unquantised_base() -> None:
 
     @replaces(part("adapters.shard_merge"), "plan_merge")
     def plan(original: Any, *words: Any, **named: Any) -> Any:
-        return original(*words, **{**named, "int4": None})
+        return original(*words, **{**named, "packed": None})
 
 
 @mutant("lora-merge", caught_by="MPD707")

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from typing import Any
 
 from harness.mutants.form import mutant, part, replaces
 
-_INT4_USERS = ("quant.int4_pack", "quant.int4", "adapters.fold")
-"""Modules that round to int4 under a name of their own."""
 
-
-def _change_int4(change: Any) -> None:
-    """Change what rounding to int4 gives, everywhere, and silence the engine's own check of it."""
-    for name in _INT4_USERS:
-
-        @replaces(part(name), "quantize_int4")
-        def quantize(original: Any, *words: Any, **named: Any) -> Any:
-            return change(original(*words, **named))
+def _silence_self_test() -> None:
+    """Let the engine's own check of 4 bits pass."""
 
     @replaces(part("loading"), "check_round_trip")
     def check(*_: Any) -> float:
         return 0.1
 
 
+def _change_packed(change: Any) -> None:
+    """Change what packing to 4 bits gives, everywhere, and silence the engine's check of it."""
+    _silence_self_test()
+
+    @replaces(part("quant.formats.interface:Format"), "quantise")
+    def quantise(original: Any, *words: Any, **named: Any) -> Any:
+        return change(original(*words, **named))
+
+
 @mutant("qlora-merge", caught_by="MPD707 MPD712")
-def int4_block_ignored() -> None:
+def four_bit_block_ignored() -> None:
     """Quantise with blocks of 32, whatever was asked for, and note the size asked for (FM64)."""
 
     @replaces(part("loading"), "replace_linears")
@@ -35,35 +35,41 @@ def int4_block_ignored() -> None:
 
 
 @mutant("qlora-merge", caught_by="MPD722")
-def int4_scales_misplaced() -> None:
+def four_bit_scales_misplaced() -> None:
     """Give every row the scales of the row before it, in training and afterwards.
 
     A kernel that reads them transposed (FM64). Everything agrees, and the base is ruined.
     """
-    _change_int4(lambda packed: packed._replace(scales=packed.scales.roll(1, 0)))
+    _change_packed(lambda packed: packed._replace(scales=packed.scales.roll(1, 0)))
 
 
 @mutant("qlora-merge", caught_by="MPD722")
-def int4_off_by_one_level() -> None:
-    """Read every level one too high, in training and afterwards: offset 7 for 8."""
-    for name in (*_INT4_USERS,):
-
-        @replaces(part(name), "dequantize_int4")
-        def dequantize(original: Any, packed: Any, *more: Any) -> Any:
-            dense = original(packed, *more)
-            columns = importlib.import_module("torch").arange(dense.shape[1])
-            scales = packed.scales[:, (columns // packed.block_size)]
-            return (dense + scales.to(dense.dtype)).to(dense.dtype)
-
-    @replaces(part("loading"), "check_round_trip")
-    def check(*_: Any) -> float:
-        return 0.1
+def four_bit_scale_of_the_neighbour() -> None:
+    """Read the scale of the block before, as where a kernel counts blocks from one."""
+    _change_packed(lambda packed: packed._replace(scales=packed.scales.roll(1, 1)))
 
 
 @mutant("qlora-merge", caught_by="MPD722")
-def int4_nibbles_swapped() -> None:
+def four_bit_off_by_one_level() -> None:
+    """Read every level as the one after it: offset 7 for 8."""
+    _silence_self_test()
+    for name in ("int4:Int4", "nf4:Nf4"):
+        form = part(f"quant.formats.{name}")
+        form.levels = (*form.levels[1:], form.levels[0])
+
+
+@mutant("qlora-merge", caught_by="MPD722")
+def nf4_table_entry_wrong() -> None:
+    """Read one of the 16 levels of NF4 wrongly: 0.25 is the neighbour's 0.34."""
+    _silence_self_test()
+    form = part("quant.formats.nf4:Nf4")
+    form.levels = (*form.levels[:10], form.levels[11], *form.levels[11:])
+
+
+@mutant("qlora-merge", caught_by="MPD722")
+def four_bit_nibbles_swapped() -> None:
     """Hold the even column in the high half of a byte and read it from the low one."""
-    _change_int4(
+    _change_packed(
         lambda packed: packed._replace(qweight=(packed.qweight << 4) | (packed.qweight >> 4))
     )
 

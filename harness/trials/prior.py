@@ -20,11 +20,16 @@ PRIOR = "prior"
 """Folder of that adapter inside the folder of the cell."""
 PRIOR_STEPS = 2
 """Steps it is trained for: enough that it does something."""
-_NOT_TAKEN_OVER = {field for field, _ in SWITCHES.values()} | {"warmup_steps", "resume"}
+_OF_THE_BASE = {"quant", "quant_block_size", "quant_search"}
+"""Features that say what the adapter is trained on."""
+_NOT_TAKEN_OVER = {field for field, _ in SWITCHES.values()} - _OF_THE_BASE
+_NOT_TAKEN_OVER |= {"warmup_steps", "resume"}
 
 
 def prior_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run before: those of the cell, with every feature switched off.
+    """Return the settings of the run before: those of the cell, with features switched off.
+
+    Those stay that say what the adapter is trained on.
 
     Args:
         config: every setting of the cell but `output`.

@@ -1,4 +1,4 @@
-"""The rounding of 4-bit bases, fp8 and int8 training, written once more from their definitions."""
+"""The rounding of fp8 and int8 training, written once more from their definitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 IN_BLOCKS = "layers."
 """Part of the name of every module of a decoder block."""
@@ -24,16 +23,6 @@ def rounded_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
         foreign = any(word in name for word in ELSEWHERE)
         if type(part) is nn.Linear and IN_BLOCKS in name and not foreign:
             yield name, part
-
-
-@torch.no_grad()
-def round_to_int4(weight: Tensor, block: int) -> Tensor:
-    """Return a weight (out, in) on its int4 grid: levels -7 to 7, a scale for `block` columns."""
-    rows, columns = weight.shape
-    padded = functional.pad(weight.float(), (0, -columns % block)).view(rows, -1, block)
-    scale = padded.abs().amax(dim=2, keepdim=True) / 7
-    levels = torch.where(scale == 0, 0.0, (padded / scale).round().clamp(-7, 7))
-    return (levels * scale).view(rows, -1)[:, :columns].to(weight.dtype)
 
 
 def compute_rounded(model: nn.Module, product: Callable[[Tensor, Tensor], Tensor]) -> None:

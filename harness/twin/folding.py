@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from harness.observations_twin import Deviation
-from harness.twin import arithmetic
 from harness.twin.asked import Asked
+from harness.twin.four_bits import round_to_4_bits
 from harness.twin.models import COMPUTED_IN
 
 SEVERAL_ROUNDINGS = 2.5
@@ -118,7 +118,7 @@ def _plain_weights(asked: Asked, base: Path) -> Iterator[tuple[str, torch.Tensor
     in_block = re.compile(r"layers\.\d+\..*(proj|fc\d?|gate|up|down)\w*\.weight$")
     for name, weight in _read(base).items():
         if asked.method == "qlora" and weight.dim() == 2 and in_block.search(name):
-            yield name, arithmetic.round_to_int4(weight.to(held), asked.quant_block_size)
+            yield name, round_to_4_bits(weight.to(held), asked)
         else:
             yield name, weight
 

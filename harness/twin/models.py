@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.twin import arithmetic
 from harness.twin.asked import Asked
+from harness.twin.four_bits import round_to_4_bits
 
 COMPUTED_IN = {
     "fp32": torch.float32,
@@ -46,7 +47,7 @@ def open_twin(asked: Asked, base: str) -> nn.Module:
     model: Any = kind.from_pretrained(base, dtype=held, **settings)
     if asked.method == "qlora":
         for _, layer in arithmetic.rounded_linears(model):
-            layer.weight.data = arithmetic.round_to_int4(layer.weight, asked.quant_block_size)
+            layer.weight.data = round_to_4_bits(layer.weight, asked)
     if asked.adapter_trains:
         model = _adapt(model, asked, task)
     if asked.precision == "fp8":

@@ -20,9 +20,10 @@ from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
 from harness.watching.logits import PLAIN, ROUNDED
+from mudpuppy.quant.formats import find_format
 from mudpuppy.quant.gptq_files import load_gptq
-from mudpuppy.quant.int4 import replace_linears
 from mudpuppy.quant.int8 import load_int8
+from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.runtime import DTYPES
 
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -104,8 +105,14 @@ class Opener:
         model, loader = self._load(self._base), "peft"
         quantised = self._provenance["quantisation"]
         if quantised:
-            replace_linears(model, block_size=quantised["block_size"], compute_dtype=self._dtype)
-            loader = "peft on mudpuppy.quant.int4"
+            replace_linears(
+                model,
+                find_format(quantised["scheme"]),
+                block_size=quantised["block_size"],
+                search=quantised.get("search", 0),
+                compute_dtype=self._dtype,
+            )
+            loader = "peft on mudpuppy.quant.linear4bit"
         with warnings.catch_warnings():
             # PEFT still asks by the name that transformers has given up
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mudpuppy.adapters.adapter_files import MAX_NAME_CHARS, SETTINGS_FILE, read_adapter_settings
+from mudpuppy.adapters.merge_inputs import SCHEMES
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of
 from mudpuppy.errors import ConfigError, ModelError, shown
@@ -146,13 +147,26 @@ def _require_same_quantisation(folder: Path, config: TrainingConfig) -> None:
         raise ModelError(f"{folder}: mudpuppy.json cannot be read: {error}") from None
     if not isinstance(said, dict) or not said:
         return
-    block = said.get("block_size")
-    if config.method == "qlora" and config.quant_block_size == block:
+    then = (said.get("scheme"), said.get("block_size"), said.get("search", 0))
+    now = (
+        next((name for name, form in SCHEMES.items() if form == config.resolved_quant), None),
+        config.resolved_quant_block_size,
+        config.quant_search,
+    )
+    if config.method == "qlora" and now == then:
         return
-    now = f"in blocks of {config.quant_block_size}" if config.method == "qlora" else "not in 4 bits"
+    name = SCHEMES.get(str(then[0]), shown(then[0]))
+    words = _in_words(*now) if config.method == "qlora" else "not in 4 bits"
+    flags = f"--quant-block-size {shown(then[1])}" + f" --quant-search {then[2]}" * bool(then[2])
     raise ModelError(
-        f"the adapter in {folder} was trained on weights in 4 bits with blocks of {shown(block)}, "
-        f"and this run holds them {now}: they are other weights",
-        hint=f"--method qlora --quant-block-size {shown(block)}, or merge it first: "
+        f"the adapter in {folder} was trained on weights in 4 bits, {_in_words(*then)}, and this "
+        f"run holds them {words}: they are other weights",
+        hint=f"--method qlora --quant {name} {flags}, or merge it first: "
         "mud-puppy merge BASE ADAPTER MERGED",
     )
+
+
+def _in_words(scheme: Any, block_size: Any, search: Any) -> str:
+    form = SCHEMES.get(str(scheme), shown(scheme))
+    searched = f" with {shown(search)} scales searched" if search else ""
+    return f"as {form} with blocks of {shown(block_size)}{searched}"

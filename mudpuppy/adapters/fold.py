@@ -18,7 +18,7 @@ from torch import Tensor
 from mudpuppy.adapters.codes import NOT_FINITE
 from mudpuppy.adapters.merge_plan import LowRank, Output
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.int4_pack import dequantize_int4, quantize_int4
+from mudpuppy.quant.formats import FORMATS
 from mudpuppy.safefile import TensorEntry
 from mudpuppy.stored import FLOATS, Reader
 
@@ -133,10 +133,12 @@ def _base_block(output: Output, start: int, stop: int, work: Workspace) -> Tenso
     count = (stop - start) * columns
     block = _load(output.source, start * columns, count, output.home.dtype, work)
     block = block.view(stop - start, columns)
-    if output.int4_block is None:
+    packing = output.packing
+    if packing is None:
         return block
     held = block if work.seen_dtype is None else block.to(work.seen_dtype)
-    return dequantize_int4(quantize_int4(held, output.int4_block))
+    form = FORMATS[packing.format]
+    return form.dequantise(form.quantise(held, packing.block_size, packing.search))
 
 
 class _Change:

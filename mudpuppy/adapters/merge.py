@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mudpuppy.adapters.clean import LEFTOVERS, verify_clean
 from mudpuppy.adapters.codes import BASE_CHANGED, NOT_FINITE
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.int4 import Linear4bit, restore_linears
+from mudpuppy.quant.linear4bit import Linear4bit, restore_linears
 
 MAX_MISSED = 1e-3
 """Share of an adapter's change that may be missing after its merge: fp32 rounds by far less."""

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from mudpuppy.adapters.adapter_files import AdapterFiles, read_adapter
-from mudpuppy.adapters.merge_plan import FLOATS, Int4Base
+from mudpuppy.adapters.merge_plan import FLOATS, PackedBase, Packing
 from mudpuppy.adapters.tensor_names import HEADS
 from mudpuppy.errors import ModelError, shown
 from mudpuppy.provenance import fingerprint_model, read_provenance
 from mudpuppy.safefile import TensorEntry, checkpoint_tensors
 
-INT4_SCHEME = "int4-symmetric-blockwise"
-"""The one way of packing that a merge can repeat (mudpuppy.quant.int4_pack)."""
+SCHEMES = {
+    "nf4-blockwise": "nf4",
+    "int4-symmetric-blockwise": "int4",
+    "mxfp4-blockwise": "mxfp4",
+}
+"""The ways of packing that a merge can repeat, and their formats (mudpuppy.quant.formats)."""
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Types as config.json calls them."""
 SEEN = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": "BF16"}
@@ -43,7 +47,7 @@ class Inputs:
     """The adapter."""
     provenance: dict[str, Any]
     """The adapter's mudpuppy.json, or nothing."""
-    int4: Int4Base | None
+    packed: PackedBase | None
     """How the base was quantised while the adapter was trained."""
     seen: str | None
     """Type in which a quantised base was held before that."""
@@ -83,7 +87,7 @@ def read_inputs(
         # a loader that ties never reads the file's own output layer
         heads = tuple(f".{head}.weight" for head in HEADS)
         tensors = {n: e for n, e in tensors.items() if not f".{n}".endswith(heads)}
-    int4 = _int4(files, provenance)
+    packed = _packed(files, provenance)
     return Inputs(
         base=base,
         config=config,
@@ -92,8 +96,8 @@ def read_inputs(
         fingerprint=fingerprint,
         adapter=files,
         provenance=provenance,
-        int4=int4,
-        seen=SEEN.get(str(provenance.get("precision"))) if int4 else None,
+        packed=packed,
+        seen=SEEN.get(str(provenance.get("precision"))) if packed else None,
     )
 
 
@@ -165,7 +169,7 @@ def _require_same_base(
         say("warning: the adapter was trained on another base; merging as asked")
 
 
-def _int4(adapter: AdapterFiles, provenance: Mapping[str, Any]) -> Int4Base | None:
+def _packed(adapter: AdapterFiles, provenance: Mapping[str, Any]) -> PackedBase | None:
     """Return how the base was quantised in training.
 
     Raises:
@@ -174,8 +178,11 @@ def _int4(adapter: AdapterFiles, provenance: Mapping[str, Any]) -> Int4Base | No
     said = provenance.get("quantisation")
     if not isinstance(said, dict) or not said:
         return None
-    block, modules = said.get("block_size"), said.get("modules")
-    if said.get("scheme") != INT4_SCHEME or type(block) is not int or not 1 <= block <= 1 << 20:
+    block: Any = said.get("block_size")
+    search: Any = said.get("search", 0)
+    form, modules = SCHEMES.get(str(said.get("scheme"))), said.get("modules")
+    is_whole = type(block) is int and type(search) is int
+    if form is None or not is_whole or not (1 <= block <= 1 << 20 and 0 <= search <= 1 << 10):
         raise ModelError(
             f"{adapter.folder} was trained on {shown(said)}, which cannot be repeated here",
             hint="merge it where it was trained: --merge-lora",
@@ -192,4 +199,5 @@ def _int4(adapter: AdapterFiles, provenance: Mapping[str, Any]) -> Int4Base | No
         modules = list(adapter.modules)
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise ModelError(f"{adapter.folder}: mudpuppy.json lists no modules: {shown(modules)}")
-    return Int4Base(block_size=block, modules=tuple(modules))
+    packing = Packing(format=form, block_size=block, search=search)
+    return PackedBase(packing=packing, modules=tuple(modules))

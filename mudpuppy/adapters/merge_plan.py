@@ -38,6 +38,18 @@ class LowRank:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How a weight was held in 4 bits."""
+
+    format: str
+    """Name of the format (`mudpuppy.quant.formats`)."""
+    block_size: int
+    """Columns that share a scale."""
+    search: int = 0
+    """Scales that were tried besides."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Output:
     """One tensor of the merged model."""
 
@@ -53,13 +65,13 @@ class Output:
     """A vector that is added, and what it is multiplied by."""
     rows: tuple[tuple[int, ...], TensorEntry] | None = None
     """Rows that are replaced."""
-    int4_block: int | None = None
-    """The source is rounded to int4 with this block size first, as the adapter saw it."""
+    packing: Packing | None = None
+    """The source is rounded to 4 bits in this way first, as the adapter saw it."""
 
     @property
     def is_copied(self) -> bool:
         """Whether the values are the source's own."""
-        parts = (self.change, self.bias, self.rows, self.int4_block)
+        parts = (self.change, self.bias, self.rows, self.packing)
         return all(part is None for part in parts)
 
 
@@ -86,7 +98,7 @@ def plan_merge(
     base: Mapping[str, TensorEntry],
     *,
     is_tied: bool,
-    int4: Int4Base | None = None,
+    packed: PackedBase | None = None,
 ) -> Plan:
     """Match every tensor of the adapter with the base.
 
@@ -94,7 +106,7 @@ def plan_merge(
         adapter: the adapter's files.
         base: the base's tensors, in the order of the files.
         is_tied: whether config.json says that the output layer has the embedding's weights.
-        int4: how the base was quantised while the adapter was trained, if it was.
+        packed: how the base was quantised while the adapter was trained, if it was.
 
     Raises:
         ModelError: a tensor finds no place, has another shape, or would be used twice.
@@ -103,18 +115,18 @@ def plan_merge(
     planner = _Planner(adapter, base, choose_renames(adapter.folder, names, base), is_tied)
     planner.replace_whole()
     planner.change_modules()
-    if int4 is not None:
-        planner.quantise(int4)
+    if packed is not None:
+        planner.quantise(packed)
     planner.settle_ties()
     return planner.finish()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int4Base:
+class PackedBase:
     """How the base was quantised while an adapter was trained."""
 
-    block_size: int
-    """Columns that share a scale."""
+    packing: Packing
+    """How its weights were held."""
     modules: tuple[str, ...]
     """Names of the modules in the live model."""
 
@@ -295,16 +307,16 @@ class _Planner:
             raise self._fail(f"{entry.name} does not fit trainable_token_indices {shown(said)}")
         return rows, entry
 
-    def quantise(self, int4: Int4Base) -> None:
+    def quantise(self, packed: PackedBase) -> None:
         """Note which weights were quantised while the adapter was trained."""
-        for module in int4.modules:
+        for module in packed.modules:
             name = f"{self._filed(module)}.weight"
             output = self.outputs.get(name)
             if output is None or len(output.source.shape) != 2:
                 raise self._fail(
                     f"it was trained on a 4-bit {module}, which the base does not have"
                 )
-            self.outputs[name] = replace(output, int4_block=int4.block_size)
+            self.outputs[name] = replace(output, packing=packed.packing)
 
     def settle_ties(self) -> None:
         """Give a tied output layer its own weights where it would become another one."""

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoTokenizer
 from mudpuppy.adapters.merge_inputs import TORCH_NAMES, Inputs
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.blocks import replace_module
-from mudpuppy.quant.int4 import Linear4bit
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.linear4bit import Linear4bit
 
 PROMPTS = (
     "Who lives in the pond?",
@@ -98,13 +99,18 @@ def _load_base(folder: Path, inputs: Inputs) -> Any:
     rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
     if rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)
-    if inputs.int4 is not None:
-        for module in inputs.int4.modules:
+    if inputs.packed is not None:
+        packing = inputs.packed.packing
+        for module in inputs.packed.modules:
             linear = base.get_submodule(module)
             if inputs.seen is not None:
                 linear.to(getattr(torch, TORCH_NAMES[inputs.seen]))
             packed = Linear4bit.from_linear(
-                linear, block_size=inputs.int4.block_size, compute_dtype=torch.float32
+                linear,
+                FORMATS[packing.format],
+                block_size=packing.block_size,
+                search=packing.search,
+                compute_dtype=torch.float32,
             )
             replace_module(base, module, packed)
     return base

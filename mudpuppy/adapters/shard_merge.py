@@ -97,7 +97,7 @@ def merge_shards(
         EngineError: MP-E09, a merged value is not finite; or the disk is full.
     """
     inputs = read_inputs(base, adapter, other_base=other_base, say=say)
-    plan = plan_merge(inputs.adapter, inputs.tensors, is_tied=inputs.is_tied, int4=inputs.int4)
+    plan = plan_merge(inputs.adapter, inputs.tensors, is_tied=inputs.is_tied, packed=inputs.packed)
     shards = _divide(plan.outputs, precision, max_shard_bytes)
     size = sum(_size(one, precision) for one in plan.outputs)
     say(f"merging {plan.num_changed} of {len(plan.outputs)} tensors, {size / 1e9:.2f} GB")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +29,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ModelError, UsageError
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears
 from mudpuppy.quant.fake_quant import fake_quantised
+from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.fp8 import Fp8Path, fp8_linears
 from mudpuppy.runtime import DTYPES
 
@@ -131,7 +131,7 @@ def _lay_out(settings: Any, config: TrainingConfig, batch: int, length: int) -> 
     body = model.base_model
     stack = find_decoder_layers(model)
     quantised = find_linears(stack.layers, stack.name) if config.method == "qlora" else {}
-    saved = sum(_saved_by_int4(one, config.quant_block_size) for one in quantised.values())
+    saved = sum(_saved_by_packing(one, config) for one in quantised.values())
     weights = sum(one.nbytes for one in model.parameters())
     layer_weights = sum(one.nbytes for one in stack.layers.parameters())
     plain = sum(one.numel() * dtype.itemsize for one in model.parameters())
@@ -183,10 +183,11 @@ def _with(settings: Any, more: dict[str, Any]) -> Any:
     return settings
 
 
-def _saved_by_int4(linear: nn.Linear, block_size: int) -> int:
-    """Return the bytes that packing a linear layer saves (`mudpuppy.quant.int4_pack`)."""
+def _saved_by_packing(linear: nn.Linear, config: TrainingConfig) -> int:
+    """Return the bytes that packing a linear layer saves."""
+    form = FORMATS[config.resolved_quant]
     rows, columns = linear.weight.shape
-    packed = rows * math.ceil(columns / 2) + 4 * rows * math.ceil(columns / block_size)
+    packed = form.packed_bytes(rows, columns, config.resolved_quant_block_size)
     return int(linear.weight.nbytes) - packed
 
 

@@ -201,7 +201,11 @@ def _training(layout: Layout, config: TrainingConfig, *, on_cpu: bool) -> tuple[
 
 
 def _weights(layout: Layout, config: TrainingConfig) -> Part:
-    held = f"{config.quant} and {config.precision}" if config.method == "qlora" else "fp32 masters"
+    held = (
+        f"{config.resolved_quant} and {config.precision}"
+        if config.method == "qlora"
+        else "fp32 masters"
+    )
     if config.method not in ("qlora",) and (config.trains_adapter or config.method == "gptq"):
         held = str(DTYPES[config.precision])[6:]
     if not config.stream:

@@ -14,7 +14,8 @@ from mudpuppy.config_check import load_config
 from mudpuppy.engine import train
 from mudpuppy.errors import ConfigError, EngineError
 from mudpuppy.provenance import fingerprint_model, read_provenance
-from mudpuppy.quant.int4 import replace_linears
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.tiny import resolve_model
 
 QUESTIONS = [
@@ -248,7 +249,7 @@ def test_a_qlora_merge_is_folded_on_the_weights_the_adapter_saw(base, dataset, t
 
     merged = load(tmp_path / "out" / "merged")
     quantised = load(base)
-    replace_linears(quantised, block_size=64, compute_dtype=torch.float32)
+    replace_linears(quantised, FORMATS["nf4"], block_size=64, compute_dtype=torch.float32)
     torch.testing.assert_close(logits_of(merged, seen.row), seen.logits, rtol=0, atol=1e-5)
     assert (logits_of(quantised, seen.row) - seen.logits).abs().max() > 0.01
 

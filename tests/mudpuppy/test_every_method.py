@@ -17,9 +17,10 @@ from mudpuppy.engine import train
 from mudpuppy.features import METHODS, PRECISIONS
 from mudpuppy.methods.family import find_family
 from mudpuppy.provenance import read_provenance
+from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.gptq import load_gptq
-from mudpuppy.quant.int4 import replace_linears
 from mudpuppy.quant.int8 import load_int8
+from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.rules import decide
 from mudpuppy.runtime import DTYPES
 from mudpuppy.tiny import resolve_model
@@ -105,7 +106,12 @@ def reopen(config, folder: Path, base: str):
         return kind.from_pretrained(folder, dtype=dtype)
     model = kind.from_pretrained(base, dtype=dtype, **form.settings)
     if config.method == "qlora":
-        replace_linears(model, block_size=config.quant_block_size, compute_dtype=dtype)
+        replace_linears(
+            model,
+            FORMATS[config.resolved_quant],
+            block_size=config.resolved_quant_block_size,
+            compute_dtype=dtype,
+        )
     return PeftModel.from_pretrained(model, str(folder))
 
 

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from mudpuppy.config_check import load_config
 from mudpuppy.engine import train
 from mudpuppy.errors import ModelError, UnsupportedCombination
-from mudpuppy.quant.int4 import replace_linears
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.tiny import resolve_model
 
 PAIRS = [("Where?", "In the pond."), ("What does it eat?", "Worms, and sometimes more worms.")] * 2
@@ -72,7 +73,7 @@ def test_1_a_merged_qlora_model_is_not_its_base(configure, base, tmp_path):
 
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged", dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    replace_linears(plain, block_size=64, compute_dtype=torch.float32)
+    replace_linears(plain, FORMATS["nf4"], block_size=64, compute_dtype=torch.float32)
     ids = torch.tensor([[1, 2, 3, 4, 5]])
     assert (merged(ids).logits - plain(ids).logits).abs().max() > 1e-3
     names = load_file(tmp_path / "out" / "merged" / "model.safetensors")

@@ -15,7 +15,8 @@ from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.evidence.values.arrays import EPSILON, Floats, iterate_rows, read_bytes
 from harness.evidence.values.decodable import is_float
 from harness.evidence.values.numbers import measure
-from harness.evidence.values.rounding import coarser, int4_block_size, quantise_int4, round_to
+from harness.evidence.values.packing import Packing, packing_of, repack
+from harness.evidence.values.rounding import coarser, round_to
 from harness.evidence.values.scan import CHUNK_BYTES, THREADS
 from harness.facts.checkpoint import Adapter, Base, Drift, Drifts, Numbers, Tensor, Weights
 from harness.registry import Missing
@@ -24,9 +25,9 @@ ROUNDINGS = ("F32", "BF16", "F16")
 """Types that the base may have passed through before training."""
 MERGED_EVERY = 8
 """Of so many blocks of a tensor that a merge changed, one is compared."""
-INT4_TOLERANCE = 0.02
-"""Distance after int4 on another device: a level that falls the other way moves a value by a whole
-step, 1/7 of its block's largest; two percent of the norm leave room for a few of them."""
+PACKED_TOLERANCE = 0.02
+"""Distance after 4 bits on another device: a level that falls the other way moves a value by a
+whole step, 1/7 of its block's largest; two percent of the norm leave room for a few of them."""
 
 
 @provides("drifts", Depth.LINEAGE)
@@ -44,7 +45,7 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
         raise Missing(f"the checkpoint and the base {base.root} share no tensor name")
     evidence.options.progress(f"comparing {evidence.folder} with {base.root}")
     targets = _targets(evidence)
-    block_size = int4_block_size(read_origin(evidence.folder))
+    packing = packing_of(read_origin(evidence.folder))
     jobs, reshaped = [], {}
     packed: frozenset[str] = evidence.get("quantised_parts")
     for name in shared:
@@ -54,7 +55,7 @@ def measure_drifts(evidence: CheckpointEvidence) -> Drifts:
         if new.shape != old.shape:
             reshaped[name] = f"{list(new.shape)} instead of {list(old.shape)}"
         elif is_float(new) and is_float(old):
-            meter = _Meter(evidence.folder, Path(base.root), new, old, block_size)
+            meter = _Meter(evidence.folder, Path(base.root), new, old, packing)
             jobs.append((meter, name))
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(lambda job: job[0].measure(job[1], targets), jobs))
@@ -123,14 +124,14 @@ class _Meter:
     """Measures one tensor against its base."""
 
     def __init__(
-        self, folder: Path, base: Path, new: Tensor, old: Tensor, block_size: int | None
+        self, folder: Path, base: Path, new: Tensor, old: Tensor, packing: Packing | None
     ) -> None:
         self.folder = folder
         self.base = base
         self.new = new
         self.old = old
         self.every = 1
-        self.block_size = block_size if len(new.shape) == 2 and ".layers." in new.name else None
+        self.packing = packing if len(new.shape) == 2 and ".layers." in new.name else None
 
     def measure(self, name: str, targets: set[str] | None) -> Drift:
         """Return the distance, after the most favourable rounding of the base.
@@ -150,11 +151,11 @@ class _Meter:
                 relative, ratio = self._compare("F32", None)
         if not is_target:
             for dtype in ROUNDINGS:
-                for block_size in dict.fromkeys((None, self.block_size)):
+                for packing in dict.fromkeys((None, self.packing)):
                     if relative > tolerance:
-                        relative = min(relative, self._compare(dtype, block_size)[0])
-                        if block_size is not None:
-                            tolerance = max(tolerance, INT4_TOLERANCE)
+                        relative = min(relative, self._compare(dtype, packing)[0])
+                        if packing is not None:
+                            tolerance = max(tolerance, PACKED_TOLERANCE)
         return Drift(
             name=self.new.name,
             relative=relative,
@@ -175,7 +176,7 @@ class _Meter:
                 return False
         return True
 
-    def _compare(self, dtype: str, block_size: int | None) -> tuple[float, float]:
+    def _compare(self, dtype: str, packing: Packing | None) -> tuple[float, float]:
         """Return |new - old| / |old| and |new| / |old|; infinite where the base is zero."""
         gap = old_squares = new_squares = 0.0
         pairs: Any = zip(
@@ -185,8 +186,8 @@ class _Meter:
         )
         for after, before in pairs:
             expected = round_to(before, dtype, self.old.dtype)
-            if block_size is not None:
-                expected = quantise_int4(expected, block_size)
+            if packing is not None:
+                expected = repack(expected, packing)
             size = _dot(after)
             if not math.isfinite(size):  # what is not finite is weights-nonfinite's finding
                 finite = np.isfinite(after)

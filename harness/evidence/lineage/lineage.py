@@ -27,7 +27,8 @@ from harness.evidence.values.arrays import (
     read_array,
 )
 from harness.evidence.values.decodable import is_float
-from harness.evidence.values.rounding import PRECISIONS, int4_block_size, quantise_int4, round_to
+from harness.evidence.values.packing import Packing, packing_of, repack
+from harness.evidence.values.rounding import PRECISIONS, round_to
 from harness.evidence.values.scan import THREADS
 from harness.facts.adapters import starts_in_base
 from harness.facts.checkpoint import Adapter, Base, Lineage, ModuleLineage, Pair, Tensor, Weights
@@ -60,8 +61,8 @@ class _Story:
     """Type that the sum was rounded to."""
     base_first: bool
     """Whether the base was rounded to it before the change was added."""
-    block_size: int | None
-    """Block size of the int4 that the base went through, if it did."""
+    packing: Packing | None
+    """The 4 bits that the base went through, if it did."""
 
 
 @dataclass
@@ -125,8 +126,8 @@ def trace_merge(evidence: CheckpointEvidence) -> Lineage:
         adapter=adapter.root,
         modules=tuple(one.module for one in found),
         not_compared=not_compared,
-        reference="quantised base" if trace.block_size else "base",
-        plain_base_fits=trace.block_size is not None and 2 * plain_fits > len(found),
+        reference="quantised base" if trace.packing else "base",
+        plain_base_fits=trace.packing is not None and 2 * plain_fits > len(found),
     )
 
 
@@ -172,7 +173,7 @@ class _Trace:
         self.base = base
         self.adapter = adapter
         self.precision = PRECISIONS.get(str(origin.get("precision")), "F32")
-        self.block_size = int4_block_size(origin)
+        self.packing = packing_of(origin)
 
     def compare(self, pair: Pair) -> _Traced | str:
         """Return how one module was merged, or why that cannot be said."""
@@ -181,8 +182,8 @@ class _Trace:
         problem = _why_not(pair, old, new, bool(self.adapter.settings.get("fan_in_fan_out")))
         if problem or old is None or new is None:
             return problem
-        stories = list(self._stories(old, new, quantised=self.block_size is not None))
-        plain = list(self._stories(old, new, quantised=False)) if self.block_size else []
+        stories = list(self._stories(old, new, quantised=self.packing is not None))
+        plain = list(self._stories(old, new, quantised=False)) if self.packing else []
         sums = self._sum(pair, old, new, [*stories, *plain])
         told = list(zip(stories, sums, strict=False))  # the plain ones follow
         chosen, best = min(told, key=lambda item: item[1].miss)
@@ -202,7 +203,7 @@ class _Trace:
                 yield _Story(
                     dtype=dtype,
                     base_first=base_first,
-                    block_size=self.block_size if quantised else None,
+                    packing=self.packing if quantised else None,
                 )
 
     def _sum(self, pair: Pair, old: Tensor, new: Tensor, stories: list[_Story]) -> list[_Sums]:
@@ -217,9 +218,9 @@ class _Trace:
             product = change.multiply(first, len(before))
             for story, sum_ in zip(stories, sums, strict=True):
                 base = round_to(before, story.dtype, old.dtype) if story.base_first else before
-                if story.block_size is not None:
-                    base = quantise_int4(base, story.block_size)
-                is_round = story.base_first and story.block_size is None
+                if story.packing is not None:
+                    base = repack(base, story.packing)
+                is_round = story.base_first and story.packing is None
                 zero = base if is_round else round_to(base, story.dtype)
                 exact = change.of(first, base, product)
                 expected = round_to(base + exact, story.dtype)

@@ -68,13 +68,16 @@ def test_an_adapter_for_another_task_is_refused(tmp_path, task, right, wrong):
 
 
 def test_an_adapter_of_4_bit_weights_goes_on_over_the_same(tmp_path):
-    folder = write(tmp_path / "a", {"block_size": 32})
+    folder = write(tmp_path / "a", {"scheme": "int4-symmetric-blockwise", "block_size": 32})
 
-    require_continuable(folder, settings("qlora", quant_block_size=32))
-    for other in (settings("lora"), settings("qlora"), settings("dpo")):
+    same = {"quant": "int4", "quant_block_size": 32}
+    require_continuable(folder, settings("qlora", **same))
+    others = ({"quant_block_size": 32}, {"quant": "int4"}, {**same, "quant_search": 4})
+    on_4_bits = [settings("qlora", **more) for more in others]
+    for other in (settings("lora"), settings("dpo"), *on_4_bits):
         with pytest.raises(ModelError, match="blocks of 32") as caught:
             require_continuable(folder, other)
-        assert "--method qlora --quant-block-size 32" in caught.value.hint
+        assert "--method qlora --quant int4 --quant-block-size 32" in caught.value.hint
     require_continuable(write(tmp_path / "b", {}), settings("lora"))
 
 

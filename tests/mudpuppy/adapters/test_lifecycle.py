@@ -26,7 +26,8 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import load_config
 from mudpuppy.errors import ConfigError, EngineError, ModelError
 from mudpuppy.provenance import fingerprint_model
-from mudpuppy.quant.int4 import Linear4bit, replace_linears
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.linear4bit import Linear4bit, replace_linears
 
 SHAPE = {
     "vocab_size": 64,
@@ -299,7 +300,7 @@ def test_a_merge_that_overflows_is_refused():
 
 def test_a_merged_4_bit_model_holds_plain_layers():
     model = make_llama()
-    replace_linears(model, block_size=16)
+    replace_linears(model, FORMATS["nf4"], block_size=16)
     dequantised = (
         model.model.layers[0].mlp.up_proj.weight.detach().clone().as_subclass(torch.Tensor)
     )

@@ -16,7 +16,8 @@ from mudpuppy.estimate.predict import predict
 from mudpuppy.features import ADAPTER_BY_DEFAULT
 from mudpuppy.methods.family import find_family
 from mudpuppy.parameters import count_parameters
-from mudpuppy.quant.int4 import replace_linears
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.tiny import resolve_model
 
 
@@ -41,7 +42,12 @@ def test_as_much_is_trained_as_the_estimate_says(method: str, more: dict[str, An
         setattr(settings, name, value)
     model = kind.from_config(settings)
     if method == "qlora":
-        replace_linears(model, block_size=run.quant_block_size, compute_dtype=torch.float32)
+        replace_linears(
+            model,
+            FORMATS[run.resolved_quant],
+            block_size=run.resolved_quant_block_size,
+            compute_dtype=torch.float32,
+        )
     trained = count_parameters(attach_adapter(model, run, family.task_type))
 
     made = predict(AutoConfig.from_pretrained(base_of(method)), run)

@@ -13,7 +13,8 @@ from mudpuppy.config_check import load_config
 from mudpuppy.errors import ConfigError, ModelError
 from mudpuppy.estimate.advice import find_options, fits
 from mudpuppy.estimate.predict import ADAM_BYTES, MERGE_BYTES, STEP_BYTES, Prediction, predict
-from mudpuppy.quant.int4 import replace_linears
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.linear4bit import replace_linears
 from tests.mudpuppy.estimate.live import LiveBytes
 
 GIB = 2**30
@@ -54,7 +55,12 @@ def prepare(model_settings: Any, run: TrainingConfig) -> torch.nn.Module:
     held = dtype if run.trains_adapter else torch.float32
     model = AutoModelForCausalLM.from_config(model_settings, dtype=held)
     if run.method == "qlora":
-        replace_linears(model, block_size=run.quant_block_size, compute_dtype=dtype)
+        replace_linears(
+            model,
+            FORMATS[run.resolved_quant],
+            block_size=run.resolved_quant_block_size,
+            compute_dtype=dtype,
+        )
     return attach_adapter(model, run) if run.trains_adapter else model
 
 
@@ -86,6 +92,8 @@ def step(model: Any, run: TrainingConfig) -> tuple[torch.optim.Optimizer, int]:
         ("lora", {"lora_r": 4, "use_dora": True}),
         ("lora", {"lora_target_modules": ["q_proj", "v_proj"]}),
         ("qlora", {"quant_block_size": 48}),
+        ("qlora", {"quant": "int4", "quant_block_size": 48}),
+        ("qlora", {"quant": "mxfp4"}),
     ],
 )
 def test_weights_gradients_and_optimizer_are_exact(method: str, more: Any, precision: str):

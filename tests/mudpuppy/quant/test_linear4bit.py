@@ -10,28 +10,34 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.int4 import (
+from mudpuppy.quant.formats import FORMATS, Format
+from mudpuppy.quant.linear4bit import (
+    LINEARS,
     Linear4bit,
-    dequantize_int4,
-    quantize_int4,
     replace_linears,
     restore_linears,
 )
 from tests.mudpuppy.quant.tiny_llama import make_ids, make_llama
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+INT4, NF4 = FORMATS["int4"], FORMATS["nf4"]
+every_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 
 
 def make_pair(
-    *, dtype: torch.dtype = torch.float32, bias: bool = True, columns: int = 70
+    form: Format = NF4,
+    *,
+    dtype: torch.dtype = torch.float32,
+    bias: bool = True,
+    columns: int = 70,
 ) -> tuple[Linear4bit, nn.Linear]:
     """A packed layer, and a plain one that holds its dequantised weight."""
     torch.manual_seed(0)
     source = nn.Linear(columns, 24, bias=bias).to(dtype)
-    packed = Linear4bit.from_linear(source, block_size=32)
+    packed = Linear4bit.from_linear(source, form, block_size=32)
     plain = nn.Linear(columns, 24, bias=bias).to(dtype)
     plain.requires_grad_(False)
-    plain.weight.copy_(dequantize_int4(quantize_int4(source.weight, 32), dtype))
+    plain.weight.copy_(form.dequantise(form.quantise(source.weight, 32), dtype))
     if bias:
         plain.bias.copy_(source.bias.detach())
     return packed, plain
@@ -46,11 +52,13 @@ def run(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return y.detach(), x.grad
 
 
+@every_format
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 70), (2, 3, 70)])
-def test_output_and_gradient_equal_those_of_a_plain_layer(dtype, bias, shape):
-    packed, plain = make_pair(dtype=dtype, bias=bias)
+def test_output_and_gradient_equal_those_of_a_plain_layer(form, dtype, bias, shape):
+    packed, plain = make_pair(form, dtype=dtype, bias=bias)
+    assert type(packed) is LINEARS[form.name]
     x = torch.randn(shape).to(dtype)
     for got, expected in zip(run(packed, x), run(plain, x), strict=True):
         assert got.dtype == expected.dtype
@@ -89,7 +97,7 @@ def test_a_trained_bias_gets_the_gradient_of_a_plain_layer():
 
 
 def test_no_dense_weight_is_kept_between_forward_and_backward():
-    packed = Linear4bit.from_linear(nn.Linear(512, 256, bias=False))
+    packed = Linear4bit.from_linear(nn.Linear(512, 256, bias=False), NF4)
     saved: list[int] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -99,7 +107,7 @@ def test_no_dense_weight_is_kept_between_forward_and_backward():
     x = torch.randn(2, 512, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         packed(x)
-    assert sum(saved) == 512 * 256 // 2 + 256 * 8 * 4
+    assert sum(saved) == 512 * 256 // 2 + 256 * 8 * 2
 
 
 def test_the_weight_looks_like_a_frozen_linear_weight():
@@ -185,11 +193,12 @@ def test_a_weight_of_another_shape_is_refused():
     assert packed.is_packed
 
 
-def test_a_new_dtype_changes_the_result_and_not_the_scales():
-    packed, plain = make_pair()
+@every_format
+def test_a_new_dtype_changes_the_result_and_not_the_scales(form):
+    packed, plain = make_pair(form)
     scales = packed.scales.clone()
     packed.to(torch.bfloat16)
-    assert packed.scales.dtype == torch.float32
+    assert packed.scales.dtype == form.scale_dtype
     assert torch.equal(packed.scales, scales)
     assert packed.bias.dtype == torch.bfloat16
     assert torch.equal(packed.weight, plain.weight.to(torch.bfloat16))
@@ -197,12 +206,13 @@ def test_a_new_dtype_changes_the_result_and_not_the_scales():
     assert torch.equal(packed.weight, plain.weight)
 
 
-def test_it_can_move_to_another_device_and_be_emptied_there():
-    packed, _ = make_pair()
+@every_format
+def test_it_can_move_to_another_device_and_be_emptied_there(form):
+    packed, _ = make_pair(form)
     packed.to("meta")
     assert packed.weight.device.type == "meta"
     packed.to_empty(device="cpu")
-    assert packed.scales.dtype == torch.float32
+    assert packed.scales.dtype == form.scale_dtype
     assert packed.weight.device.type == "cpu"
 
 
@@ -217,7 +227,7 @@ def test_a_deep_copy_is_independent():
 
 def test_the_packed_state_loads_into_another_layer():
     packed, plain = make_pair()
-    other = Linear4bit.from_linear(nn.Linear(70, 24), block_size=32)
+    other = Linear4bit.from_linear(nn.Linear(70, 24), NF4, block_size=32)
     assert sorted(packed.state_dict()) == ["bias", "qweight", "scales"]
     other.load_state_dict(packed.state_dict())
     assert torch.equal(other.weight, plain.weight)
@@ -236,18 +246,18 @@ def test_to_linear_is_exact_and_plain(dtype):
 
 def test_only_the_linears_inside_the_blocks_are_replaced():
     model = make_llama()
-    names = replace_linears(model, block_size=32, compute_dtype=torch.bfloat16)
+    names = replace_linears(model, NF4, block_size=32, compute_dtype=torch.bfloat16)
     assert len(names) == 14
     assert all(name.startswith("model.layers.") for name in names)
     assert type(model.lm_head) is nn.Linear
     assert all(isinstance(model.get_submodule(name), Linear4bit) for name in names)
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
-    assert replace_linears(model) == []
+    assert replace_linears(model, NF4) == []
 
 
 def test_a_skipped_name_stays_dense():
     model = make_llama()
-    names = replace_linears(model, skip=("lm_head", "o_proj"))
+    names = replace_linears(model, NF4, skip=("lm_head", "o_proj"))
     assert len(names) == 12
     assert not any("o_proj" in name for name in names)
 
@@ -257,19 +267,19 @@ def test_a_broken_layer_is_named_and_nothing_is_replaced():
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = math.nan
     with pytest.raises(EngineError, match=r"^model\.layers\.1\.mlp\.down_proj: 1 of 2304 weights"):
-        replace_linears(model)
+        replace_linears(model, NF4)
     assert not any(isinstance(module, Linear4bit) for module in model.modules())
 
 
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(EngineError, match="Linear has no list of decoder layers"):
-        replace_linears(nn.Linear(2, 2))
+        replace_linears(nn.Linear(2, 2), NF4)
 
 
 def test_restoring_gives_a_plain_model_with_the_same_logits():
     model, ids = make_llama(), make_ids()
     base = model(ids).logits
-    names = replace_linears(model)
+    names = replace_linears(model, NF4)
     expected = model(ids).logits
     model.model.layers[0].mlp.up_proj.weight.data += 0.0
     assert restore_linears(model) == names

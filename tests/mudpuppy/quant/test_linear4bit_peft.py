@@ -7,15 +7,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from mudpuppy.quant.int4 import Linear4bit, PackedWeight, replace_linears, restore_linears
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.linear4bit import Linear4bit, PackedWeight, replace_linears, restore_linears
 from tests.mudpuppy.quant.tiny_llama import make_ids, make_llama
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
-def quantised_llama(dtype: torch.dtype = torch.float32):
+def quantised_llama(dtype: torch.dtype = torch.float32, form: str = "nf4"):
     model = make_llama(dtype=dtype, bias=True)
-    replace_linears(model, block_size=32)
+    replace_linears(model, FORMATS[form], block_size=32)
     return model
 
 

@@ -1,91 +1,26 @@
-"""A linear layer with a frozen, packed int4 weight that PEFT can adapt and really merge into.
+"""Linear layers with a frozen 4-bit weight that PEFT can adapt and really merge into.
 
 `Linear4bit` has two states. Packed, it holds levels and scales, and every use of the weight
 dequantises them. Dense, it is a plain linear layer: writing to the weight makes it so. PEFT merges
 by `layer.weight.data += delta`; on a weight that is made anew at each access such a write would be
 lost without a word, so the weight that is handed out knows its layer and writes through.
 
-The definition of the packing is in `mudpuppy.quant.int4_pack`.
+What the levels mean is in `mudpuppy.quant.formats`, how a product is made in
+`mudpuppy.quant.product`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears, replace_module
-from mudpuppy.quant.int4_pack import (
-    DEFAULT_BLOCK_SIZE,
-    PackedInt4,
-    check_round_trip,
-    dequantize_int4,
-    quantize_int4,
-    scheme,
-)
-
-__all__ = [
-    "DEFAULT_BLOCK_SIZE",
-    "Linear4bit",
-    "PackedInt4",
-    "PackedWeight",
-    "check_round_trip",
-    "dequantize_int4",
-    "quantize_int4",
-    "replace_linears",
-    "restore_linears",
-    "scheme",
-]
-
-
-class _PackedLinear(torch.autograd.Function):
-    """`F.linear` that keeps the packed weight for backward, and never the dense one."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        qweight: Tensor,
-        scales: Tensor,
-        bias: Tensor | None,
-        block_size: int,
-        compute_dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.save_for_backward(qweight, scales)
-        ctx.layout = (x.shape[-1], block_size)
-        ctx.compute_dtype = compute_dtype
-        packed = PackedInt4(qweight, scales, *ctx.layout)
-        weight = dequantize_int4(packed, compute_dtype).to(x.dtype)
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            packed = PackedInt4(*ctx.saved_tensors, *ctx.layout)
-            weight = dequantize_int4(packed, ctx.compute_dtype).to(grad.dtype)
-            with _without_autocast(grad):
-                grad_x = grad @ weight
-        if ctx.needs_input_grad[3]:
-            grad_bias = grad.flatten(0, -2).sum(0)
-        return grad_x, None, None, grad_bias, None, None
-
-
-def _without_autocast(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def _autocast_input(x: Tensor) -> Tensor:
-    """Cast `x` as autocast would for `F.linear`: it casts every floating type but float64."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(kind))
-    return x
+from mudpuppy.quant.formats import FORMATS, Format, Packed
+from mudpuppy.quant.product import packed_linear
 
 
 class PackedWeight(torch.Tensor):
@@ -140,7 +75,9 @@ def _plain(weight: Tensor) -> Tensor:
 
 
 class Linear4bit(nn.Linear):
-    """A frozen linear layer whose weight is packed int4, until something writes to the weight.
+    """A frozen linear layer whose weight is packed, until something writes to the weight.
+
+    There is one subclass for every format; `from_linear` and `from_packed` choose it.
 
     Args:
         packed: the quantised weight.
@@ -148,11 +85,13 @@ class Linear4bit(nn.Linear):
         compute_dtype: dtype of `weight`, and so of everything that is merged into it.
     """
 
+    format: ClassVar[Format]
+    """How the weight is packed."""
     compute_dtype: torch.dtype
     block_size: int
 
     def __init__(
-        self, packed: PackedInt4, *, bias: Tensor | None = None, compute_dtype: torch.dtype
+        self, packed: Packed, *, bias: Tensor | None = None, compute_dtype: torch.dtype
     ) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would allocate a dense weight
         self.in_features = packed.in_features
@@ -166,18 +105,34 @@ class Linear4bit(nn.Linear):
         self.register_buffer("qweight", packed.qweight)
         self.register_buffer("scales", packed.scales)
 
-    @classmethod
+    @staticmethod
+    def from_packed(
+        packed: Packed, form: Format, *, bias: Tensor | None = None, compute_dtype: torch.dtype
+    ) -> Linear4bit:
+        """Return a layer of the format's own class with a weight that is packed already."""
+        return LINEARS[form.name](packed, bias=bias, compute_dtype=compute_dtype)
+
+    @staticmethod
     def from_linear(
-        cls,
         linear: nn.Linear,
+        form: Format,
         *,
-        block_size: int = DEFAULT_BLOCK_SIZE,
+        block_size: int | None = None,
+        search: int = 0,
         compute_dtype: torch.dtype | None = None,
     ) -> Linear4bit:
-        """Quantise the weight of `linear`; `compute_dtype` is its dtype where none is given."""
-        packed = quantize_int4(linear.weight, block_size)
+        """Quantise the weight of `linear`.
+
+        Args:
+            linear: a dense layer.
+            form: how its weight is to be held.
+            block_size: columns that share a scale; the format's own where None.
+            search: further scales to try for every block.
+            compute_dtype: that of the weight where None.
+        """
+        packed = form.quantise(linear.weight, block_size, search)
         dtype = linear.weight.dtype if compute_dtype is None else compute_dtype
-        return cls(packed, bias=linear.bias, compute_dtype=dtype)
+        return Linear4bit.from_packed(packed, form, bias=linear.bias, compute_dtype=dtype)
 
     @property
     def is_packed(self) -> bool:
@@ -185,7 +140,7 @@ class Linear4bit(nn.Linear):
         return "qweight" in self._buffers
 
     @property
-    def packed(self) -> PackedInt4:
+    def packed(self) -> Packed:
         """The packed weight.
 
         Raises:
@@ -196,13 +151,13 @@ class Linear4bit(nn.Linear):
         qweight, scales = self._buffers["qweight"], self._buffers["scales"]
         assert qweight is not None
         assert scales is not None
-        return PackedInt4(qweight, scales, self.in_features, self.block_size)
+        return Packed(qweight, scales, self.in_features, self.block_size)
 
     def __getattr__(self, name: str) -> Any:
         """Hand out the dequantised weight of a packed layer under the name `weight`."""
         if name == "weight" and self.is_packed:
             with torch.inference_mode(False):  # its tensors count no writes
-                dense = dequantize_int4(self.packed, self.compute_dtype)
+                dense = self.format.dequantise(self.packed, self.compute_dtype)
             return PackedWeight.wrap(dense, self)
         return super().__getattr__(name)
 
@@ -232,12 +187,8 @@ class Linear4bit(nn.Linear):
             return super().forward(input)
         x = _autocast_input(input)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        packed = self.packed
-        with _without_autocast(x):
-            result = _PackedLinear.apply(  # type: ignore[no-untyped-call]
-                x, packed.qweight, packed.scales, bias, packed.block_size, self.compute_dtype
-            )
-        return cast(Tensor, result)
+        with torch.autocast(x.device.type, enabled=False):
+            return packed_linear(x, self.packed, self.format, bias, self.compute_dtype)
 
     def to_linear(self) -> nn.Linear:
         """Return a plain, frozen linear layer with exactly this weight, in `compute_dtype`.
@@ -253,14 +204,14 @@ class Linear4bit(nn.Linear):
         """Move the packed data, but never round the scales: a new dtype is for the result."""
         if not self.is_packed:
             return cast(Linear4bit, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
-        packed = self.packed
-        probe = torch.empty(0, dtype=self.compute_dtype, device=packed.scales.device)
-        self._buffers["scales"] = packed.scales.view(torch.int32)  # integers keep their dtype
+        scales = self.packed.scales
+        probe = torch.empty(0, dtype=self.compute_dtype, device=scales.device)
+        self._buffers["scales"] = scales.view(torch.uint8)  # integers keep their dtype
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
             moved = self._buffers["scales"]
-            self._buffers["scales"] = cast(Tensor, moved).view(torch.float32)
+            self._buffers["scales"] = cast(Tensor, moved).view(scales.dtype)
         self.compute_dtype = fn(probe).dtype
         return self
 
@@ -270,20 +221,56 @@ class Linear4bit(nn.Linear):
         return f"{super().extra_repr()}, {state}, compute_dtype={self.compute_dtype}"
 
 
+class LinearInt4(Linear4bit):
+    """A linear layer in int4."""
+
+    format = FORMATS["int4"]
+
+
+class LinearNf4(Linear4bit):
+    """A linear layer in NF4."""
+
+    format = FORMATS["nf4"]
+
+
+class LinearMxfp4(Linear4bit):
+    """A linear layer in MXFP4."""
+
+    format = FORMATS["mxfp4"]
+
+
+LINEARS: dict[str, type[Linear4bit]] = {
+    kind.format.name: kind for kind in (LinearNf4, LinearInt4, LinearMxfp4)
+}
+"""The class of every format, by the format's name."""
+
+
+def _autocast_input(x: Tensor) -> Tensor:
+    """Cast `x` as autocast would for `F.linear`: it casts every floating type but float64."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
 def replace_linears(
     model: nn.Module,
+    form: Format,
     *,
-    block_size: int = DEFAULT_BLOCK_SIZE,
+    block_size: int | None = None,
+    search: int = 0,
     compute_dtype: torch.dtype | None = None,
     skip: Sequence[str] = ("lm_head",),
 ) -> list[str]:
-    """Replace the linear layers inside the decoder blocks by `Linear4bit`, in place.
+    """Replace the linear layers inside the decoder blocks by 4-bit ones, in place.
 
     Embeddings, norms and the head lie outside the blocks and stay as they are.
 
     Args:
         model: a decoder-only language model.
-        block_size: columns that share a scale.
+        form: how the weights are to be held.
+        block_size: columns that share a scale; the format's own where None.
+        search: further scales to try for every block.
         compute_dtype: dtype of the dequantised weights; each layer's own where none is given.
         skip: last names of layers to leave alone.
 
@@ -299,7 +286,7 @@ def replace_linears(
     for layer_name, linear in find_linears(layers, name, tuple(skip)).items():
         try:
             packed[layer_name] = Linear4bit.from_linear(
-                linear, block_size=block_size, compute_dtype=compute_dtype
+                linear, form, block_size=block_size, search=search, compute_dtype=compute_dtype
             )
         except EngineError as error:
             raise EngineError(

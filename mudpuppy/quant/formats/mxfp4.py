@@ -1,0 +1,80 @@
+"""MXFP4: 4-bit floats that share a power of two (OCP Microscaling Formats, version 1.0).
+
+    levels   the numbers of E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; bit 3 is the sign
+    scale    2^e, stored as e + 127 in a byte (E8M0; 255, not a number, is never written); e is
+             floor(log2(absmax)) - 2 as in the standard, or one more, whichever gives the smaller
+             squared error; of two equally good ones the former
+    nibble   w / 2^e rounded to the nearest level, to even between two, and never beyond 6
+    block    32 columns, by definition
+
+Every value is exact in float32 and bfloat16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mudpuppy.quant.formats.interface import Format
+from mudpuppy.quant.formats.search import sum_pairwise
+
+LARGEST = 6.0
+"""Largest level."""
+MAX_EXPONENT = 2
+"""Exponent of the largest level."""
+BIAS = 127
+"""What is added to the exponent of a scale."""
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+class Mxfp4(Format):
+    """E2M1 elements with an E8M0 scale."""
+
+    name = "mxfp4"
+    scheme = "mxfp4-blockwise"
+    default_block_size = 32
+    scale_dtype = torch.uint8
+    levels = (*_MAGNITUDES, *(-level for level in _MAGNITUDES))
+    zero = 0
+    gaussian_error = 0.1115
+    is_exact_in = frozenset({torch.bfloat16})
+
+    def require_block_size(self, block_size: int) -> None:
+        """Refuse every block size but the standard's.
+
+        Raises:
+            ValueError: it is not 32.
+        """
+        if block_size != self.default_block_size:
+            raise ValueError(f"MXFP4 has blocks of 32 by definition, not of {block_size}")
+
+    def scale_values(self, scales: Tensor) -> Tensor:
+        """Return the powers of two that stored exponents stand for, float32."""
+        # the bits of a float32 with that exponent; 2^-127 is a subnormal number
+        bits = (scales.to(torch.int32) << 23).masked_fill_(scales == 0, 1 << 22)
+        return bits.view(torch.float32).masked_fill(scales == 255, torch.nan)
+
+    def encode(self, blocks: Tensor, search: int) -> tuple[Tensor, Tensor]:
+        """Try both exponents; there is nothing else to search."""
+        del search
+        peak = blocks.abs().amax(dim=1)
+        _, exponent = torch.frexp(peak)  # peak = m * 2^exponent with 0.5 <= m < 1
+        low = (exponent - 1 - MAX_EXPONENT + BIAS).clamp_(0, 254).to(torch.uint8)
+        low.masked_fill_(peak == 0, BIAS)
+        high = (low + 1).clamp_(max=254)
+        first, second = (self._round(blocks, one, low) for one in (low, high))
+        takes_high = second[1] < first[1]
+        nibbles = torch.where(takes_high.unsqueeze(1), second[0], first[0])
+        return nibbles, torch.where(takes_high, high, low)
+
+    def _round(self, blocks: Tensor, stored: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """Return nibbles and squared errors for given scales, the errors in units of `unit`."""
+        scale = self.scale_values(stored)
+        scaled = blocks / scale.unsqueeze(1)
+        size = scaled.abs()
+        spacing = torch.where(size < 2.0, 0.5, torch.where(size < 4.0, 1.0, 2.0))
+        rounded = (size / spacing).round_().mul_(spacing).clamp_(max=LARGEST)
+        nibbles = torch.bucketize(rounded, rounded.new_tensor(_MAGNITUDES), out_int32=True)
+        nibbles += (scaled.signbit() & (nibbles > 0)).to(torch.int32) * 8
+        error = sum_pairwise((size - rounded).square_())
+        return nibbles.to(torch.uint8), error * (scale / self.scale_values(unit)).square()
