@@ -48,6 +48,7 @@ def write_matrix(folder: Path) -> Path:
     text = (ROOT / "scenarios" / "full.yaml").read_text(encoding="utf-8")
     seeds = ", ".join(str(seed) for seed in range(SEEDS))
     text = text.replace("  feature: all\n", f"  feature: all\n  seed: [{seeds}]\n")
+    text = text.replace("    seed: 8\n", "")  # the seed is an axis now, and would be matched
     path = folder / "large.yaml"
     path.write_text(text.replace("name: full", "name: large"), encoding="utf-8")
     return path
