@@ -50,8 +50,12 @@ class UsageError(MudpuppyError):
     exit_code = 2
 
 
+MOST_PROBLEMS = 40
+"""Problems of one file that are told at once; a matrix can have one for every cell."""
+
+
 class ConfigError(UsageError):
-    """One or more settings are wrong."""
+    """One or more settings are wrong; `problems` holds all of them, the message the first ones."""
 
     def __init__(self, problems: Sequence[str], *, source: str = "", hint: str = "") -> None:
         self.problems = tuple(problems)
@@ -59,8 +63,10 @@ class ConfigError(UsageError):
         if len(self.problems) == 1:
             text = f"{where}{self.problems[0]}"
         else:
-            lines = "\n".join(f"  - {problem}" for problem in self.problems)
-            text = f"{where}{len(self.problems)} problems\n{lines}"
+            shown_ones = [f"  - {problem}" for problem in self.problems[:MOST_PROBLEMS]]
+            if (rest := len(self.problems) - MOST_PROBLEMS) > 0:
+                shown_ones.append(f"  and {rest:,} more")
+            text = "\n".join([f"{where}{len(self.problems):,} problems", *shown_ones])
         super().__init__(text, hint=hint)
 
 
