@@ -35,6 +35,18 @@ def advantages_of_the_whole_batch() -> None:
     _change_config(scale_rewards="batch")
 
 
+@mutant("grpo-beta", caught_by="MPD723")
+def distance_without_its_ratio() -> None:
+    """Add the distance to the reference unweighted, so that its slope is not that of the KL."""
+    _change_config(use_bias_correction_kl=False)
+
+
+@mutant("grpo-beta", caught_by="MPD722")
+def distance_left_out() -> None:
+    """Accept `--beta` and let the model go as far from the reference as it likes."""
+    _change_config(beta=0.0)
+
+
 @mutant("grpo", caught_by="MPD722")
 def rewards_of_the_neighbour() -> None:
     """Give every answer the reward of the one before it."""

@@ -10,7 +10,8 @@ where one scale is shared by a whole batch, the rows are padded as they were rec
     orpo    NLL of the better - beta log sigmoid(log odds ratio)              Hong et al. 2024
     rm      -log sigmoid(score better - score worse)                          Bradley-Terry
     prm     cross entropy of right and wrong where a step ends
-    grpo    clipped policy gradient a token, + beta KL (k3)                   Shao et al. 2024
+    grpo    clipped policy gradient a token, + beta ratio KL (k3)             Shao et al. 2024,
+                                                                     DeepSeek-V3.2, arXiv 2512.02556
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Objective:
     @torch.no_grad()
     def refer(self, initial: Mapping[str, Tensor], batches: Sequence[Sequence[Row]]) -> None:
         """Keep the log-probabilities of the reference: the weights before the first step."""
-        if self._asked.method not in REFERENCED:
+        is_bound = self._asked.method == "grpo" and self._beta > 0
+        if self._asked.method not in REFERENCED and not is_bound:
             return
         put(trained_tensors(self._model), initial)
         for rows in batches:
@@ -181,8 +183,9 @@ class Objective:
             ratio = torch.exp(score - row.extras.get("old_per_token_logps", score.detach()))
             loss = -torch.min(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain)
             if self._beta:
-                away = row.extras["ref_per_token_logps"] - score
-                loss = loss + self._beta * (torch.exp(away) - away - 1)
+                away = -self._ratio(row.answers[0], score)
+                # The ratio is 1, and its slope makes that of the sum the slope of the reverse KL.
+                loss = loss + self._beta * ratio * (torch.exp(away) - away - 1)
             total.append(loss.sum())
         return torch.stack(total).sum()
 

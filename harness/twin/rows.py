@@ -111,9 +111,8 @@ def _completions(inputs: Mapping[str, Any]) -> list[Row]:
         asked = prompt[inputs["prompt_mask"][i].bool()].tolist()
         said = answer[inputs["completion_mask"][i].bool()].tolist()
         extras = {"advantage": inputs["advantages"][i]}
-        for name in ("ref_per_token_logps", "old_per_token_logps"):
-            if isinstance(inputs.get(name), Tensor):
-                extras[name] = inputs[name][i][: len(said)]
+        if isinstance(old := inputs.get("old_per_token_logps"), Tensor):
+            extras["old_per_token_logps"] = old[i][: len(said)]
         one = Answer(ids=(*asked, *said), labels=(*[IGNORED] * len(asked), *said))
         rows.append(Row(answers=(one,), extras=extras))
     return rows
