@@ -10,6 +10,8 @@ from typing import Any
 STATE_FILE = "trainer_state.json"
 FP8_HISTORY_FILE = "fp8_history.safetensors"
 """File of a checkpoint that holds what delayed fp8 scales follow."""
+BLOCK_FILE = "block.safetensors"
+"""The one block of a checkpoint of GPTQ, which has no optimizer and no schedule."""
 
 
 def read_json(path: Path) -> Any:
@@ -52,6 +54,11 @@ def _is_file_entry(name: str, entry: Any) -> bool:
     )
 
 
+def needs_older(identity: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is worth something with all the older ones only: GPTQ's are."""
+    return bool(identity["settings"].get("method") == "gptq")
+
+
 def find_lacking(names: Iterable[str], identity: Mapping[str, Any]) -> str:
     """Return the first thing that an exact resumption needs and that is not listed, or nothing.
 
@@ -61,6 +68,8 @@ def find_lacking(names: Iterable[str], identity: Mapping[str, Any]) -> str:
     """
     listed = set(names)
     settings, processes = identity["settings"], identity["processes"]
+    if needs_older(identity):
+        return next((name for name in (STATE_FILE, BLOCK_FILE) if name not in listed), "")
     wanted = [STATE_FILE, "scheduler.pt"]
     if settings.get("precision") == "fp16":
         wanted.append("scaler.pt")

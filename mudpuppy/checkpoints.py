@@ -22,6 +22,7 @@ from mudpuppy.checkpoint_form import (
     find_lacking,
     find_state_fault,
     has_form,
+    needs_older,
     read_json,
 )
 from mudpuppy.config import TrainingConfig
@@ -43,6 +44,7 @@ FREE_SETTINGS = frozenset(
         "report_to",
         "merge_lora",
         "merge_precision",
+        "gptq_activation_memory",
     }
 )
 """Settings that may differ in a run that goes on: they change no weight."""
@@ -71,7 +73,7 @@ class Resumable:
     folder: Path
     """The checkpoint's folder."""
     step: int
-    """Optimizer steps done."""
+    """Optimizer steps, or blocks of GPTQ, done."""
     is_over: bool
     """Whether the run had ended, and only its artefact is missing."""
     skipped: tuple[str, ...]
@@ -148,11 +150,31 @@ def find_fault(folder: Path, *, deep: bool) -> str:
     fault = _find_own_fault(folder, deep=deep)
     if fault:
         return fault
+    identity = _read_manifest(folder)["identity"]
+    if needs_older(identity):
+        return _find_older_fault(folder, identity, deep=deep)
     best = _read_state(folder).get("best_global_step")
     if best and (beside := folder.parent / f"checkpoint-{best}") != folder:
         fault = _find_own_fault(beside, deep=deep)
         return f"checkpoint-{best}, with the best weights so far, is not complete" if fault else ""
     return ""
+
+
+def _find_older_fault(folder: Path, identity: Mapping[str, Any], *, deep: bool) -> str:
+    """Return what is wrong with the checkpoints that one builds on, or nothing."""
+    wanted = _without_versions(identity)
+    for step in range(1, int(folder.name.rpartition("-")[2])):
+        older = folder.parent / f"checkpoint-{step}"
+        fault = _find_own_fault(older, deep=deep)
+        if not fault and _without_versions(_read_manifest(older)["identity"]) != wanted:
+            fault = "it is of another run"
+        if fault:
+            return f"{older.name}, on which it builds, cannot be used: {fault}"
+    return ""
+
+
+def _without_versions(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in identity.items() if name != "versions"}
 
 
 def _find_own_fault(folder: Path, *, deep: bool) -> str:
@@ -294,7 +316,8 @@ def take_up(
     require_same(found, identity)
     for sentence in (*found.skipped, *newer_versions(found, identity)):
         say(sentence)
-    steps = f"{found.step} step{'' if found.step == 1 else 's'}"
+    unit = "block" if config.method == "gptq" else "step"
+    steps = f"{found.step} {unit}{'' if found.step == 1 else 's'}"
     over = ", and no step is left" if found.is_over else ""
     say(f"resuming from {found.folder.name}: {steps} done{over}")
     for step, folder in list_checkpoints(config.output):

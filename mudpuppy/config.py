@@ -165,10 +165,24 @@ class TrainingConfig(BaseModel):
     """Weights that share one 4-bit scale (qlora); by default 64, and always 32 in mxfp4."""
     quant_search: Annotated[int, Field(ge=0, le=256)] = 0
     """Scales to try for every 4-bit block, off by default; 16 lower the error by 7 % (qlora)."""
-    gptq_bits: Literal[4] = 4
+    gptq_bits: Literal[2, 3, 4, 8] = 4
     """Bits a weight (gptq)."""
-    gptq_group_size: Size = 128
-    """Input channels that share one scale (gptq)."""
+    gptq_group_size: Annotated[int, Field(ge=-1, le=65_536)] = 128
+    """Input channels that share one scale, -1 for all of a row (gptq)."""
+    gptq_act_order: bool = False
+    """Round the columns with the largest inputs first (gptq)."""
+    gptq_static_groups: bool = True
+    """With act-order, keep neighbours in a group; otherwise the files say desc_act (gptq)."""
+    gptq_asymmetric: bool = False
+    """Choose a zero point for every group instead of the middle level (gptq)."""
+    gptq_damping: Fraction = 0.01
+    """Share of the Hessian's mean diagonal that is added to it; grows while it fails (gptq)."""
+    gptq_clip: Literal["none", "mse"] = "none"
+    """Span all weights of a group, or what leaves the least squared error (gptq)."""
+    gptq_activation_memory: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
+    """GiB of the samples' hidden states kept in memory; the others lie in files (gptq)."""
+    gptq_backend: Literal["mudpuppy", "gptqmodel"] = "mudpuppy"
+    """Whose GPTQ runs; GPTQModel's needs its package and a CUDA device (gptq)."""
     calibration_samples: Count = 64
     """Samples used to calibrate (gptq)."""
 
@@ -268,6 +282,20 @@ class TrainingConfig(BaseModel):
         method = info.data.get("method")
         if value is not None and method not in (None, value):
             raise ValueError(f"goes with --method preference, and the method is {method}")
+        return value
+
+    @field_validator("gptq_bits", mode="before")
+    @classmethod
+    def read_number(cls, value: Any) -> Any:
+        """Read a number that was typed: choices are compared as they are."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+    @field_validator("gptq_group_size")
+    @classmethod
+    def refuse_empty_groups(cls, value: int) -> int:
+        """Refuse groups of no channel."""
+        if value == 0:
+            raise ValueError("is -1 for all channels of a row, or at least 1")
         return value
 
     @field_validator("use_peft")

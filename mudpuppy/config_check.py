@@ -130,7 +130,10 @@ _READ_BY = {
     **dict.fromkeys(
         ("qat_activations", "qat_ranges", "qat_momentum", "qat_warmup", "qat_freeze"), ("qat",)
     ),
-    **dict.fromkeys(("gptq_bits", "gptq_group_size", "calibration_samples"), ("gptq",)),
+    **dict.fromkeys(("gptq_bits", "gptq_group_size", "gptq_act_order"), ("gptq",)),
+    **dict.fromkeys(("gptq_static_groups", "gptq_asymmetric", "gptq_damping"), ("gptq",)),
+    **dict.fromkeys(("gptq_clip", "gptq_activation_memory", "gptq_backend"), ("gptq",)),
+    "calibration_samples": ("gptq",),
 }
 """Settings that only some methods read."""
 _OF_AN_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
@@ -157,6 +160,10 @@ def unread_settings(config: TrainingConfig) -> tuple[str, ...]:
         unread.add("batch_size")
     if config.max_steps is not None:
         unread.add("epochs")
+    if not config.gptq_act_order:
+        unread.add("gptq_static_groups")
+    if config.gptq_backend != "mudpuppy":
+        unread.add("gptq_activation_memory")
     return tuple(name for name in config.field_names() if name in unread & config.model_fields_set)
 
 

@@ -377,17 +377,22 @@ def _is_on_disk(base: Path | None) -> TypeGuard[Path]:
 
 def _quantise(job: Job, watcher: Watcher | None, say: Say) -> RunRecord:
     """Quantise the model with GPTQ into `OUTPUT/gptq`; nothing is trained."""
-    loaded = job.loaded
-    loaded.model.requires_grad_(False)
+    config, loaded = job.config, job.loaded
+    resumed = take_up(config, job.identity, say)
+    blocks = gptq.open_blocks(
+        loaded, config, job.runtime, job.identity, resumed=resumed, stays=watcher is not None
+    )
     if watcher is not None:
         watcher.on_prepared(loaded.model, loaded.tokenizer, job.rows, loaded.eos_ids)
-    result = gptq.quantise(loaded.model, job.rows, job.config, job.runtime, say)
-    if watcher is not None:
-        watcher.on_fitted(loaded.model)
     total = count_parameters(loaded.model).total
+    result = gptq.quantise(loaded, job.rows, config, job.runtime, say, blocks, job.base)
+    if watcher is not None:
+        watcher.on_fitted(result.model)
     record = make_record(job, steps=0, total_parameters=total, quantisation=result.quantisation)
-    with staging(job.config.output, manifest_follows=True) as folder:
-        gptq.save(loaded.model, loaded.original_tokenizer, folder / "gptq", result)
+    with staging(config.output, manifest_follows=True) as folder:
+        result.save(folder / "gptq")
         manifest = make_provenance(job, record, "gptq", {"count": 0})
         write_json_atomic(folder / "gptq" / PROVENANCE_FILE, manifest)
-    return finish(job, record, "gptq", {"count": 0})
+    finished = finish(job, record, "gptq", {"count": 0})
+    remove_checkpoints(config.output)
+    return finished

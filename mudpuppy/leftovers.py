@@ -22,13 +22,20 @@ LOCK_FILE = ".lock"
 """Held by the run that writes into an output folder, and removed at its end."""
 STEPS_FILE = "steps.jsonl"
 STAGING_PREFIX = ".saving-"
+ACTIVATIONS_PREFIX = ".activations-"
+"""Begins the name of the folder in which GPTQ keeps hidden states that do not fit into memory."""
 MOVING_FILE = ".moving.json"
 """In a staging folder while its entries are moved into place: their names."""
 RUN_FILE = "run.json"
 """The run's record, written right before the manifest."""
 TEMPORARY = tuple(f".{name}." for name in (STEPS_FILE, RUN_FILE, PROVENANCE_FILE))
 """Beginnings of the names that our files have while they are written."""
-LEFTOVERS = (STEPS_FILE, STAGING_PREFIX, LOCK_FILE, *LOG_FOLDERS.values(), *TEMPORARY)
+SCRATCH_PREFIXES = (ACTIVATIONS_PREFIX,)
+"""Beginnings of the names of folders that are worth nothing once their run is over."""
+LEFTOVERS = (
+    *(STEPS_FILE, STAGING_PREFIX, LOCK_FILE, *LOG_FOLDERS.values()),
+    *(*TEMPORARY, *SCRATCH_PREFIXES),
+)
 """Beginnings of the names that a run leaves behind when it is stopped before it has saved."""
 
 
@@ -74,6 +81,8 @@ def remove_unfinished(output: Path) -> None:
             shutil.rmtree(path)
         elif path.name.startswith(TEMPORARY):
             path.unlink()
+        elif path.name.startswith(SCRATCH_PREFIXES):
+            shutil.rmtree(path)
 
 
 def forget_moves(output: Path) -> None:
@@ -101,7 +110,7 @@ def require_ordinary(output: Path) -> None:
         if path.name in (LOCK_FILE, STEPS_FILE):
             is_good = path.is_file() and not (path.name == LOCK_FILE and path.is_symlink())
             kind = "regular file"
-        elif path.name.startswith(STAGING_PREFIX):
+        elif path.name.startswith((STAGING_PREFIX, *SCRATCH_PREFIXES)):
             is_good, kind = path.is_dir() and not path.is_symlink(), "folder"
         else:
             continue

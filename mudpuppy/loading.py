@@ -24,6 +24,7 @@ from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.formats.selftest import check_round_trip
+from mudpuppy.quant.lazy_base import LazyBlocks, move_what_is_there
 from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.runtime import Runtime
 
@@ -63,6 +64,8 @@ class Loaded:
     """Ids that end a turn: the tokenizer's, the config's and the generation config's."""
     quantised: tuple[str, ...]
     """Names of the modules that were replaced by 4-bit ones."""
+    lazy: LazyBlocks | None = None
+    """Where the decoder blocks are that are not in memory (gptq)."""
 
 
 def load(
@@ -82,7 +85,8 @@ def load(
     processor = _load_processor(path, config.trust_remote_code) if form.has_processor else None
     original = load_tokenizer(path, config.trust_remote_code)
     is_frozen = config.trains_adapter or config.method == "gptq"
-    model = _load_model(path, runtime.dtype if is_frozen else torch.float32, config, form)
+    lazy = LazyBlocks() if config.method == "gptq" else None
+    model = _load_model(path, runtime.dtype if is_frozen else torch.float32, config, form, lazy)
     quantised: list[str] = []
     if config.method == "qlora":
         held, block_size = FORMATS[config.resolved_quant], config.resolved_quant_block_size
@@ -97,7 +101,9 @@ def load(
         )
         if not quantised:
             raise EngineError(f"{path}: no linear layer could be quantised to 4 bits")
-    if config.stream:
+    if lazy is not None:
+        move_what_is_there(model, runtime.device)
+    elif config.stream:
         place_for_streaming(model, runtime.device)
     elif config.device_map is not None:
         factor = bytes_for_each_byte(trains_all=not is_frozen)
@@ -118,6 +124,7 @@ def load(
         processor=processor,
         eos_ids=collect_eos_ids(model, tokenizer),
         quantised=tuple(quantised),
+        lazy=lazy,
     )
 
 
@@ -133,9 +140,8 @@ def open_for_text(path: str, config: TrainingConfig, form: ModelForm) -> Loaded:
     processor = _load_processor(path, trust) if form.has_processor else None
     original = load_tokenizer(path, trust)
     auto_class: Any = getattr(transformers, form.auto_class)
-    with _blaming(path, "the model's settings"), torch.device("meta"):
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=trust, **form.settings)
-        model = auto_class.from_config(settings, trust_remote_code=trust)
+    with _blaming(path, "the model's settings"):
+        model = _without_weights(path, auto_class, trust, form)
     if model.can_generate():
         with suppress(OSError):  # no generation_config.json: the one made from the config stays
             model.generation_config = GenerationConfig.from_pretrained(path)
@@ -148,6 +154,13 @@ def open_for_text(path: str, config: TrainingConfig, form: ModelForm) -> Loaded:
         eos_ids=collect_eos_ids(model, tokenizer),
         quantised=(),
     )
+
+
+def _without_weights(path: str, auto_class: Any, trust: bool, form: ModelForm) -> Any:
+    """Return the model with all tensors on the device `meta`."""
+    with torch.device("meta"):
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=trust, **form.settings)
+        return auto_class.from_config(settings, trust_remote_code=trust)
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
@@ -179,18 +192,34 @@ def with_pad_token(tokenizer: Any) -> Any:
     return padded
 
 
-def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: ModelForm) -> Any:
-    """Load the weights and refuse a checkpoint that does not fill the model."""
+def _load_model(
+    path: str,
+    dtype: torch.dtype,
+    config: TrainingConfig,
+    form: ModelForm,
+    lazy: LazyBlocks | None = None,
+) -> Any:
+    """Load the weights and refuse a checkpoint that does not fill the model.
+
+    With `lazy`, the weights of the decoder blocks stay in their files; it knows where.
+    """
     auto_class: Any = getattr(transformers, form.auto_class)
+    trust = config.trust_remote_code
     _require_images(path, config, form)
     with _blaming(path, "the model"), _quiet_about_heads(form):
+        placing: dict[str, Any] = {}
+        if lazy is not None:
+            placing = lazy.settings(_without_weights(path, auto_class, trust, form))
         model, report = auto_class.from_pretrained(
             path,
             dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=trust,
             output_loading_info=True,
             **form.settings,
+            **placing,
         )
+        if lazy is not None:
+            lazy.take_over(model)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
     if isinstance(layers, int) and layers < 1:
         raise ModelError(f"{path}: config.json says num_hidden_layers = {layers}: nothing to train")
@@ -202,7 +231,8 @@ def _load_model(path: str, dtype: torch.dtype, config: TrainingConfig, form: Mod
             f"such as {missing[0]}",
             hint=_ask_the_doctor(path),
         )
-    _require_finite(path, model)
+    on_disk = () if lazy is None else lazy.tensors()
+    _require_finite(path, chain(model.named_parameters(), model.named_buffers(), on_disk))
     if not hasattr(model, "generation_config"):
         # What ends a turn is told there, whether or not this form of the model can generate.
         with suppress(OSError):
@@ -263,9 +293,11 @@ def _ask_the_doctor(path: str) -> str:
     return f"see what is wrong with it: mudpuppy-doctor {shlex.quote(path)}"
 
 
-def _require_finite(path: str, model: Any) -> None:
+def _require_finite(path: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Refuse a base with NaN or infinity in it: the first step would diverge (FM41)."""
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    for name, tensor in tensors:
+        if tensor.is_meta:
+            continue
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
             too_large = "; if it is large, use --precision bf16 or fp32"
             raise ModelError(

@@ -28,6 +28,7 @@ from mudpuppy.data.held_out import count_held_out
 from mudpuppy.data.read import read_dataset
 from mudpuppy.data.samples import Sample
 from mudpuppy.errors import ConfigError, ModelError, OutputError, UsageError, near_names
+from mudpuppy.gptq_backend import require_backend
 from mudpuppy.leftovers import (
     LOCK_FILE,
     holds_only_leftovers,
@@ -50,6 +51,7 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
             or there are too few samples.
     """
     require_packages(config)
+    require_backend(config)
     require_team(config)
     with _telling(OutputError, f"the output folder {config.output}"):
         if team.is_first():

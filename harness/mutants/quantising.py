@@ -92,8 +92,6 @@ def gptq_is_rounding() -> None:
 
     @replaces(rounding, "run")
     def run(_: Any, self: Any, *__: Any) -> None:
-        for group in range(int(self.g_idx[-1]) + 1):
-            self.make_grid(group)
         self.run_nearest()
 
 
@@ -110,12 +108,12 @@ def gptq_zero_point_of_another_version() -> None:
         def pack_matrix(original: Any, levels: Any, scales: Any, zeros: Any, *more: Any) -> Any:
             return original(levels, scales, zeros + 1, *more)
 
-    for name in ("quant.gptq_linear", "quant.gptq_files", "quant.gptq", "quant.gptq_pack"):
+    for name in ("quant.gptq_linear", "quant.gptq_read", "quant.gptq", "quant.gptq_pack"):
         module = part(name)
         if hasattr(module, "dequantise_gptq"):
 
             @replaces(module, "dequantise_gptq")
-            def dequantise(_: Any, tensors: Any, bits: int, dtype: Any) -> Any:
+            def dequantise(_: Any, tensors: Any, bits: int, dtype: Any, **__: Any) -> Any:
                 levels = pack.unpack_rows(tensors.qweight, bits).float()
                 zeros = pack.unpack_rows(tensors.qzeros.T, bits).T.float()
                 group = tensors.g_idx.long()

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from harness.watching.logits import PLAIN, ROUNDED
 from mudpuppy.quant.formats import find_format
-from mudpuppy.quant.gptq_files import load_gptq
+from mudpuppy.quant.gptq_read import load_gptq
 from mudpuppy.quant.int8 import load_int8
 from mudpuppy.quant.linear4bit import replace_linears
 from mudpuppy.runtime import DTYPES

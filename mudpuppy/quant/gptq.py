@@ -1,13 +1,13 @@
 """Quantise a model with GPTQ, one decoder block after the other.
 
 Every block sees the outputs of the quantised blocks before it, so that it can make good their
-error as well. Only one block's Hessians and the samples' hidden states are held at a time.
+error as well. At a time one block's weights and Hessians are held, and the samples' hidden states.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from mudpuppy.errors import EngineError
+from mudpuppy.quant.block_walk import BlockWalk, Inputs, Route, evaluating
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears, replace_module
-from mudpuppy.quant.gptq_files import load_gptq, save_gptq
+from mudpuppy.quant.gptq_compare import HeldOut
+from mudpuppy.quant.gptq_files import save_gptq
+from mudpuppy.quant.gptq_grid import GptqConfig
 from mudpuppy.quant.gptq_linear import GptqLinear
-from mudpuppy.quant.gptq_matrix import GptqConfig, HessianSum, quantise_matrix
+from mudpuppy.quant.gptq_matrix import Factored, factorise, quantise_matrix
+from mudpuppy.quant.gptq_pack import GptqTensors, levels_per_unit
+from mudpuppy.quant.gptq_read import load_gptq
+from mudpuppy.quant.hessians import collect_hessians
+from mudpuppy.quant.hidden_store import HiddenStore, Slot
 
 __all__ = ["GptqConfig", "LayerError", "load_gptq", "quantise_model", "save_gptq"]
 
@@ -38,24 +45,51 @@ class LayerError(NamedTuple):
     """Why the layer was left as it is; its numbers are 0 then."""
 
 
+class KeptBlock(NamedTuple):
+    """A block that an earlier run has quantised."""
+
+    errors: list[LayerError]
+    """What that did to each of its layers."""
+    packed: dict[str, GptqTensors]
+    """The packed form of the quantised ones, by full name."""
+
+
+class Blocks:
+    """Where the blocks of a model come from, and what becomes of them: here, they stay in it."""
+
+    def bring(self, index: int) -> None:
+        """See that a block has its weights, on the device of the computation."""
+
+    def recall(self, index: int) -> KeptBlock | None:
+        """Return what an earlier run made of a block; None where it came not so far."""
+        del index
+        return None
+
+    def keep(self, index: int, errors: Sequence[LayerError]) -> None:
+        """Make sure that the work on a block, which is quantised now, is not lost."""
+
+    def release(self, index: int) -> None:
+        """Let a block go that is not needed any more."""
+
+
 @dataclass
 class _Sample:
     """One calibration sample on its way through the blocks."""
 
-    mask: Tensor | None
-    """(batch, length), true where there is a token; None where there is no padding."""
-    hidden: Tensor
-    """(batch, length, width): the input of the next block."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    """What every block is called with beside the hidden states; families mix kinds of attention."""
+    route: Route
+    hidden: Slot
 
 
 @torch.no_grad()
 def quantise_model(
     model: Any,
-    samples: Sequence[Mapping[str, Tensor]],
+    samples: Sequence[Inputs],
     config: GptqConfig,
     progress: Callable[[str], None] | None = None,
+    *,
+    held_out: HeldOut | None = None,
+    blocks: Blocks | None = None,
+    store: HiddenStore | None = None,
 ) -> list[LayerError]:
     """Quantise the linear layers inside the decoder blocks, in place.
 
@@ -68,6 +102,9 @@ def quantise_model(
             perhaps `attention_mask`, with a batch dimension); labels are not used.
         config: the grid.
         progress: called with one line after every layer.
+        held_out: samples on which the result is compared with the full model.
+        blocks: where the blocks' weights come from and go to; by default they are in the model.
+        store: holds the samples' hidden states; by default in memory.
 
     Returns:
         One entry for every linear layer of the blocks, in the model's order.
@@ -79,17 +116,40 @@ def quantise_model(
     if not samples:
         raise ValueError("GPTQ needs at least one calibration sample")
     stack = find_decoder_layers(model)
+    keeper, held, places = blocks or Blocks(), held_out or HeldOut([]), store or HiddenStore()
+    walk = BlockWalk(model, stack.layers)
     errors: list[LayerError] = []
-    with _evaluating(model):
-        walking = _capture(model, stack.layers, samples)
+    with evaluating(model):
+        keeper.bring(0)
+        walking = [_Sample(route, places.place_for(x)) for route, x in walk.enter(samples)]
+        held.enter(walk, places)
         for index, block in enumerate(stack.layers):
-            name = f"{stack.name}.{index}"
-            for error in _quantise_block(model, block, name, index, walking, config):
-                errors.append(error)
-                if progress is not None:
-                    progress(_describe(error))
-            for sample in walking:
-                sample.hidden = _run_block(block, sample, index)
+            keeper.bring(index)
+            linears = find_linears(block, f"{stack.name}.{index}")
+            reasons = {name: _why_not(linear, config) for name, linear in linears.items()}
+            fitting = {name: linear for name, linear in linears.items() if not reasons[name]}
+            held.pass_original(block, fitting, index, config)
+            kept = keeper.recall(index)
+            if kept is None:
+                found = []
+                for error in _quantise_block(
+                    model, block, reasons, fitting, index, walking, config
+                ):
+                    found.append(error)
+                    if progress is not None:
+                        progress(f"block {index + 1}/{len(stack.layers)}, {_describe(error)}")
+                keeper.keep(index, found)
+            else:
+                found = kept.errors
+                for name, tensors in kept.packed.items():
+                    replace_module(model, name, GptqLinear(fitting[name], tensors, config.bits))
+            errors += found
+            if index + 1 < len(stack.layers):
+                for sample in walking:
+                    sample.hidden.put(sample.route.run(block, index, sample.hidden.get()))
+            held.pass_quantised(block, index)
+            keeper.release(index)
+        held.leave(walk)
     if all(error.skipped for error in errors):
         reason = errors[0].skipped if errors else "its decoder blocks have no linear layers"
         raise EngineError(f"nothing in this model can be quantised: {reason}")
@@ -103,121 +163,47 @@ def _describe(error: LayerError) -> str:
     return f"{error.name}: {share:.2f} of the error of rounding to nearest"
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off inside, and every module back to its own mode afterwards."""
-    # by name: most of the linear layers are other modules afterwards
-    training = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for name, mode in training.items():
-            model.get_submodule(name).training = mode
-
-
-def _capture(
-    model: Any, layers: nn.ModuleList, samples: Sequence[Mapping[str, Tensor]]
-) -> list[_Sample]:
-    """Run every sample once, and note what each block is called with."""
-    device = model.get_input_embeddings().weight.device
-    found: list[_Sample] = []
-    for inputs in samples:
-        moved = {key: value.to(device) for key, value in inputs.items() if key != "labels"}
-        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda _, args, kwargs, seen=seen: seen.append((args, kwargs)), with_kwargs=True
-            )
-            for layer in layers
-        ]
-        try:
-            model(**moved, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        mask = moved.get("attention_mask")
-        hidden = _hidden_of(*seen[0])
-        calls = [(args[1:], _without_hidden(kwargs)) for args, kwargs in seen]
-        found.append(_Sample(None if mask is None else mask.bool(), hidden, calls))
-    return found
-
-
-def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
-
-
-def _without_hidden(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key != "hidden_states"}
-
-
-def _run_block(block: nn.Module, sample: _Sample, index: int) -> Tensor:
-    args, kwargs = sample.calls[index]
-    output = block(sample.hidden, *args, **kwargs)
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+def _why_not(linear: nn.Linear, config: GptqConfig) -> str:
+    """Return why the layout cannot hold this layer, or an empty text."""
+    unit = levels_per_unit(config.bits)
+    for side, size in (("in", linear.in_features), ("out", linear.out_features)):
+        if size % unit:
+            return f"its {side}_features {size} is not divisible by {unit}"
+    return ""
 
 
 def _quantise_block(
     model: nn.Module,
     block: nn.Module,
-    name: str,
+    reasons: Mapping[str, str],
+    fitting: Mapping[str, nn.Linear],
     index: int,
-    samples: list[_Sample],
+    walking: Sequence[_Sample],
     config: GptqConfig,
 ) -> Iterator[LayerError]:
     """Quantise the linear layers of one block, and yield what it did to each."""
-    linears = find_linears(block, name)
-    reasons = {layer: _why_not(linear, config) for layer, linear in linears.items()}
-    wanted = {layer: linear for layer, linear in linears.items() if not reasons[layer]}
-    hessians = _collect_hessians(block, wanted, samples, index)
-    for layer, linear in linears.items():
-        if reasons[layer]:
-            yield LayerError(layer, 0.0, 0.0, 0.0, reasons[layer])
+
+    def run() -> Iterator[Tensor | None]:
+        for sample in walking:
+            yield sample.route.mask
+            sample.route.run(block, index, sample.hidden.get())
+
+    hessians = collect_hessians(fitting, run)
+    factored: dict[str, Factored] = {}
+    waiting = Counter(hessians.leaders.values())
+    for name, reason in reasons.items():
+        if reason:
+            yield LayerError(name, 0.0, 0.0, 0.0, reason)
             continue
+        leader = hessians.leaders[name]
         try:
-            result = quantise_matrix(linear.weight, hessians.pop(layer).matrix, config)
+            if leader not in factored:
+                factored[leader] = factorise(hessians.sums.pop(leader).matrix, config)
+            result = quantise_matrix(fitting[name].weight, factored[leader], config)
         except EngineError as error:
-            raise EngineError(f"{layer}: {error.message}", hint=error.hint) from error
-        replace_module(model, layer, GptqLinear(linear, result.tensors, config.bits))
-        yield LayerError(layer, result.gptq_error, result.rtn_error, result.damping)
-
-
-def _why_not(linear: nn.Linear, config: GptqConfig) -> str:
-    """Return why the layout cannot hold this layer, or an empty text."""
-    per_word = 32 // config.bits
-    for side, size in (("in", linear.in_features), ("out", linear.out_features)):
-        if size % per_word:
-            return f"its {side}_features {size} is not divisible by {per_word}"
-    return ""
-
-
-def _collect_hessians(
-    block: nn.Module, linears: dict[str, nn.Linear], samples: list[_Sample], index: int
-) -> dict[str, HessianSum]:
-    """Run every sample through the block, and sum the Hessian of each layer's inputs."""
-    sums = {
-        name: HessianSum(linear.in_features, linear.weight.device)
-        for name, linear in linears.items()
-    }
-    mask: Tensor | None = None
-
-    def watch(total: HessianSum) -> Callable[..., None]:
-        def add(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
-            inputs = args[0]
-            # padding says nothing about the data; an expert's inputs have lost the batch's shape
-            is_padded = mask is not None and inputs.shape[:2] == mask.shape
-            total.add(inputs[mask] if is_padded else inputs)
-
-        return add
-
-    hooks = [linears[name].register_forward_hook(watch(sums[name])) for name in linears]
-    try:
-        for sample in samples:
-            mask = sample.mask
-            _run_block(block, sample, index)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sums
+            raise EngineError(f"{name}: {error.message}", hint=error.hint) from error
+        waiting[leader] -= 1
+        if not waiting[leader]:
+            del factored[leader]
+        replace_module(model, name, GptqLinear(fitting[name], result.tensors, config.bits))
+        yield LayerError(name, result.gptq_error, result.rtn_error, result.damping)

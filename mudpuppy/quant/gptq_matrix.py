@@ -4,57 +4,23 @@ The method is that of "GPTQ: Accurate Post-Training Quantization for Generative 
 Transformers" (Frantar et al., 2022). For inputs X it lowers tr(dW H dW^T) with H = 2 X X^T, the
 squared change of the layer's output: after column j is rounded, its error is spread over the
 columns still to come by the rows of the Cholesky factor of H^-1.
+
+Matrices are held transposed, (in, out), while they are rounded: what belongs to one input then lies
+side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.gptq_pack import PACKED_BITS, GptqTensors, pack_matrix
+from mudpuppy.quant.gptq_grid import GptqConfig, Grid, make_grid
+from mudpuppy.quant.gptq_pack import GptqTensors, pack_matrix
 
 _DAMPING_TRIES = 8
-_SMALLEST_SCALE = 2.0**-24  # the smallest float16 above 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class GptqConfig:
-    """The grid that weights are rounded to, and how the rounding goes."""
-
-    bits: int = 4
-    """Width of a level: 2, 4 or 8."""
-    group_size: int = 128
-    """Inputs that share a scale and a zero; -1 for all inputs of an output."""
-    symmetric: bool = True
-    """Whether the zero is the middle level; else it is chosen for every group."""
-    act_order: bool = False
-    """Round the columns with the largest inputs first. Groups stay those of neighbouring inputs."""
-    damping: float = 0.01
-    """Share of the Hessian's mean diagonal that is added to it; grows tenfold while it fails."""
-    block_size: int = 128
-    """Columns that are rounded before their errors reach the rest of the matrix."""
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: one of them makes no sense.
-        """
-        if self.bits not in PACKED_BITS:
-            raise ValueError(f"bits must be one of {PACKED_BITS}, got {self.bits}")
-        if self.group_size < 1 and self.group_size != -1:
-            raise ValueError(f"group_size must be -1 or at least 1, got {self.group_size}")
-        if self.damping < 0 or self.block_size < 1:
-            raise ValueError("damping must be at least 0, and block_size at least 1")
-
-    @property
-    def max_level(self) -> int:
-        """The largest level; the smallest is 0."""
-        return int(2**self.bits) - 1
 
 
 class QuantisedMatrix(NamedTuple):
@@ -70,17 +36,17 @@ class QuantisedMatrix(NamedTuple):
     """Share of the mean diagonal that was added to the Hessian."""
 
 
-class _Grid(NamedTuple):
-    """The levels of one group, a row per output."""
+class Factored(NamedTuple):
+    """A Hessian made ready for every matrix that reads the same inputs."""
 
-    scale: Tensor  # (out, 1), a float16 value
-    zero: Tensor  # (out, 1), an integer value
-
-    def round(self, weight: Tensor, max_level: int) -> Tensor:
-        return (weight / self.scale + self.zero).round_().clamp_(0, max_level)
-
-    def value(self, level: Tensor) -> Tensor:
-        return (level - self.zero) * self.scale
+    hessian: Tensor
+    """2 X X^T, (in, in)."""
+    upper: Tensor
+    """Upper Cholesky factor of the damped inverse, rows and columns in `order`."""
+    order: Tensor
+    """Inputs in the order in which they are rounded, (in,)."""
+    damping: float
+    """Share of the mean diagonal that was added."""
 
 
 class HessianSum:
@@ -96,49 +62,89 @@ class HessianSum:
 
 
 @torch.no_grad()
-def quantise_matrix(weight: Tensor, hessian: Tensor, config: GptqConfig) -> QuantisedMatrix:
+def quantise_matrix(
+    weight: Tensor, hessian: Tensor | Factored, config: GptqConfig
+) -> QuantisedMatrix:
     """Quantise a matrix so that its output on the Hessian's inputs changes little.
 
     Args:
-        weight: (out, in); both divisible by 32 / bits.
-        hessian: 2 X X^T, (in, in), float32 or float64: everything is computed in its dtype.
+        weight: (out, in); both fill whole words of the layout.
+        hessian: 2 X X^T, (in, in), float32 or float64: everything is computed in its dtype; or
+            what `factorise` made of it.
         config: the grid.
 
     Raises:
         EngineError: the weight or the Hessian is not finite, or no damping makes it invertible.
     """
-    original = weight.detach().to(hessian.dtype)
-    if not bool(torch.isfinite(original).all()) or not bool(torch.isfinite(hessian).all()):
-        raise EngineError("the weights or their inputs are NaN or infinite")
-    factor, order, damping = _prepare(hessian, config)
-    rounding = _Rounding(original, config, static=config.act_order)
-    rounding.run(factor, order)
-    nearest = _Rounding(original, config, static=True)
+    factored = hessian if isinstance(hessian, Factored) else factorise(hessian, config)
+    original = _transposed(weight, factored.hessian.dtype)
+    rounding = _Rounding(original, config, factored.order)
+    rounding.run(factored.upper)
+    tensors = rounding.pack()
+    gptq_error = _objective(rounding.difference_from(original), factored.hessian)
+    del rounding
+    nearest = _Rounding(original, config, factored.order)
     nearest.run_nearest()
     return QuantisedMatrix(
-        tensors=rounding.pack(),
-        gptq_error=_objective(original - rounding.values, hessian),
-        rtn_error=_objective(original - nearest.values, hessian),
-        damping=damping,
+        tensors=tensors,
+        gptq_error=gptq_error,
+        rtn_error=_objective(nearest.difference_from(original), factored.hessian),
+        damping=factored.damping,
     )
 
 
+@torch.no_grad()
+def round_to_nearest(weight: Tensor, config: GptqConfig) -> Tensor:
+    """Return a matrix (out, in) with every weight on the nearest level: the baseline of GPTQ.
+
+    Groups are those of neighbouring inputs.
+
+    Raises:
+        EngineError: a weight is not finite, or too large for a float16 scale.
+    """
+    original = _transposed(weight, torch.float32)
+    order = torch.arange(original.shape[0], device=weight.device)
+    nearest = _Rounding(original, config, order)
+    nearest.run_nearest()
+    return (original - nearest.difference_from(original)).T.to(weight.dtype).contiguous()
+
+
+def _transposed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    original = weight.detach().to(dtype).T.contiguous()
+    if not bool(torch.isfinite(original).all()):
+        raise EngineError("the weights or their inputs are NaN or infinite")
+    return original
+
+
 def _objective(difference: Tensor, hessian: Tensor) -> float:
-    return float(((difference @ hessian) * difference).sum())
+    """Return tr(dW H dW^T) of a difference (in, out)."""
+    return float(((hessian @ difference) * difference).sum())
 
 
-def _prepare(hessian: Tensor, config: GptqConfig) -> tuple[Tensor, Tensor | None, float]:
-    """Return the upper Cholesky factor of H^-1, the order of the columns, and the damping."""
+@torch.no_grad()
+def factorise(hessian: Tensor, config: GptqConfig) -> Factored:
+    """Invert a Hessian, once for every matrix that reads the same inputs.
+
+    Args:
+        hessian: 2 X X^T, (in, in), float32 or float64.
+        config: damping and order.
+
+    Raises:
+        EngineError: it is not finite, or no damping makes it invertible.
+    """
+    if not bool(torch.isfinite(hessian).all()):
+        raise EngineError("the weights or their inputs are NaN or infinite")
     matrix = hessian.clone()
     diagonal = torch.diagonal(matrix)
     # An input that was always 0 has no error to spread; its weights are rounded to the nearest
     # level rather than set to 0, because other inputs than the calibration's may use them.
     diagonal[diagonal == 0] = 1.0
-    order = torch.argsort(diagonal, descending=True, stable=True) if config.act_order else None
-    if order is not None:
+    order = torch.arange(matrix.shape[0], device=matrix.device)
+    if config.act_order:
+        order = torch.argsort(diagonal, descending=True, stable=True)
         matrix = matrix[order][:, order]
-    factor, damping = _invert(matrix, config.damping)
-    return factor, order, damping
+    upper, damping = _invert(matrix, config.damping)
+    return Factored(hessian, upper, order, damping)
 
 
 def _invert(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
@@ -148,6 +154,7 @@ def _invert(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
         damped = matrix.clone()
         torch.diagonal(damped).add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not int(failed):
             inverse = torch.cholesky_inverse(lower)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
@@ -163,88 +170,79 @@ def _invert(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
 class _Rounding:
     """The state of rounding one matrix: what is left to round, and what came out."""
 
-    def __init__(self, weight: Tensor, config: GptqConfig, *, static: bool) -> None:
+    def __init__(self, original: Tensor, config: GptqConfig, order: Tensor) -> None:
         self.config = config
-        self.group_size = weight.shape[1] if config.group_size == -1 else config.group_size
-        self.left = weight.clone()
-        self.levels = torch.zeros_like(weight)
-        self.values = torch.zeros_like(weight)
-        self.g_idx = torch.arange(weight.shape[1], device=weight.device) // self.group_size
-        self.grids: dict[int, _Grid] = {}
-        if static:
-            # the columns of a group will not come one after the other, so all grids are made first
-            for group in range(int(self.g_idx[-1]) + 1):
-                self.make_grid(group)
+        count = original.shape[0]
+        self.size = count if config.group_size == -1 else min(config.group_size, count)
+        self.order = order
+        places = torch.arange(count, device=original.device)
+        # a group is one of neighbours, or of inputs that are rounded one after the other
+        self.g_idx = places // self.size
+        if config.moves_groups:
+            self.g_idx = torch.empty_like(places).scatter_(0, order, places // self.size)
+        self.original = original
+        self.left = original[order]  # a copy
+        self.levels = torch.zeros(original.shape, dtype=torch.uint8, device=original.device)
+        self.grids: dict[int, Grid] = {}
 
-    def make_grid(self, group: int) -> _Grid:
-        """Choose the grid of a group from its weights as they are now."""
-        start = group * self.group_size
-        self.grids[group] = _make_grid(self.left[:, start : start + self.group_size], self.config)
-        return self.grids[group]
-
-    def run(self, factor: Tensor, order: Tensor | None) -> None:
-        """Round every column, in `order`, spreading errors by the rows of `factor`."""
-        columns = self.left.shape[1]
-        places = list(range(columns)) if order is None else order.tolist()
-        left = self.left if order is None else self.left[:, order]
+    def run(self, upper: Tensor) -> None:
+        """Round every column in its order, spreading errors by the rows of `upper`."""
+        config, left = self.config, self.left
+        if config.act_order and config.static_groups:
+            # the columns of a group do not come one after the other: all grids are made first
+            self._make_static_grids()
+        count = left.shape[0]
+        columns, groups = self.order.tolist(), self.g_idx.tolist()
+        pivots = torch.diagonal(upper).tolist()
         # a block holds whole groups, so that a grid is made from weights with all errors in
-        groups = max(1, self.config.block_size // self.group_size)
-        block = min(groups * self.group_size, columns) if order is None else self.config.block_size
-        for start in range(0, columns, block):
-            stop = min(start + block, columns)
-            errors = torch.zeros_like(left[:, start:stop])
-            for j in range(start, stop):
-                error = self.round_column(left[:, j : j + 1], places[j]) / factor[j, j]
-                left[:, j + 1 : stop].addmm_(error, factor[j : j + 1, j + 1 : stop], alpha=-1.0)
-                errors[:, j - start] = error[:, 0]
-            left[:, stop:].addmm_(errors, factor[start:stop, stop:], alpha=-1.0)
+        block = config.block_size
+        if not self.grids:
+            block = max(1, block // self.size) * self.size
+        for start in range(0, count, block):
+            stop = min(start + block, count)
+            errors = torch.empty_like(left[start:stop])
+            for place in range(start, stop):
+                column = columns[place]
+                grid = self.grids.get(groups[column])
+                if grid is None:
+                    grid = make_grid(left[place : place + self.size], config)
+                    self.grids[groups[column]] = grid
+                level = grid.round(left[place], config.max_level)
+                self.levels[column] = level
+                error = (left[place] - grid.value(level)).div_(pivots[place])
+                left[place + 1 : stop].addr_(upper[place, place + 1 : stop], error, alpha=-1.0)
+                errors[place - start] = error
+            left[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1.0)
+
+    def _make_static_grids(self) -> None:
+        """Choose every grid from the weights as they were."""
+        for group in range(int(self.g_idx.max()) + 1):
+            self.grids[group] = make_grid(self._members(group), self.config)
+
+    def _members(self, group: int) -> Tensor:
+        """Return the original weights (inputs, out) of a group."""
+        if self.config.moves_groups:
+            return self.original[self.g_idx == group]
+        return self.original[group * self.size : (group + 1) * self.size]
 
     def run_nearest(self) -> None:
         """Round every weight to the nearest level, and spread nothing."""
+        self._make_static_grids()
         for group, grid in self.grids.items():
-            columns = slice(group * self.group_size, (group + 1) * self.group_size)
-            self.levels[:, columns] = grid.round(self.left[:, columns], self.config.max_level)
-            self.values[:, columns] = grid.value(self.levels[:, columns])
+            level = grid.round(self._members(group), self.config.max_level)
+            self.levels[self.g_idx == group] = level.to(torch.uint8)
 
-    def round_column(self, weight: Tensor, column: int) -> Tensor:
-        """Round the weights (out, 1) of an input, and return how far they moved."""
-        group = column // self.group_size
-        grid = self.grids[group] if group in self.grids else self.make_grid(group)
-        level = grid.round(weight, self.config.max_level)
-        self.levels[:, column] = level[:, 0]
-        self.values[:, column] = grid.value(level)[:, 0]
-        return weight - self.values[:, column : column + 1]
+    def difference_from(self, original: Tensor) -> Tensor:
+        """Return original less rounded weights, (in, out)."""
+        difference = original.clone()
+        for group, grid in self.grids.items():
+            members = self.g_idx == group
+            difference[members] -= grid.value(self.levels[members].to(original.dtype))
+        return difference
 
     def pack(self) -> GptqTensors:
         """Return the result as it is stored."""
         grids = [self.grids[group] for group in sorted(self.grids)]
-        scales = torch.cat([grid.scale for grid in grids], dim=1).T.to(torch.float16)
-        zeros = torch.cat([grid.zero for grid in grids], dim=1).T.to(torch.int32)
-        levels = self.levels.to(torch.uint8)
-        return pack_matrix(levels, scales, zeros, self.g_idx, self.config.bits)
-
-
-def _make_grid(weight: Tensor, config: GptqConfig) -> _Grid:
-    """Return a grid that spans the weights (out, columns) of a group.
-
-    The scale is rounded to float16 here, before any error is computed: what is stored is then what
-    the errors were made good for.
-    """
-    low = weight.amin(dim=1, keepdim=True).clamp_max_(0)
-    high = weight.amax(dim=1, keepdim=True).clamp_min_(0)
-    if config.symmetric:
-        high = torch.maximum(high, -low)
-        low = -high
-    else:
-        # the zero must be at least 1: version 1 of the format stores one less
-        low = torch.minimum(low, -high / (config.max_level - 1))
-    scale = (high - low) / config.max_level
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale.clamp_min(_SMALLEST_SCALE))
-    scale = scale.to(torch.float16).to(weight.dtype)
-    if not bool(torch.isfinite(scale).all()):
-        raise EngineError("a weight is too large for a float16 scale")
-    if config.symmetric:
-        zero = torch.full_like(scale, (config.max_level + 1) // 2)
-    else:
-        zero = (-low / scale).round_().clamp_(1, config.max_level)
-    return _Grid(scale, zero)
+        scales = torch.stack([grid.scale for grid in grids]).to(torch.float16)
+        zeros = torch.stack([grid.zero for grid in grids]).to(torch.int32)
+        return pack_matrix(self.levels.T, scales, zeros, self.g_idx, self.config.bits)

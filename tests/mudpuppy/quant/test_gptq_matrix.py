@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.gptq_matrix import GptqConfig, HessianSum, quantise_matrix
+from mudpuppy.quant.gptq_grid import GptqConfig
+from mudpuppy.quant.gptq_matrix import HessianSum, quantise_matrix, round_to_nearest
 from mudpuppy.quant.gptq_pack import dequantise_gptq, unpack_rows
 
 
@@ -31,9 +32,13 @@ def reference_levels(weight, hessian, config, grids_from_start):
     for place, j in enumerate(order):
         rest = order[place:]
         inverse = torch.linalg.inv(damped[rest][:, rest])
-        if grids_from_start or j % size == 0:
-            start = j // size * size
-            group = (weight if grids_from_start else left)[:, start : start + size]
+        if grids_from_start or place % size == 0:
+            start = (j if grids_from_start else place) // size * size
+            group = (
+                weight[:, start : start + size]
+                if grids_from_start
+                else left[:, order[start : start + size]]
+            )
             scale = 2 * group.abs().amax(dim=1) / (2**config.bits - 1)
             scale = scale.half().double()
         levels[:, j] = (left[:, j] / scale).round().add(middle).clamp(0, 2**config.bits - 1)
@@ -42,14 +47,21 @@ def reference_levels(weight, hessian, config, grids_from_start):
     return levels
 
 
-@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("order", ["natural", "static", "moving"])
 @pytest.mark.parametrize("group_size", [-1, 16, 40, 256])
-def test_the_levels_equal_those_of_the_textbook_update(group_size, act_order):
+def test_the_levels_equal_those_of_the_textbook_update(group_size, order):
     weight, _, hessian = make_problem(columns=48)
-    config = GptqConfig(group_size=group_size, act_order=act_order, block_size=32)
+    ordered, static = order != "natural", order != "moving"
+    config = GptqConfig(
+        group_size=group_size, act_order=ordered, static_groups=static, block_size=32
+    )
     result = quantise_matrix(weight, hessian, config)
     levels = unpack_rows(result.tensors.qweight, 4).T.double()
-    assert torch.equal(levels, reference_levels(weight, hessian, config, act_order))
+    assert torch.equal(levels, reference_levels(weight, hessian, config, ordered and static))
+    size = 48 if group_size == -1 else group_size
+    by_rank = torch.argsort(hessian.diagonal(), descending=True).argsort()
+    places = by_rank if order == "moving" else torch.arange(48)
+    assert result.tensors.g_idx.tolist() == (places // size).tolist()
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16, 1000])
@@ -62,8 +74,8 @@ def test_the_block_size_changes_no_level(block_size):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("seed", range(2))
 def test_it_halves_the_error_of_rounding_on_correlated_inputs(symmetric, bits, seed):
     weight, inputs, hessian = make_problem(seed=seed)
     config = GptqConfig(bits=bits, group_size=32, symmetric=symmetric)
@@ -166,8 +178,36 @@ def test_the_hessian_sums_over_batches():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"bits": 3}, {"group_size": 0}, {"damping": -1.0}, {"block_size": 0}]
+    "wrong", [{"bits": 5}, {"group_size": 0}, {"damping": -1.0}, {"block_size": 0}]
 )
 def test_a_wrong_setting_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         GptqConfig(**wrong)
+
+
+@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_act_order_is_never_much_worse_than_without(static, seed):
+    weight, _, hessian = make_problem(seed=seed)
+    plain = quantise_matrix(weight, hessian, GptqConfig(group_size=32))
+    config = GptqConfig(group_size=32, act_order=True, static_groups=static)
+    assert quantise_matrix(weight, hessian, config).gptq_error < 1.1 * plain.gptq_error
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_the_reported_error_is_that_of_the_packed_weight_in_any_order(static):
+    weight, inputs, hessian = make_problem()
+    config = GptqConfig(bits=3, group_size=32, act_order=True, static_groups=static)
+    result = quantise_matrix(weight, hessian, config)
+    change = inputs @ (weight - dequantise_gptq(result.tensors, 3, torch.float64)).T
+    assert result.gptq_error == pytest.approx(2 * float(change.square().sum()), rel=1e-6)
+    assert result.gptq_error < 0.5 * result.rtn_error
+
+
+def test_rounding_to_nearest_alone_is_the_baseline_that_is_reported():
+    weight, inputs, hessian = make_problem()
+    for config in (GptqConfig(group_size=24), GptqConfig(bits=3, symmetric=False, clip="mse")):
+        nearest = round_to_nearest(weight.float(), config)
+        change = inputs.float() @ (weight.float() - nearest).T
+        result = quantise_matrix(weight.float(), hessian.float(), config)
+        assert result.rtn_error == pytest.approx(2 * float(change.square().sum()), rel=1e-4)
