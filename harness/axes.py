@@ -50,6 +50,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "quant-block-size": {"quant_block_size": 32},
     "quant-search": {"quant_search": 4},
     "fsdp": {"fsdp": "full_shard"},
+    # with a warm-up and a freeze, so that every phase of a range is met in a run of four steps
+    "static-activations": {"qat_activations": "tensor", "qat_warmup": 0.25, "qat_freeze": 0.75},
+    "learned-ranges": {"qat_ranges": "learned"},
+    "delayed-scaling": {"fp8_scaling": "delayed", "fp8_window": 2},
 }
 
 
