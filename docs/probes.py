@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from harness.findings import Rule  # noqa: E402
-from harness.registry import load_probes  # noqa: E402
+from harness.registry import load_own_probes  # noqa: E402
 from reports.diagnosis_summary import AREAS, area_of  # noqa: E402
 
 HEAD = """\
@@ -67,7 +67,7 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    text = page(load_probes())
+    text = page(load_own_probes())
     if sys.argv[1:] == ["--write"]:
         (ROOT / "docs/probes.md").write_text(text, encoding="utf-8")
     else:

@@ -66,7 +66,7 @@ class Rule:
     """What can be told about a probe before it has looked at anything."""
 
     code: str
-    """Stable code, `MPD` and three digits."""
+    """Stable code, `MPD` and three digits; probes of other packages have other letters."""
     name: str
     """The fault, as the file is named, with dashes."""
     modes: tuple[str, ...]

@@ -10,13 +10,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint, distributions
+from pathlib import Path
 from typing import Any, Protocol
 
 from harness.findings import Finding, ProbeResult, Rule, Severity, Status, fingerprint, hash_places
 
+PLUGINS = "mudpuppy.probes"
+"""Group of the entry points with which other packages bring probes."""
+FOREIGN_CODE = re.compile("(?!MPD|PLUGIN)[A-Z]{2,12}[0-9]{3}")
+"""Codes of their probes."""
 Check = Callable[..., Finding | str]
 """A probe's function: a `Finding`, or one sentence that says what was found in order."""
 
@@ -58,7 +66,7 @@ def probe(code: str, *, modes: Sequence[str], severity: Severity) -> Callable[[C
     """Register the decorated function as the probe of its file.
 
     Args:
-        code: `MPD` and three digits.
+        code: `MPD` and three digits; other packages have letters of their own.
         modes: failure modes of the catalogue.
         severity: that of the worst mode, unless there is a reason
             (tests/harness/probes/test_severities.py keeps them).
@@ -83,7 +91,7 @@ def probe(code: str, *, modes: Sequence[str], severity: Severity) -> Callable[[C
 
 
 @cache
-def load_probes() -> tuple[Probe, ...]:
+def load_own_probes() -> tuple[Probe, ...]:
     """Import every file under `harness/probes/` and return its probe, in code order.
 
     Raises:
@@ -101,6 +109,76 @@ def load_probes() -> tuple[Probe, ...]:
             raise ValueError(f"{made.code} is both {found[made.code].name} and {made.name}")
         found[made.code] = made
     return tuple(found[code] for code in sorted(found))
+
+
+@cache
+def load_probes() -> tuple[Probe, ...]:
+    """Return our own probes and those of installed packages, in code order.
+
+    A package names the modules of its probes as entry points of the group `mudpuppy.probes`. One
+    that cannot be used is a probe as well, which crashes and says why.
+    """
+    found = list(load_own_probes())
+    broken: list[tuple[EntryPoint, str]] = []
+    for entry in _list_plugins():
+        try:
+            found.append(_load_plugin(entry, found))
+        except (Exception, SystemExit) as problem:  # noqa: BLE001 - somebody else's code
+            broken.append((entry, f"{type(problem).__name__}: {problem}"))
+    found += [_stand_in(number, *one) for number, one in enumerate(broken, start=1)]
+    return tuple(sorted(found, key=lambda one: one.code))
+
+
+def _list_plugins() -> list[EntryPoint]:
+    """Return the entry points of other packages, never one that lies in the current folder.
+
+    With `python -m` that folder is searched for packages, too, and it may be a stranger's
+    checkpoint.
+    """
+    here = Path.cwd().resolve()
+    places = [place for place in sys.path if place and Path(place).resolve() != here]
+    found = {
+        (entry.name, entry.value): entry
+        for package in distributions(path=places)
+        for entry in package.entry_points
+        if entry.group == PLUGINS
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def _load_plugin(entry: EntryPoint, known: Iterable[Probe]) -> Probe:
+    """Return the probe of another package.
+
+    Raises:
+        ValueError: it registers none, or one whose code or name is not its own.
+    """
+    made = vars(importlib.import_module(entry.value)).get("PROBE")
+    if not isinstance(made, Probe):
+        raise ValueError(f"{entry.value} registers no probe")
+    if not FOREIGN_CODE.fullmatch(made.code):
+        raise ValueError(f"its code {made.code} is not letters, other than MPD, and three digits")
+    for one in known:
+        if made.code == one.code or made.name == one.name:
+            raise ValueError(f"{made.code} {made.name} is also {one.code} {one.name}")
+    return made
+
+
+def _stand_in(number: int, entry: EntryPoint, why: str) -> Probe:
+    """Return the probe that tells of a plugin that cannot be used."""
+    package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+
+    def check() -> str:
+        raise ControlFailed(f"the plugin {entry.name}{package} cannot be used: {why}")
+
+    return Probe(
+        code=f"PLUGIN{number:03}",
+        name=re.sub("[^a-z0-9]+", "-", entry.name.lower()),
+        modes=(),
+        severity=Severity.HIGH,
+        needs=(),
+        check=check,
+        documentation=f"The plugin {entry.name}{package} cannot be used.\n\n{why}",
+    )
 
 
 def select_probes(

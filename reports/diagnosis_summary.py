@@ -62,7 +62,9 @@ class AreaCount:
 
 
 def area_of(code: str) -> str:
-    """Return the area of a probe."""
+    """Return the area of a probe; those of other packages have none of ours."""
+    if not code.startswith("MPD"):
+        return "other"
     first = "95" if "95" <= code[3:5] <= "99" else code[3:4]
     return AREAS.get(first, "other")
 

@@ -80,7 +80,12 @@ def _commonness() -> Counter[Run]:
 def _texts(one: Probe) -> list[str]:
     """Return the texts in the source of a probe, documentation first, values left out."""
     module = inspect.getmodule(one.check)
-    tree = ast.parse(inspect.getsource(module)) if module else ast.Module(body=[], type_ignores=[])
+    try:
+        tree = ast.parse(inspect.getsource(module)) if module else None
+    except OSError:  # a plugin without its source
+        tree = None
+    if tree is None or one.documentation != inspect.getdoc(module):
+        return [one.documentation]
     texts: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):

@@ -15,7 +15,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from harness.registry import Probe, load_probes
+from harness.registry import Probe, load_own_probes
 from harness.selftest.examine import examine_damage, examine_healthy
 from harness.selftest.registry import Damage, Healthy, load_damages, load_healthy
 from harness.selftest.results import Accuracy, Examination
@@ -65,7 +65,7 @@ def run_selftest(
         found.append(one)
         progress(one, len(found), len(names))
     order = {name: number for number, name in enumerate(names)}
-    probes = load_probes()
+    probes = load_own_probes()
     return Accuracy(
         examinations=tuple(sorted(found, key=lambda one: order[one.name])),
         probes=tuple((one.code, one.name) for one in probes if judges_checkpoints(one)),
@@ -95,7 +95,7 @@ def choose(select: Sequence[str]) -> tuple[str, ...]:
         UsageError: a word names nothing.
     """
     known: list[Healthy | Damage] = [*load_healthy().values(), *load_damages().values()]
-    codes = {one.name: one.code for one in load_probes()}
+    codes = {one.name: one.code for one in load_own_probes()}
     for word in select:
         if not any(_is_named(one, word, codes) for one in known):
             words = [one.name for one in known]
