@@ -68,7 +68,7 @@ class Marker:
     text: str
     """The text."""
     number: int | None
-    """Its id; None when the tokenizer splits it into pieces."""
+    """Its id; None when the tokenizer splits it into pieces, be it that the vocabulary has it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""The chat template marks turns with tokens that this tokenizer does not have.
+"""The chat template marks turns with tokens that this tokenizer does not have, or never makes.
 
 What it does: renders the template and looks up what it writes between the messages. The text that
 ends an answer must be one token; and the markers of one family (`<|im_start|>` and `<|im_end|>`,
 and the like) must all be tokens if one of them is. Heads such as `<|user|>` may be plain text:
-Zephyr's are.
+Zephyr's are. A token that is in the vocabulary, but neither added nor the end of a merge, counts
+as none: its text is cut like any other.
 
 Why it is bad: the marker is cut into pieces of text. The model never learns them as one sign, and
 no stop id can match the end of a turn (FM65, FM03).
@@ -11,7 +12,8 @@ no stop id can match the end of a turn (FM65, FM03).
 Example: a ChatML template on the tokenizer of a model that has `<s>` and `</s>` only.
 
 What to do: put the template of this tokenizer's model back, or add the tokens before training:
-`tokenizer.add_special_tokens(...)` and `model.resize_token_embeddings(len(tokenizer))`.
+`tokenizer.add_special_tokens(...)` and `model.resize_token_embeddings(len(tokenizer))`. Tokens that
+the vocabulary has already keep their ids when they are added again.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ def check(chat: Chat) -> Finding | str:
         return f"{len(chat.markers)} markers are as the tokenizer has them"
     first = next(iter(split))
     return Finding(
-        message=f"the chat template writes {first.text[:40]!r}, which is no token of this "
-        "tokenizer: it is cut into pieces",
+        message=f"the chat template writes {first.text[:40]!r}, which this tokenizer does not "
+        "take for one token: it is cut into pieces",
         evidence=tuple(
             Evidence(what="marker", file=chat.file, found=one.text[:60], expected="one token")
             for one in split

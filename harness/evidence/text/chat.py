@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from harness.evidence.files.inventory import read_settings
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.evidence.text.naming import text_of
 from harness.evidence.text.render import Outcome, render
@@ -170,6 +172,7 @@ def take_apart(evidence: CheckpointEvidence) -> Chat:
         )
     begin = naming.chosen.get("bos_token", "")
     everything = "\n".join(first.texts.values())
+    naming = _leave_out_split(evidence, naming, everything)
     return Chat(
         file=first.file,
         lost=tuple(_lost(first.texts)),
@@ -235,6 +238,46 @@ def _around_answer(texts: Mapping[str, str], naming: Naming) -> dict[str, Any]:
         between = history.partition(ANSWER)[2].partition(NEXT)[0]
         found["next_turn"] = next(_find_markers(between, naming), None)
     return found
+
+
+def _leave_out_split(evidence: CheckpointEvidence, naming: Naming, written: str) -> Naming:
+    """Return the naming without the ids of markers that are cut into pieces all the same."""
+    files: Files = evidence.get("files")
+    found = {one.text for one in _find_markers(written, naming) if one.number is not None}
+    found -= naming.special
+    if not found or "tokenizer.json" not in files.names:
+        return naming
+    split = find_split(read_settings(evidence, "tokenizer.json").get("model"), found)
+    ids = {text: number for text, number in naming.ids.items() if text not in split}
+    return replace(naming, ids=ids)
+
+
+def find_split(model: Any, texts: Iterable[str]) -> frozenset[str]:
+    """Return those of the texts that a BPE model has as tokens and never makes.
+
+    Tokens that are not added are put together from pieces by the merges alone; one that no merge
+    ends in has an id that no text gets.
+
+    Args:
+        model: `model` of tokenizer.json.
+        texts: tokens of its vocabulary that are not added, of two letters at least.
+    """
+    if not isinstance(model, dict) or model.get("type") not in (None, "BPE"):
+        return frozenset()
+    merges = model.get("merges")
+    # Where merges are passed over, a word that is in the vocabulary is looked up whole.
+    if not isinstance(merges, list) or model.get("ignore_merges"):
+        return frozenset()
+    left = set(texts)
+    for one in merges:
+        whole = one.replace(" ", "", 1) if isinstance(one, str) else _joined(one)
+        left.discard(whole)
+    return frozenset(left)
+
+
+def _joined(merge: Any) -> str:
+    parts = merge if isinstance(merge, list) else ()
+    return "".join(part for part in parts if isinstance(part, str))
 
 
 def _find_markers(text: str, naming: Naming) -> Iterator[Marker]:

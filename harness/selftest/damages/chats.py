@@ -191,6 +191,16 @@ def take_marker_out(patient: Patient) -> None:
     _edit_tokenizer(patient.path, "<|im_start|>", "<|reserved_0|>")
 
 
+def take_out_of_added(patient: Patient) -> None:
+    """Leave the special tokens in the vocabulary, and no longer match them as a whole."""
+    edit_json(patient.path / TOKENIZER, added_tokens=[])
+
+
+for _own in (CHATML, HEADERS, "chat-turns"):
+    _name = f"{_own.removeprefix('chat-')}-markers-not-added"
+    damage(_name, patient=_own, mode="FM65", probe="template-tokens-split")(take_out_of_added)
+
+
 @damage("old-template-left", patient=CHATML, mode="FM04", probe="template-twice")
 def leave_old_template(patient: Patient) -> None:
     """Leave another template in the settings of the tokenizer."""

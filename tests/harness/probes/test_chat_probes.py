@@ -116,6 +116,23 @@ def test_a_real_template_of_another_family_is_found(tmp_path, own, name):
     assert ("template-tokens-split" in ask(folder)) is not has_it
 
 
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared templates are not beside the checkout")
+@pytest.mark.parametrize("name", ["chatml", "gemma-it", "llama-3-instruct", "phi-3"])
+@pytest.mark.parametrize("kept", ["added", "decoder", "nowhere"])
+def test_markers_that_are_only_in_the_vocabulary_are_cut(tmp_path, name, kept):
+    """Loaders add those of `added_tokens_decoder` and those with a role again."""
+    template = (DATA / "chat_templates" / f"{name}.jinja").read_text()
+    folder = put(tmp_path / "m", template, name)
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    if kept != "added":
+        edit_json(folder / "tokenizer.json", added_tokens=[])
+    if kept == "decoder":
+        decoder = {str(one["id"]): {"content": one["content"]} for one in added}
+        edit_json(folder / "tokenizer_config.json", added_tokens_decoder=decoder)
+
+    assert ("template-tokens-split" in ask(folder, "MPD813")) is (kept == "nowhere")
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared stop tokens are not beside the checkout")
 @pytest.mark.parametrize("path", sorted((DATA / "generation_configs").glob("*.json")), ids=str)
 def test_real_stop_tokens_are_left_in_peace(tmp_path, path):
