@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 import torch
 
+from harness.doctor import Judging, diagnose
+from harness.doctor.judging import Examined
+from harness.repairs import make
 from reports.commands.doctor import main
 from reports.commands.doctor_output import ENDINGS, FORMATS
 from reports.commands.doctor_progress import PATIENCE_S, ScanProgress
@@ -204,6 +208,39 @@ def test_a_finding_with_a_repair_names_its_command(base, sick, tmp_path, capsys)
     assert main([*shlex.split(command)[1:], "--dry-run"]) == 1
     assert "taken out of 30 tensor names" in capsys.readouterr().out
     assert "--fix --only" not in told(capsys, sick)  # nobody can guess what the values were
+
+
+def test_repairs_are_planned_with_what_was_seen_and_with_the_base_of_the_project(
+    base, tmp_path, monkeypatch, capsys
+):
+    folder = copy(base, tmp_path / "wrapped")
+    edit_tensors(folder, lambda t: {f"_orig_mod.{name}": one for name, one in t.items()})
+    (tmp_path / "mudpuppy-doctor.toml").write_text(f'base = "{base}"\n')
+    plan, asked = make.plan_repairs, []
+
+    def listen(root, diagnosis, options, only=None, *, seen=None):
+        known = seen is not None and seen["."].recall("files") is not None
+        asked.append((options.base, known))
+        return plan(root, diagnosis, options, only, seen=seen)
+
+    monkeypatch.setattr(make, "plan_repairs", listen)
+    assert "--fix --only MPD303" in " ".join(told(capsys, folder).split())
+    assert asked == [(base, True)]
+    assert main([str(folder), "--fix", "--dry-run"]) == 1
+    assert asked[1:] == [(base, True), (base, False)]
+
+
+def test_what_a_server_said_is_not_mended_on_a_copy(base, tmp_path):
+    folder = copy(base, tmp_path / "wrapped")
+    edit_tensors(folder, lambda t: {f"_orig_mod.{name}": one for name, one in t.items()})
+    alone = diagnose(folder)
+    (wrapped,) = [one for one in alone.findings if one.code == "MPD303"]
+    flood = replace(wrapped, code="MPD601", name="eos-flood", subject="endpoint")
+    seen = Examined(results=[flood], subject={"subject": "endpoint", "kind": "served model"})
+    both = diagnose(folder, Judging(beside=lambda: seen))
+
+    assert {one.code for one in both.findings} == {"MPD303", "MPD601"}
+    assert alone.facts["repairable"] == both.facts["repairable"] == ["MPD303"]
 
 
 def test_a_failure_mode_is_explained_by_its_probes(capsys):
