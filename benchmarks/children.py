@@ -114,6 +114,22 @@ def peak_bytes() -> int:
     return _status("VmHWM")
 
 
+def code_bytes() -> int:
+    """Return the resident memory of this process that is code of programs and libraries (Linux).
+
+    It grows whenever something is used for the first time, and belongs to the system's cache. A
+    model's own file that is mapped counts as memory of the model, not as code.
+    """
+    total, is_code = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):  # the head of a mapping, with its file at the end
+            is_code = ".so" in rest[-1] or rest[-1] == sys.executable or "/bin/python" in rest[-1]
+        elif is_code and first == "Rss:":
+            total += int(rest[0]) * 1024
+    return total
+
+
 def release_memory() -> None:
     """Give back to the system what was freed; the C library keeps some of it otherwise."""
     gc.collect()

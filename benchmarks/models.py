@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import forget_peak, peak_bytes, release_memory, resident_bytes
+from benchmarks.children import code_bytes, forget_peak, peak_bytes, release_memory, resident_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ def build_model(folder: Path, shape: Shape, precision: str = "fp32") -> Path:
 
     texts = [message["content"] for one in conversations() for message in one]
     tokenizer = train_tokenizer(texts, 1024)
+    tokenizer.model_max_length = shape.positions
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     settings = shape.settings(bos_token_id=None, dtype=DTYPES[precision], **ids)
     torch.manual_seed(0)
@@ -132,12 +133,12 @@ class Stopwatch:
 class Scales(Stopwatch):
     """A watcher that weighs, too: what the process holds at most from the first step to the last.
 
-    The memory of this process when this object was made (its imports) is not counted; nor is what
-    loading took and gave back, such as the 16-bit weights of a base that was quantised. On a GPU
-    what torch allocated there is counted.
+    The memory of this process when this object was made (its imports) is not counted; nor is code,
+    which is read in when it is used first; nor what loading took and gave back, such as the 16-bit
+    weights of a base that was quantised. On a GPU what torch allocated there is counted.
     """
 
-    before: int = field(default_factory=resident_bytes)
+    before: int = field(default_factory=lambda: resident_bytes() - code_bytes())
     peak: int = 0
 
     def on_prepared(self, model: Any, tokenizer: Any, samples: Any, eos_ids: Any) -> None:
@@ -153,7 +154,7 @@ class Scales(Stopwatch):
     def on_fitted(self, model: Any) -> None:
         """Read the scales."""
         super().on_fitted(model)
-        self.peak = peak_bytes() - self.before
+        self.peak = peak_bytes() - code_bytes() - self.before
         if _has_gpu():
             import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from tabulate import tabulate
 from benchmarks.frame import Subject
 from benchmarks.judge import HELD, NOT_RUN, REACHED, SHORT, WORSE, Outcome
 
-console = Console(soft_wrap=True)
+console = Console(width=None if sys.stdout.isatty() else 160)
 STYLES = {REACHED: "green", SHORT: "bold red", NOT_RUN: "yellow", HELD: "green", WORSE: "bold red"}
 HEAD = ["what", "against", "goal", "ratio", "worst to best", "wall", "ours", "theirs", "result"]
 PAGE = """\
@@ -87,7 +88,7 @@ def summary(kept: Mapping[str, Mapping[str, Any] | None]) -> str:
     for status in (SHORT, NOT_RUN):
         lines += [
             f"- {status}: {row['what']} ({subject})"
-            + (f", {row['reason']}" if "reason" in row else f", {_number(row['ratio'])}")
+            + (f", {row['reason']}" if "reason" in row else f", {_ratio(row)} (goal {row['goal']})")
             for subject, row in rows
             if row["status"] == status
         ]
@@ -110,9 +111,9 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     unit = _unit(row["figure"])
     return [
         row["what"],
-        row.get("against") or "-",
+        (row.get("against") or "-").partition(":")[0],
         row.get("goal", ""),
-        _number(row.get("ratio")),
+        _ratio(row),
         f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else "",
         _number(row.get("wall")),
         _with_unit(row.get("ours_value"), unit),
@@ -136,6 +137,14 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    """Return the ratio with as many digits as it takes to see that it misses its goal."""
+    ratio = row.get("ratio")
+    if row["status"] == SHORT and _number(ratio) in row["goal"]:
+        return f"{ratio:.6g}"
+    return _number(ratio)
 
 
 def _fact(value: Any) -> str:

@@ -157,7 +157,7 @@ def test_the_page_names_what_is_short_not_run_and_not_measured():
     )
 
     assert "0 reached, 1 short, 1 not run." in page
-    assert "- short: what (some), 2" in page
+    assert "- short: what (some), 2 (goal ≤ 1)" in page
     assert "- not run: what (some), no GPU here" in page
     assert "Not measured: `python -m benchmarks.table export`." in page
 
