@@ -42,6 +42,7 @@ FREE_SETTINGS = frozenset(
         "num_workers",
         "preprocess_workers",
         "report_to",
+        "stream_layers",
         "merge_lora",
         "merge_precision",
         "gptq_activation_memory",

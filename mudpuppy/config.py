@@ -94,8 +94,8 @@ class TrainingConfig(BaseModel):
     """Optimizer steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: Rate = 1.0
-    """Gradients are clipped to this L2 norm."""
+    max_grad_norm: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
+    """Gradients are clipped to this L2 norm; 0 leaves them as they are."""
     early_stopping: Count | None = None
     """Stop after this many evaluations without a lower loss, and keep the best weights."""
     eval_fraction: Fraction = 0.1
@@ -106,6 +106,8 @@ class TrainingConfig(BaseModel):
     """Recompute activations in the backward pass instead of keeping them."""
     stream: bool = False
     """Keep the layers on the host and bring each to the device for its forward and backward."""
+    stream_layers: Size = 2
+    """Layers that streaming holds on the device: one computes while the others come."""
     packing: bool = False
     """Put several samples into one row of max_length tokens, each blind to the others."""
     tokens_per_batch: Annotated[int, Field(ge=8, le=1_000_000_000)] | None = None

@@ -164,6 +164,8 @@ def unread_settings(config: TrainingConfig) -> tuple[str, ...]:
         unread.add("gptq_static_groups")
     if config.gptq_backend != "mudpuppy":
         unread.add("gptq_activation_memory")
+    if not config.stream:
+        unread.add("stream_layers")
     return tuple(name for name in config.field_names() if name in unread & config.model_fields_set)
 
 

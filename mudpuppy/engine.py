@@ -319,14 +319,15 @@ def _fit(
     """Run the trainer in front of the watcher, inside whatever surrounds it."""
     config, loaded, runtime = job.config, job.loaded, job.runtime
     with ExitStack() as around:
-        if config.stream:
-            around.enter_context(stream_layers(model, runtime.device))
         if config.packing:  # before anything whose rounding depends on the whole batch
             around.enter_context(attending_by_document(model))
         if config.precision == "fp8":
             window = config.fp8_window if config.fp8_scaling == "delayed" else None
             around.enter_context(fp8_linears(model, choose_fp8_path(runtime.device), window))
         around.enter_context(job.family.around_fit(model, config, runtime))
+        if config.stream:  # after everything that gives a layer further parameters
+            slots = config.stream_layers
+            around.enter_context(stream_layers(model, runtime.device, slots=slots))
         if watcher is not None:
             watcher.on_prepared(model, loaded.tokenizer, job.rows, loaded.eos_ids)
         result = fit(

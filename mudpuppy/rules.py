@@ -84,8 +84,10 @@ RULES: tuple[Rule, ...] = (
         "lora-with-streaming",
         "lora",
         "streaming",
-        reason="adapter modules that are added after the streaming hooks stay behind when a layer "
-        "moves between host and device, so this pair is not promised to train what it seems to",
+        reason="only full fine-tuning is promised with streamed layers; the old obstacle (adapter "
+        "modules stayed behind when a layer moved) is gone, and --audit-rejections says so: frozen "
+        "weights are streamed and the adapter lives on the device, but none of it is proven on a "
+        "GPU with merging, resuming and every form of adapter",
         hint="leave out --stream, or use --method full --stream; to save memory with an adapter, "
         "use --method qlora",
     ),
@@ -94,8 +96,8 @@ RULES: tuple[Rule, ...] = (
         "qlora-with-streaming",
         "qlora",
         "streaming",
-        reason="adapter modules that are added after the streaming hooks stay behind, and packed "
-        "4-bit weights are no parameters that the hooks could move",
+        reason="only full fine-tuning is promised with streamed layers; packed 4-bit weights could "
+        "be streamed as they are by now, but it is not proven with adapters, merging and resuming",
         hint="leave out --stream: qlora already keeps the base at about 4.5 bits a weight",
     ),
     _rule(
@@ -147,8 +149,9 @@ RULES: tuple[Rule, ...] = (
         "streaming-with-adapter",
         "dpo ipo kto orpo grpo rm prm multimodal",
         "streaming",
-        reason="layers are streamed for full supervised fine-tuning only: adapters, reference "
-        "models and generation would see weights that are not there",
+        reason="layers are streamed for full supervised fine-tuning only: a reference model would "
+        "lie whole on the device beside them, and generation would bring every layer for every "
+        "token",
         hint="leave out --stream; to save memory, use --gradient-checkpointing",
     ),
     _rule(

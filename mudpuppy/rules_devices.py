@@ -28,7 +28,7 @@ DEVICE_RULES: tuple[Rule, ...] = (
         "zero-offload-with-streaming",
         "*",
         "zero-offload streaming",
-        reason="with --stream the layers and their optimizer states are on the host already",
+        reason="with --stream all optimizer states are on the host already",
         hint="leave out --zero-offload",
     ),
     _rule(

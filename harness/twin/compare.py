@@ -29,7 +29,9 @@ def norm(tensors: Mapping[str, Tensor]) -> float:
 
 
 def clip(gradients: Mapping[str, Tensor], limit: float) -> dict[str, Tensor]:
-    """Return gradients scaled down to an L2 norm of at most `limit`."""
+    """Return gradients scaled down to an L2 norm of at most `limit`; as they are where it is 0."""
+    if not limit:
+        return dict(gradients)
     factor = min(1.0, limit / (norm(gradients) + 1e-6))
     return {name: gradient * factor for name, gradient in gradients.items()}
 

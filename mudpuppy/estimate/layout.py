@@ -27,6 +27,7 @@ from torch.func import functional_call
 from mudpuppy.adapters.attach import ADAPTER_MARKS, lora_settings
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ModelError, UsageError
+from mudpuppy.memory.flat import end_of, plan_places
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears
 from mudpuppy.quant.fake_quant import fake_quantised
 from mudpuppy.quant.formats import FORMATS
@@ -54,6 +55,10 @@ class Layout:
     """Weights of the model as they are held: fp32 masters, frozen ones, or 4-bit blocks."""
     layer_weights: int
     """The part of `weights` that is in the decoder layers."""
+    slot: int
+    """The largest layer's parameters in one buffer, as streaming lays them out."""
+    slots: int
+    """The sum of the same of all layers."""
     plain_weights: int
     """Weights in the type of the computation, as a merge makes them."""
     adapter: int
@@ -135,6 +140,7 @@ def _lay_out(settings: Any, config: TrainingConfig, batch: int, length: int) -> 
     weights = sum(one.nbytes for one in model.parameters())
     layer_weights = sum(one.nbytes for one in stack.layers.parameters())
     plain = sum(one.numel() * dtype.itemsize for one in model.parameters())
+    laid_out = [end_of(plan_places(list(one.parameters()))) for one in stack.layers]
     linears = [one.weight.numel() for one in find_linears(stack.layers, "").values()]
     head, vocabulary = _head(model)
     adapted: nn.Module = _adapt(model, config, task_type) if config.trains_adapter else model
@@ -149,6 +155,8 @@ def _lay_out(settings: Any, config: TrainingConfig, batch: int, length: int) -> 
         parameters=parameters,
         weights=weights - saved,
         layer_weights=layer_weights - saved,
+        slot=max(laid_out),
+        slots=sum(laid_out),
         plain_weights=plain,
         adapter=sum(one.nbytes for one in mine.values()),
         trainable=sum(one.numel() for one in trained),

@@ -16,14 +16,15 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError
 from mudpuppy.estimate.layout import Kept, Layout, form_of, lay_out
 from mudpuppy.features import PREFERENCE_METHODS
+from mudpuppy.memory.streaming import IN_FLIGHT
 from mudpuppy.runtime import DTYPES
 
 ADAM_BYTES = 8
 """Two fp32 moments a parameter."""
 STEP_BYTES = 4
 """AdamW counts its steps in one fp32 number a tensor."""
-STREAM_RING = 2
-"""Layers that streaming holds on the device: the one at work, and the one that is fetched."""
+SHARD_RING = 2
+"""Layers that FSDP holds whole: the one at work, and the one that is gathered."""
 MERGE_BYTES = 128 << 20
 """What a merge on disk holds beside the adapter: buffers of a few blocks, and the files' plans."""
 SHARDED = ("weights", "adapter", "gradients", "optimizer")
@@ -156,7 +157,7 @@ def _shard(parts: tuple[Part, ...], layout: Layout, devices: int) -> tuple[Part,
         if part.name in SHARDED
     }
     count = max(layout.layers, 1)
-    held, ring = layout.weights + layout.adapter, min(STREAM_RING, layout.layers)
+    held, ring = layout.weights + layout.adapter, min(SHARD_RING, layout.layers)
     in_layers = layout.layer_weights + 4 * layout.trainable_in_layers * bool(layout.adapter)
     whole = held - in_layers + ring * in_layers // count
     slopes = 4 * (
@@ -210,12 +211,12 @@ def _weights(layout: Layout, config: TrainingConfig) -> Part:
         held = str(DTYPES[config.precision])[6:]
     if not config.stream:
         return Part(name="weights", device=layout.weights, why=held)
-    ring = min(STREAM_RING, layout.layers) * layout.layer_weights // max(layout.layers, 1)
+    slots = min(config.stream_layers, layout.layers)
     return Part(
         name="weights",
-        device=layout.weights - layout.layer_weights + ring,
-        host=layout.layer_weights,
-        why=f"{held}; layers on the host, at most {STREAM_RING} on the device",
+        device=layout.weights - layout.layer_weights + slots * layout.slot,
+        host=layout.slots,
+        why=f"{held}; layers on the host, at most {slots} on the device",
     )
 
 
@@ -227,26 +228,28 @@ def _split(layout: Layout, config: TrainingConfig) -> tuple[int, int]:
 
 def _gradients(layout: Layout, config: TrainingConfig) -> Part:
     device, host = _split(layout, config)
-    return Part(name="gradients", device=4 * device, host=4 * host, why="fp32")
+    if not config.stream:
+        return Part(name="gradients", device=4 * device, host=4 * host, why="fp32")
+    return Part(
+        name="gradients",
+        device=4 * device + IN_FLIGHT * layout.slot,
+        host=layout.slots,
+        why=f"fp32; {IN_FLIGHT} layers' on their way to the host",
+    )
 
 
 def _optimizer(layout: Layout, config: TrainingConfig) -> Part:
     device, host = _split(layout, config)
     steps = STEP_BYTES * layout.trainable_tensors
-    if config.zero_offload:
-        # the host steps on fp32 copies of its own, with the gradients brought over
+    if config.zero_offload or config.stream:
+        # the host steps on fp32 copies of what is on the device, with the gradients brought over
         copies = 8 * device
         return Part(
             name="optimizer",
-            host=ADAM_BYTES * (device + host) + copies + steps,
+            host=ADAM_BYTES * device + (2 * layout.slots if host else 0) + copies + steps,
             why="AdamW's moments, masters and gradients on the host",
         )
-    return Part(
-        name="optimizer",
-        device=ADAM_BYTES * device + (steps if device else 0),
-        host=ADAM_BYTES * host + (0 if device else steps),
-        why="AdamW: two fp32 moments",
-    )
+    return Part(name="optimizer", device=ADAM_BYTES * device + steps, why="AdamW: two fp32 moments")
 
 
 def recomputes(config: TrainingConfig) -> bool:

@@ -1,71 +1,84 @@
-"""Count what layer streaming moves, and what it keeps on the device."""
+"""Count what layer streaming moves, what it keeps on the device, and in which order."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import dataclass, field
 
-from torch import Tensor
+MAX_EVENTS = 4096
+"""Events that are kept; the oldest go first."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a layer."""
+
+    kind: str
+    """`bring` (to the device), `hold` (it computes), `free` (its slot may be written), `gradient`
+    (to the host) or `step` (its weights change)."""
+    layer: int
+    """Number of the layer."""
+    size: int = 0
+    """Bytes that moved."""
 
 
 @dataclass(kw_only=True)
 class TransferLedger:
     """Bytes moved between host and device, and the largest number of layers held at once.
 
-    A copy counts as resident until its memory is really freed, whoever still holds it: autograd, a
-    view, or a mistake.
+    These are the stream's own books. That nothing beside them stays on the device, such as a weight
+    that autograd keeps, is for `mudpuppy.memory.meter` to show, which counts every tensor there is.
     """
 
     forward_bytes: int = 0
-    """Weights brought to the device for a forward pass, in bytes."""
+    """Weights brought to the device in forward passes, in bytes."""
     backward_bytes: int = 0
-    """Weights brought to the device again for a backward pass, in bytes."""
+    """Weights brought to the device in backward passes, in bytes."""
     gradient_bytes: int = 0
     """Gradients brought back to the host, in bytes."""
+    returned_bytes: int = 0
+    """Weights copied from the device to the host, in bytes: none, ever; a test says so."""
+    fetches: int = 0
+    """Layers brought to the device."""
     peak_layers: int = 0
-    """Most layers that had a weight on the device at one time."""
+    """Most layers that were on the device at one time."""
     peak_bytes: int = 0
     """Most bytes of streamed weights on the device at one time."""
-    _live: dict[int, tuple[int, int]] = field(default_factory=dict, repr=False)
-    _live_bytes: int = field(default=0, repr=False)
-    _next_copy: int = field(default=0, repr=False)
-    _in_backward: bool = field(default=False, repr=False)
+    events: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS), repr=False)
+    """What happened, in order."""
+    _held: dict[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def resident_layers(self) -> int:
-        """Layers that have a weight on the device now."""
-        return len({layer for layer, _ in list(self._live.values())})
+        """Layers that are on the device now."""
+        return len(self._held)
 
-    def record_fetch(self, layer: int, copy: Tensor) -> None:
-        """Note that `copy`, a weight of layer number `layer`, is now on the device."""
-        storage = copy.untyped_storage()  # shared by every view, so it outlives none of them
-        size = storage.nbytes()
-        if self._in_backward:
+    def record_fetch(self, layer: int, size: int, *, in_backward: bool) -> None:
+        """Note that a layer of `size` bytes comes to the device."""
+        if in_backward:
             self.backward_bytes += size
         else:
             self.forward_bytes += size
-        self._live[self._next_copy] = (layer, size)
-        weakref.finalize(storage, self._release, self._next_copy).atexit = False
-        self._next_copy += 1
-        self._live_bytes += size
-        self.peak_layers = max(self.peak_layers, self.resident_layers)
-        self.peak_bytes = max(self.peak_bytes, self._live_bytes)
+        self.fetches += 1
+        self._held[layer] = size
+        self.peak_layers = max(self.peak_layers, len(self._held))
+        self.peak_bytes = max(self.peak_bytes, sum(self._held.values()))
+        self.events.append(Event("bring", layer, size))
 
-    def record_gradient(self, gradient: Tensor) -> None:
-        """Note that `gradient` goes back to the host."""
-        self.gradient_bytes += gradient.numel() * gradient.element_size()
+    def record_leave(self, layer: int) -> None:
+        """Note that another layer may be written over this one."""
+        self._held.pop(layer, None)
+        self.events.append(Event("free", layer))
 
-    @contextmanager
-    def recomputing(self) -> Iterator[None]:
-        """Count the fetches inside as those of a backward pass."""
-        self._in_backward = True
-        try:
-            yield
-        finally:
-            self._in_backward = False
+    def record_use(self, layer: int) -> None:
+        """Note that a layer begins to compute."""
+        self.events.append(Event("hold", layer))
 
-    def _release(self, copy: int) -> None:
-        _, size = self._live.pop(copy)
-        self._live_bytes -= size
+    def record_gradient(self, layer: int, size: int) -> None:
+        """Note that a gradient of `size` bytes goes to the host."""
+        self.gradient_bytes += size
+        self.events.append(Event("gradient", layer, size))
+
+    def record_step(self, layer: int) -> None:
+        """Note that the optimizer changes a layer's weights."""
+        self.events.append(Event("step", layer))

@@ -16,7 +16,8 @@ from transformers import TrainerCallback
 from mudpuppy.checkpoints import Identity, write_manifest
 from mudpuppy.errors import OutputError
 from mudpuppy.leftovers import CHECKPOINT_MARK
-from mudpuppy.memory.offload import OffloadedAdamW
+from mudpuppy.memory.offload import OffloadedAdamW, StreamedAdamW
+from mudpuppy.memory.streaming import stream_of
 from mudpuppy.quant.fp8_history import load_histories, save_histories
 from mudpuppy.refusals import is_out_of_memory
 
@@ -79,10 +80,18 @@ class EngineTrainer:
         self.is_fsdp_enabled = True
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Move the optimizer to the host, where that was asked for."""
+        """Move the optimizer to the host, where that was asked for or the layers are there."""
         made: Any = super().create_optimizer(model)  # type: ignore[misc]  # the trainer's own
-        if self.offload and not isinstance(made, OffloadedAdamW):
-            made = self.optimizer = OffloadedAdamW(made)
+        if isinstance(made, OffloadedAdamW):
+            return made
+        stream = stream_of(self.model)
+        if stream is not None:
+            made = StreamedAdamW(made, stream)
+            if not self.args.max_grad_norm and not self.args.fp16:
+                made.step_early_when(lambda: bool(self.accelerator.sync_gradients))
+        elif self.offload:
+            made = OffloadedAdamW(made)
+        self.optimizer = made
         return made
 
     def _save_checkpoint(self, *words: Any, **named: Any) -> None:

@@ -98,13 +98,14 @@ def test_streaming_in_fp16_is_refused_on_a_gpu_and_not_on_a_cpu():
         runtime.refuse_unproven(config, torch.device("cuda", 0))
 
 
-def test_streaming_by_several_processes_is_refused_on_gpus(monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_streaming_by_several_processes_is_refused(device, monkeypatch):
     config = load_config({**LEAST, "method": "full", "stream": True})
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    runtime.refuse_unproven(config, torch.device(device))
 
-    runtime.refuse_unproven(config, torch.device("cpu"))
-    with pytest.raises(ConfigError, match="--stream on cuda:1 is for one process"):
-        runtime.refuse_unproven(config, torch.device("cuda", 1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--stream is for one process, and 2 train"):
+        runtime.refuse_unproven(config, torch.device(device))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

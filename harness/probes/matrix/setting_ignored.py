@@ -33,7 +33,8 @@ from harness.registry import Missing, probe
 
 COMPUTED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "bfloat16"}
 SAVED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "fp8": "BF16"}
-OFFLOADED = "OffloadedAdamW"
+OFFLOADED = {"zero_offload": "OffloadedAdamW", "stream": "StreamedAdamW"}
+"""Optimizers that step on the host, by the setting that asks for them."""
 SCALES = {"gptq": {"F16"}, "int8": {"F32"}}
 RECOMPUTED = 1.9
 """Calls per batch from which a layer counts as recomputed: the second is the recomputation."""
@@ -120,9 +121,9 @@ def _check_motion(config: Mapping[str, Any], seen: ParameterMotion | None) -> It
         return
     shards = config.get("fsdp", "none") != "none"
     yield from _differ("weights sharded", seen.sharded, shards)
-    if config.get("zero_offload") or seen.optimizer == OFFLOADED:
-        wanted = OFFLOADED if config.get("zero_offload") else "another"
-        yield from _differ("optimizer", seen.optimizer, wanted)
+    asked = next((kind for name, kind in OFFLOADED.items() if config.get(name)), "another")
+    if asked != "another" or seen.optimizer in OFFLOADED.values():
+        yield from _differ("optimizer", seen.optimizer, asked)
 
 
 def _check_calibration(config: Mapping[str, Any], seen: Calibration | None) -> Iterator[Evidence]:

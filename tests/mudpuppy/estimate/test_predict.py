@@ -13,6 +13,10 @@ from mudpuppy.config_check import load_config
 from mudpuppy.errors import ConfigError, ModelError
 from mudpuppy.estimate.advice import find_options, fits
 from mudpuppy.estimate.predict import ADAM_BYTES, MERGE_BYTES, STEP_BYTES, Prediction, predict
+from mudpuppy.memory.arena import ALIGNMENT
+from mudpuppy.memory.meter import CountedArena
+from mudpuppy.memory.offload import StreamedAdamW
+from mudpuppy.memory.streaming import IN_FLIGHT, stream_layers
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.linear4bit import replace_linears
 from tests.mudpuppy.estimate.live import LiveBytes
@@ -172,10 +176,41 @@ def test_streaming_moves_layers_with_gradients_and_moments_to_the_host():
     streamed = predict(settings(), config(method="full", stream=True))
     layers = plain.layout.trainable_in_layers
 
+    beside = plain.layout.trainable - layers
+    steps = STEP_BYTES * plain.layout.trainable_tensors
+    slots = 4 * layers  # every tensor here fills its place to the last byte
+
     assert streamed.device < plain.device
-    assert (4 + 4 + ADAM_BYTES) * layers == streamed.host
+    # of what is in no layer, the masters and a copy of the gradients are on the host as well
+    assert (4 + 4 + ADAM_BYTES) * (layers + beside) + steps == streamed.host
     gradients = [one for one in streamed.parts if one.name == "gradients"]
-    assert 4 * (plain.layout.trainable - layers) == gradients[0].device
+    assert 4 * beside + IN_FLIGHT * slots // 3 == gradients[0].device
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_what_streaming_holds_is_predicted_to_the_byte(slots: int):
+    sizes = {"hidden_size": 40, "intermediate_size": 72}  # no tensor fills its place
+    run = config(method="full", stream=True, stream_layers=slots, precision="fp32")
+    predicted = {part.name: part for part in predict(settings(**sizes), run).parts}
+    model = AutoModelForCausalLM.from_config(settings(**sizes)).train()
+    arena, ids = CountedArena(), torch.arange(9)[None]
+    with stream_layers(model, "cpu", slots=slots, arena=arena) as stream:
+        weights = arena.host_bytes
+        inside = {p for flat in stream.flats for p in flat.trained.values()}
+        beside = sum(p.nbytes for p in model.parameters() if p not in inside)
+        optimizer = StreamedAdamW(torch.optim.AdamW(model.parameters()), stream)
+        masters = arena.host_bytes - weights
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients = arena.host_bytes - weights - masters
+        optimizer.step()
+        states = arena.host_bytes - weights - gradients
+
+    assert predicted["weights"].host == weights
+    assert predicted["weights"].device == beside + arena.peak
+    assert predicted["gradients"].host == gradients
+    # what is in no layer is filled up to whole places, which the prediction leaves out
+    steps = STEP_BYTES * len(list(model.parameters()))
+    assert 0 <= states - (predicted["optimizer"].host - steps) < 4 * ALIGNMENT
 
 
 def test_zero_offload_leaves_no_moments_on_the_device():
