@@ -112,7 +112,9 @@ def offloaded_weights_stale() -> None:
 
     @replaces(part("memory.offload:OffloadedAdamW"), "step")
     def step(original: Any, self: Any, closure: Any = None) -> Any:
-        pairs = [pair for one in self._visiting for pair in zip(one.parameters, one.masters)]
+        pairs = [
+            pair for one in self._visiting for pair in zip(one.parameters, one.masters, strict=True)
+        ]
         late = {parameter: master.clone() for parameter, master in pairs}
         result = original(self, closure)
         for parameter, weight in late.items():

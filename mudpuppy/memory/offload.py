@@ -172,6 +172,7 @@ class OffloadedAdamW(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the host's states, in the form of a plain AdamW."""
+        self._take_settings()  # the schedule has gone on since the last step
         return self._adam.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

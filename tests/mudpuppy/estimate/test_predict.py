@@ -210,7 +210,7 @@ def test_what_streaming_holds_is_predicted_to_the_byte(slots: int):
     assert predicted["gradients"].host == gradients
     # what is in no layer is filled up to whole places, which the prediction leaves out
     steps = STEP_BYTES * len(list(model.parameters()))
-    assert 0 <= states - (predicted["optimizer"].host - steps) < 4 * ALIGNMENT
+    assert 0 <= states - (predicted["optimizer"].host - steps) < 4 * 3 * ALIGNMENT
 
 
 def test_zero_offload_leaves_no_moments_on_the_device():
