@@ -23,20 +23,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from mudpuppy.errors import EngineError
 from mudpuppy.memory.arena import HostArena, Mark, make_arena, size_of
 from mudpuppy.memory.flat import FlatLayer
 from mudpuppy.memory.ledger import TransferLedger
 from mudpuppy.memory.ring import SlotRing
+from mudpuppy.memory.streamed_forward import StreamedForward
 from mudpuppy.memory.visitors import choose_visitors, keep_at_home, place_for_streaming
 from mudpuppy.quant.blocks import find_decoder_layers
 
@@ -44,8 +43,6 @@ __all__ = ["LayerStream", "place_for_streaming", "stream_layers", "stream_of"]
 
 SLOTS = 2
 """Layers on the device where nobody says how many: one computes while the next one comes."""
-_CACHE_ARGUMENTS = {"past_key_values": None, "use_cache": False}
-"""What a decoder layer must not get while it is recomputed: it would fill the cache twice."""
 IN_FLIGHT = 2
 """Layers whose gradients may be on their way to the host before backward waits for them."""
 
@@ -66,76 +63,6 @@ class _Lend(torch.autograd.Function):
         (grad,) = grads
         ctx.receive(grad)
         return None, None, None
-
-
-class _Inner(nn.Module):
-    """A layer's own forward as a module, so that `functional_call` can lend it other weights.
-
-    Calling the layer itself would run its hooks a second time and come back here for ever.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-        self.run: Callable[..., Any] = layer.forward
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer as it was before it was streamed."""
-        return self.run(*args, **kwargs)
-
-
-class _StreamedForward:
-    """Takes the place of the `forward` of one layer."""
-
-    def __init__(self, layer: nn.Module, index: int, stream: LayerStream) -> None:
-        self.inner = _Inner(layer)
-        self.index = index
-        self.stream = stream
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer on the device: once without gradients, else again in backward."""
-        if not torch.is_grad_enabled():
-            return self.run_lent(*args, **kwargs)
-        self.check_checkpointing()
-        kwargs |= {name: value for name, value in _CACHE_ARGUMENTS.items() if name in kwargs}
-        return checkpoint(
-            self.run_lent, *args, use_reentrant=False, context_fn=self.contexts, **kwargs
-        )
-
-    def run_lent(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer with the weights in its slot."""
-        lent = self.stream.lend(self.index)
-        return functional_call(
-            self.inner, {f"layer.{name}": t for name, t in lent.items()}, args, kwargs
-        )
-
-    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return what surrounds the forward, and what surrounds its recomputation."""
-        return nullcontext(), self.stream.recomputing()
-
-    def check_checkpointing(self) -> None:
-        """Refuse a second checkpoint inside ours: it would recompute with the host's weights.
-
-        Raises:
-            EngineError: activation checkpointing is switched on in the layer.
-        """
-        layer = self.inner.layer
-        if layer.training and vars(layer).get("gradient_checkpointing", False):
-            raise EngineError(
-                "activation checkpointing is on in a streamed layer, which has its own",
-                hint="train without --gradient-checkpointing; streaming already recomputes",
-            )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _StreamedForward:
-        """Refuse: the copy of the model would run with the weights of this one.
-
-        Raises:
-            EngineError: always.
-        """
-        raise EngineError(
-            "a model cannot be copied while its layers are streamed",
-            hint="copy it first, or remove the streaming",
-        )
 
 
 class LayerStream:
@@ -179,7 +106,7 @@ class LayerStream:
         listen: Any = model.register_state_dict_pre_hook
         self._hook = listen(lambda *_: self.settle())
         for index, layer in enumerate(self._layers):
-            _set_on_instance(layer, "forward", _StreamedForward(layer, index, self))
+            _set_on_instance(layer, "forward", StreamedForward(layer, index, self))
             _set_on_instance(layer, "_apply", keep_at_home(layer, self.settle))
 
     def lend(self, index: int) -> dict[str, Tensor]:
@@ -401,6 +328,6 @@ def stream_of(model: nn.Module) -> LayerStream | None:
     """Return the stream that a model's layers are lent by, if there is one."""
     for module in model.modules():
         forward = vars(module).get("forward")
-        if isinstance(forward, _StreamedForward):
+        if isinstance(forward, StreamedForward) and isinstance(forward.stream, LayerStream):
             return forward.stream
     return None
