@@ -49,7 +49,6 @@ from mudpuppy.methods.steplog import Report
 from mudpuppy.parameters import count_parameters
 from mudpuppy.preflight import locked, preflight
 from mudpuppy.provenance import PROVENANCE_FILE, fingerprint_model
-from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.fp8 import choose_fp8_path, fp8_linears
 from mudpuppy.quant.fp8_history import describe_saturation
 from mudpuppy.records import Choice, RunRecord
@@ -254,7 +253,7 @@ def _fine_tune(job: Job, watcher: Watcher | None, report: Report | None, say: Sa
         trainable_parameters=counted.trainable,
         total_parameters=counted.total,
         labels=count_labels(job.rows, loaded.eos_ids, job.dropped),
-        quantisation=_quantisation(loaded, config),
+        quantisation=dict(loaded.quantisation),
     )
     saved = team.first_only(lambda: _save(job, model, record, trained, say))
     return saved or record
@@ -274,15 +273,6 @@ def _save(job: Job, model: Any, record: RunRecord, trained: dict[str, Any], say:
             write_json_atomic(folder / exported.folder / PROVENANCE_FILE, manifest)
         save_model(model, saved, folder, job.runtime.dtype)
     return finish(job, record, "model", trained)
-
-
-def _quantisation(loaded: Loaded, config: TrainingConfig) -> dict[str, Any]:
-    """Return what a merge must know to fold the adapter on the weights that it saw (FM13)."""
-    if not loaded.quantised:
-        return {}
-    form = FORMATS[config.resolved_quant]
-    said = form.describe(config.resolved_quant_block_size, config.quant_search)
-    return {**said, "modules": list(loaded.quantised)}
 
 
 def _save_adapter(

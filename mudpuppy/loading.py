@@ -19,13 +19,14 @@ from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
 from mudpuppy.config import TrainingConfig
-from mudpuppy.errors import EngineError, ModelError, shown
+from mudpuppy.errors import ModelError, MudpuppyError, shown
 from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
-from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.formats import find_format
 from mudpuppy.quant.formats.selftest import check_round_trip
 from mudpuppy.quant.lazy_base import LazyBlocks, move_what_is_there
-from mudpuppy.quant.linear4bit import replace_linears
+from mudpuppy.quant.opening import is_declared, open_base, read_base, require_use
+from mudpuppy.quant.registered import FourBitConfig, describe_packed
 from mudpuppy.runtime import Runtime
 
 MAX_REASON = 300
@@ -62,8 +63,8 @@ class Loaded:
     """The processor of text and images, for models that have one; to be saved as it is."""
     eos_ids: frozenset[int]
     """Ids that end a turn: the tokenizer's, the config's and the generation config's."""
-    quantised: tuple[str, ...]
-    """Names of the modules that were replaced by 4-bit ones."""
+    quantisation: Mapping[str, Any]
+    """How the 4-bit modules are held, and their names (`modules`); nothing without any."""
     lazy: LazyBlocks | None = None
     """Where the decoder blocks are that are not in memory (gptq)."""
 
@@ -87,20 +88,11 @@ def load(
     is_frozen = config.trains_adapter or config.method == "gptq"
     lazy = LazyBlocks() if config.method == "gptq" else None
     model = _load_model(path, runtime.dtype if is_frozen else torch.float32, config, form, lazy)
-    quantised: list[str] = []
-    if config.method == "qlora":
-        held, block_size = FORMATS[config.resolved_quant], config.resolved_quant_block_size
+    quantisation = describe_packed(model)
+    if quantisation:
         # Wrong 4-bit kernels raise nothing: some GPUs had them (engines.md, section 4).
-        check_round_trip(held, runtime.device, block_size)
-        quantised = replace_linears(
-            model,
-            held,
-            block_size=block_size,
-            search=config.quant_search,
-            compute_dtype=runtime.dtype,
-        )
-        if not quantised:
-            raise EngineError(f"{path}: no linear layer could be quantised to 4 bits")
+        form_4bit = find_format(quantisation["scheme"])
+        check_round_trip(form_4bit, runtime.device, quantisation["block_size"])
     if lazy is not None:
         move_what_is_there(model, runtime.device)
     elif config.stream:
@@ -123,7 +115,7 @@ def load(
         original_tokenizer=original,
         processor=processor,
         eos_ids=collect_eos_ids(model, tokenizer),
-        quantised=tuple(quantised),
+        quantisation=quantisation,
         lazy=lazy,
     )
 
@@ -152,7 +144,7 @@ def open_for_text(path: str, config: TrainingConfig, form: ModelForm) -> Loaded:
         original_tokenizer=original,
         processor=processor,
         eos_ids=collect_eos_ids(model, tokenizer),
-        quantised=(),
+        quantisation={},
     )
 
 
@@ -203,21 +195,9 @@ def _load_model(
 
     With `lazy`, the weights of the decoder blocks stay in their files; it knows where.
     """
-    auto_class: Any = getattr(transformers, form.auto_class)
-    trust = config.trust_remote_code
     _require_images(path, config, form)
     with _blaming(path, "the model"), _quiet_about_heads(form):
-        placing: dict[str, Any] = {}
-        if lazy is not None:
-            placing = lazy.settings(_without_weights(path, auto_class, trust, form))
-        model, report = auto_class.from_pretrained(
-            path,
-            dtype=dtype,
-            trust_remote_code=trust,
-            output_loading_info=True,
-            **form.settings,
-            **placing,
-        )
+        model, report = _open(path, dtype, config, form, lazy)
         if lazy is not None:
             lazy.take_over(model)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
@@ -238,6 +218,37 @@ def _load_model(
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(path)
     return model
+
+
+def _open(
+    path: str,
+    dtype: torch.dtype,
+    config: TrainingConfig,
+    form: ModelForm,
+    lazy: LazyBlocks | None,
+) -> Any:
+    """Return the model and transformers' report; a base for QLoRA becomes 4-bit on the way."""
+    fourbit = None
+    if config.method == "qlora":
+        fourbit = FourBitConfig(
+            format=config.resolved_quant,
+            block_size=config.resolved_quant_block_size,
+            search=config.quant_search,
+        )
+    words: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    folder = local_folder(path)
+    if folder is not None and (fourbit is not None or is_declared(folder)):
+        base = read_base(folder)
+        require_use(base, method=config.method, quant=config.quant)
+        opened = open_base(base, form.auto_class, fourbit=fourbit, settings=form.settings, **words)
+        opened[0].name_or_path = opened[0].config._name_or_path = path
+        return opened
+    auto_class: Any = getattr(transformers, form.auto_class)
+    if fourbit is not None:
+        words["quantization_config"] = fourbit
+    if lazy is not None:
+        words |= lazy.settings(_without_weights(path, auto_class, config.trust_remote_code, form))
+    return auto_class.from_pretrained(path, output_loading_info=True, **words, **form.settings)
 
 
 def _require_images(path: str, config: TrainingConfig, form: ModelForm) -> None:
@@ -280,7 +291,7 @@ def _blaming(path: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, torch.OutOfMemoryError, MudpuppyError):
         raise
     except Exception as error:
         reason = f"{what} cannot be loaded: {_first_line(error)}"

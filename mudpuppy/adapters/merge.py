@@ -18,6 +18,7 @@ from mudpuppy.adapters.clean import LEFTOVERS, verify_clean
 from mudpuppy.adapters.codes import BASE_CHANGED, NOT_FINITE
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.linear4bit import Linear4bit, restore_linears
+from mudpuppy.quant.registered import withdraw
 
 MAX_MISSED = 1e-3
 """Share of an adapter's change that may be missing after its merge: fp32 rounds by far less."""
@@ -52,6 +53,7 @@ def merge_adapter(model: PeftModel, dtype: torch.dtype | None = None) -> nn.Modu
         if isinstance(part, Linear4bit) and dtype is not None:
             part.to(dtype)  # dequantised in fp32 and rounded once, as the merged layers are
     restore_linears(merged)
+    withdraw(merged)
     _remove_traces(merged)
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(False)

@@ -239,8 +239,21 @@ class LinearMxfp4(Linear4bit):
     format = FORMATS["mxfp4"]
 
 
+class LinearBnbNf4(Linear4bit):
+    """A linear layer in bitsandbytes' NF4."""
+
+    format = FORMATS["bnb-nf4"]
+
+
+class LinearBnbFp4(Linear4bit):
+    """A linear layer in bitsandbytes' FP4."""
+
+    format = FORMATS["bnb-fp4"]
+
+
 LINEARS: dict[str, type[Linear4bit]] = {
-    kind.format.name: kind for kind in (LinearNf4, LinearInt4, LinearMxfp4)
+    kind.format.name: kind
+    for kind in (LinearNf4, LinearInt4, LinearMxfp4, LinearBnbNf4, LinearBnbFp4)
 }
 """The class of every format, by the format's name."""
 

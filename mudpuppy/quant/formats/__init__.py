@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mudpuppy.errors import ConfigError, shown
+from mudpuppy.quant.formats.bnb import BnbFp4, BnbNf4
 from mudpuppy.quant.formats.int4 import Int4
 from mudpuppy.quant.formats.interface import Format, Packed
 from mudpuppy.quant.formats.mxfp4 import Mxfp4
@@ -10,8 +11,10 @@ from mudpuppy.quant.formats.nf4 import Nf4
 
 __all__ = ["FORMATS", "Format", "Packed", "find_format"]
 
-FORMATS: dict[str, Format] = {form.name: form for form in (Nf4(), Int4(), Mxfp4())}
-"""Every format by its name."""
+FORMATS: dict[str, Format] = {
+    form.name: form for form in (Nf4(), Int4(), Mxfp4(), BnbNf4(), BnbFp4())
+}
+"""Every format by its name; what `--quant` offers is `mudpuppy.config`'s to say."""
 
 
 def find_format(name: str) -> Format:
