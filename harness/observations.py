@@ -121,6 +121,9 @@ class Mechanics:
     rounding: float = 0.0
     """What rounding for training's sake (fp8, int8) changes at the end: largest difference of the
     logits, relative to the largest one; 0 where nothing rounds."""
+    remembers: tuple[str, ...] = ()
+    """What rounding knows of earlier steps: `ranges.input_peak` (int8, shared by all inputs),
+    `ranges.weight_stretch` (int8, learnt), `fp8_history.peaks`; only what is not 0."""
     compiled_graphs: int = 0
     """Graphs that torch.compile made."""
     dropouts: tuple[float, ...] = ()

@@ -20,7 +20,7 @@ from harness.observations import (
     ParameterMotion,
 )
 from harness.watching.batches import BatchWatcher
-from harness.watching.logits import save_reference
+from harness.watching.logits import remembered, save_reference
 from harness.watching.motion import (
     MotionWatcher,
     device_peak_bytes,
@@ -150,6 +150,7 @@ class TrainingWatcher:
             self.mechanics = replace(
                 mechanics,
                 rounding=rounding,
+                remembers=remembered(model),
                 compiled_graphs=_count_graphs(),
                 starts_from_adapter=self._continues,
             )

@@ -15,8 +15,8 @@ from mudpuppy.errors import ConfigError, near_names
 
 AREAS = (
     *("masking", "template", "freezing", "scaling", "merge", "saving", "resuming", "packing"),
-    *("accumulating", "schedules", "computing", "quantising", "memory", "preferring"),
-    *("generating", "pictures", "stopping", "rejecting", "logs", "accounting"),
+    *("accumulating", "schedules", "computing", "quantising", "ranges", "memory"),
+    *("preferring", "generating", "pictures", "stopping", "rejecting", "logs", "accounting"),
 )
 """The modules of this package that hold mutants."""
 

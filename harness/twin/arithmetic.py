@@ -36,15 +36,24 @@ def compute_rounded(model: nn.Module, product: Callable[[Tensor, Tensor], Tensor
         vars(layer)["forward"] = types.MethodType(forward, layer)
 
 
-def _type_of(x: Tensor) -> torch.dtype:
+def type_of(x: Tensor) -> torch.dtype:
+    """Return the type of a product of `x`: autocast's, or its own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _to_fp8(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    """Return a tensor rounded to an fp8 format that its largest value just fits, in fp32."""
+PeakOf = Callable[[str, Tensor], Tensor]
+"""What the largest number of a format stands for, by `input`, `weight` or `gradient`."""
+
+
+def _own_peak(name: str, tensor: Tensor) -> Tensor:
+    del name
+    return tensor.detach().float().abs().max()
+
+
+def _to_fp8(tensor: Tensor, kind: torch.dtype, peak: Tensor) -> Tensor:
+    """Return a tensor rounded to an fp8 format whose largest number stands for `peak`, in fp32."""
     largest = torch.finfo(kind).max
-    peak = tensor.detach().float().abs().max()
     scale = torch.where(peak == 0, torch.ones_like(peak), (peak / largest).clamp(min=SMALLEST))
     return (tensor.float() / scale).clamp(-largest, largest).to(kind).float() * scale
 
@@ -53,8 +62,10 @@ class _Fp8Product(torch.autograd.Function):
     """x @ w.T in E4M3, gradients in E5M2 (Micikevicius et al., arXiv 2209.05433)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: torch.dtype) -> Tensor:
-        a, b = (_to_fp8(t, torch.float8_e4m3fn) for t in (x, weight))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: torch.dtype, peak_of: PeakOf) -> Tensor:
+        a = _to_fp8(x, torch.float8_e4m3fn, peak_of("input", x))
+        b = _to_fp8(weight, torch.float8_e4m3fn, peak_of("weight", weight))
+        ctx.peak_of = peak_of
         ctx.save_for_backward(a, b)
         ctx.kinds = (x.dtype, weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
@@ -63,16 +74,16 @@ class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
-        g = _to_fp8(grads[0], torch.float8_e5m2)
+        g = _to_fp8(grads[0], torch.float8_e5m2, ctx.peak_of("gradient", grads[0]))
         dx = (g @ b).to(ctx.kinds[0])
         dw = (g.flatten(0, -2).t() @ a.flatten(0, -2)).to(ctx.kinds[1])
-        return dx, dw if ctx.needs_input_grad[1] else None, None
+        return dx, dw if ctx.needs_input_grad[1] else None, None, None
 
 
-def fp8_product(x: Tensor, weight: Tensor) -> Tensor:
+def fp8_product(x: Tensor, weight: Tensor, peak_of: PeakOf = _own_peak) -> Tensor:
     """Return `x @ weight.T` with both rounded to fp8, one scale for each tensor."""
     product: Any = _Fp8Product.apply
-    result: Tensor = product(x, weight, _type_of(x))
+    result: Tensor = product(x, weight, type_of(x), peak_of)
     return result
 
 
@@ -91,10 +102,16 @@ class _Grid(torch.autograd.Function):
         return grads[0].to(ctx.kind)
 
 
+def on_int8_grid(rows: Tensor) -> Tensor:
+    """Return rows rounded to int8, a scale for each; the gradient passes as it is."""
+    rounded: Any = _Grid.apply
+    result: Tensor = rounded(rows)
+    return result
+
+
 def int8_product(x: Tensor, weight: Tensor) -> Tensor:
     """Return `x @ weight.T` on int8 grids: a scale for each token and each output."""
-    round_rows: Any = _Grid.apply
-    kind = _type_of(x)
+    kind = type_of(x)
     with torch.autocast(x.device.type, enabled=False):
-        product: Tensor = round_rows(x) @ round_rows(weight).t()
+        product = on_int8_grid(x) @ on_int8_grid(weight).t()
     return product.to(kind)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.twin import arithmetic
 from harness.twin.asked import Asked
 from harness.twin.four_bits import round_to_4_bits
+from harness.twin.ranges import has_ranges
 
 COMPUTED_IN = {
     "fp32": torch.float32,
@@ -50,15 +51,20 @@ def open_twin(asked: Asked, base: str) -> nn.Module:
             layer.weight.data = round_to_4_bits(layer.weight, asked)
     if asked.adapter_trains:
         model = _adapt(model, asked, task)
+    if has_ranges(asked):
+        return _finished(model)
     if asked.precision == "fp8":
         arithmetic.compute_rounded(model, arithmetic.fp8_product)
     if asked.method == "qat":
         arithmetic.compute_rounded(model, arithmetic.int8_product)
+    return _finished(model)
+
+
+def _finished(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    model.eval()
-    return model  # type: ignore[no-any-return]  # neither transformers nor PEFT is typed
+    return model.eval()
 
 
 def _adapt(model: Any, asked: Asked, task: str) -> Any:

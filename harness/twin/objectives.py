@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from harness.twin.asked import REFERENCED, Asked
 from harness.twin.models import COMPUTED_IN, put, trained_tensors
+from harness.twin.ranges import has_ranges
 from harness.twin.rows import IGNORED, Answer, Row
 
 CLIP = 0.2
@@ -56,7 +57,7 @@ class Objective:
         self._asked = asked
         self._model = model
         self._dtype = COMPUTED_IN[asked.precision]
-        self._together = asked.precision == "fp8"
+        self._together = asked.precision == "fp8" or has_ranges(asked)
         self._beta = asked.reference_weight
         self._reference: dict[tuple[int, ...], Tensor] = {}
 

@@ -26,6 +26,7 @@ from harness.twin.folding import compare_merge
 from harness.twin.kept import compare_best, compare_tensors
 from harness.twin.models import open_twin, put, trained_tensors
 from harness.twin.objectives import Objective, Share, count_items
+from harness.twin.ranges import Moments, attach_ranges, has_ranges
 from harness.twin.result import RECORDING_FILE, write_twin
 from harness.twin.rows import Row, read_rows
 from harness.twin.turns import Turns
@@ -74,6 +75,7 @@ class Replay:
         turns = self._turns()
         total = int(asked.max_steps or (turns.planned_steps() if turns else 0))
         model = open_twin(asked, self._base)
+        ranges = attach_ranges(model, asked) if has_ranges(asked) else []
         twin = trained_tensors(model)
         tensors = compare_tensors(asked, self._run, twin, self._base, self._folder / "checkpoint")
         steps: list[TwinStep] = []
@@ -84,8 +86,9 @@ class Replay:
             objective = Objective(asked, model)
             every = [rows for batches in (*self.batches, *self.evaluations) for rows in batches]
             objective.refer(self._run["initial"], every)
-            steps = self._replay(objective, twin, total)
-            evaluated = self._evaluate(objective, twin)
+            moments = Moments(ranges, total)
+            steps = self._replay(objective, twin, total, moments)
+            evaluated = self._evaluate(objective, twin, moments)
         return TwinFacts(
             steps=tuple(steps),
             loss_bound=max(LOSS_BOUND[asked.precision], ROUNDED_LOSS_BOUND * is_rounded),
@@ -133,7 +136,11 @@ class Replay:
         return states
 
     def _replay(
-        self, objective: Objective, twin: Mapping[str, torch.nn.Parameter], total: int
+        self,
+        objective: Objective,
+        twin: Mapping[str, torch.nn.Parameter],
+        total: int,
+        moments: Moments,
     ) -> list[TwinStep]:
         """Compute every step anew from the weights that the run had before it."""
         states = self._states()
@@ -144,7 +151,9 @@ class Replay:
                 self.unchecked["steps"] = f"the tensors of step {index + 1} and after were too many"
                 break
             put(twin, states[index])
+            moments.begin(index)
             loss = None if self.asked.lora_dropout else self._differentiate(objective, batches)
+            moments.end()
             found.append(self._compare(index, step, loss, twin, adam, states))
         return found
 
@@ -213,7 +222,7 @@ class Replay:
 
     @torch.no_grad()
     def _evaluate(
-        self, objective: Objective, twin: Mapping[str, torch.nn.Parameter]
+        self, objective: Objective, twin: Mapping[str, torch.nn.Parameter], moments: Moments
     ) -> list[tuple[int, float, float]]:
         """Return steps done, logged loss and the twin's for every evaluation."""
         if self.asked.method == "grpo" and self.evaluations:
@@ -224,6 +233,7 @@ class Replay:
             if seen["loss"] is None or seen["steps"] >= len(states):
                 continue
             put(twin, states[seen["steps"]])
+            moments.go_to(seen["steps"])
             weights = self._eval_weights(batches)
             losses = [
                 float(objective.loss(rows, Share(items=max(1, count_items(rows)), batches=1)))

@@ -68,6 +68,15 @@ def rounding_layers(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if type(m).__name__ in ROUNDING_LAYERS]
 
 
+def remembered(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of what rounding layers know of earlier steps, below the layer; not of 0."""
+    found: set[str] = set()
+    for layer in rounding_layers(model):
+        held = [*layer.named_buffers(), *layer.named_parameters()]
+        found |= {name for name, one in held if "." in name and bool(one.detach().any())}
+    return tuple(sorted(found))
+
+
 @contextmanager
 def without_rounding(model: nn.Module) -> Iterator[None]:
     """Let layers that round for training's sake compute plainly, as what is saved will."""

@@ -11,6 +11,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from harness.observations import ParameterMotion
 from harness.watching.tensors import foreign_names, hash_tensor, hash_tensors, is_sharded, whole
 
+OF_RANGES = (".ranges.", ".fp8_history.")
+"""Parts of the names of what rounding remembers of earlier steps; gone when training ends."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -26,8 +28,10 @@ class MotionWatcher:
             has_head: whether the method also trains a head of its own.
         """
         self._model = model
-        self._before = hash_tensors(model)
-        self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+        self._before = {n: held for n, held in hash_tensors(model).items() if is_of_model(n)}
+        self._trainable = {
+            n for n, p in model.named_parameters() if p.requires_grad and is_of_model(n)
+        }
         self._unread = unread_names(model) & self._trainable
         self._trainable -= self._unread  # nothing reads them, so they must not move
         self._foreign = foreign_names(self._trainable, has_head=has_head) if trains_adapter else ()
@@ -79,6 +83,11 @@ class MotionWatcher:
                     continue
                 if bool(whole(parameter.grad).count_nonzero()):
                     self._touched.add(name)
+
+
+def is_of_model(name: str) -> bool:
+    """Return whether a tensor is one of the model's, and not of a range that training keeps."""
+    return not any(part in name for part in OF_RANGES)
 
 
 def unread_names(model: Any) -> set[str]:

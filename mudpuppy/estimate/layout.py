@@ -32,6 +32,7 @@ from mudpuppy.quant.blocks import find_decoder_layers, find_linears
 from mudpuppy.quant.fake_quant import fake_quantised
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.fp8 import Fp8Path, fp8_linears
+from mudpuppy.quant.int_sums import can_multiply_int8
 from mudpuppy.runtime import DTYPES
 
 
@@ -272,6 +273,7 @@ def _run(
     dtype = DTYPES[config.precision]
     # torch logs a traceback where an operation has no fake form in a type; the error says enough.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+    can_multiply_int8("cpu")  # its check needs numbers, which fake tensors have none of
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes: dict[str, Tensor] = {
             name: nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)

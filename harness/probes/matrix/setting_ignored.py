@@ -85,6 +85,14 @@ def _check_mechanics(config: Mapping[str, Any], seen: Mechanics | None) -> Itera
     yield from _differ("activations recomputed", found, recomputes)
     rounds = config["precision"] == "fp8" or config["method"] == "qat"
     yield from _differ("products rounded (fp8, int8)", seen.rounding > 0, rounds)
+    known = {
+        "ranges.input_peak": config.get("qat_activations") == "tensor",
+        "ranges.weight_stretch": config.get("qat_ranges") == "learned",
+        "fp8_history.peaks": config.get("fp8_scaling") == "delayed",
+    }
+    for name, wanted_too in known.items():
+        what = f"rounding remembers earlier steps ({name})"
+        yield from _differ(what, name in seen.remembers, wanted_too)
     compiles = bool(config.get("compile"))
     yield from _differ("model compiled", seen.compiled_graphs > 0, compiles)
     if seen.dropouts:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mudpuppy.errors import UnsupportedCombination
+from mudpuppy.errors import ConfigError, UnsupportedCombination
 from mudpuppy.provenance import read_provenance
 from mudpuppy.quant.fake_quant import FakeQuantLinear, fake_quantised
 from mudpuppy.quant.int8 import Int8Linear, load_int8
@@ -115,3 +115,63 @@ def test_fp8_is_refused(base, tmp_path):
     with pytest.raises(UnsupportedCombination, match="MP-R30"):
         run(base, tmp_path / "out", method="qat", precision="fp8")
     assert not (tmp_path / "out").exists()
+
+
+RANGES = {
+    "static": {"qat_activations": "tensor"},
+    "learned": {"qat_ranges": "learned"},
+    "everything": {
+        "qat_activations": "tensor",
+        "qat_ranges": "learned",
+        "qat_warmup": 0.3,
+        "qat_freeze": 0.7,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", RANGES)
+def test_the_int8_model_of_ranges_that_last_answers_as_the_model_that_was_trained(
+    base, tmp_path, kind
+):
+    seen = Recorder()
+    _, record = run(
+        base,
+        tmp_path / "out",
+        method="qat",
+        batch_size=8,
+        learning_rate=1e-3,
+        watcher=seen,
+        **RANGES[kind],
+    )
+    int8 = load_int8(tmp_path / "out" / "int8")
+    assert torch.equal(logits_of(int8, seen.row), seen.logits)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not any("ranges" in name for name in plain.state_dict())
+    config = json.loads((tmp_path / "out" / "int8" / "config.json").read_text())
+    inputs = config["quantization_config"]["config_groups"]["group_0"]["input_activations"]
+    is_static = kind != "learned"
+    assert (inputs["strategy"], inputs["dynamic"]) == (
+        ("tensor", False) if is_static else ("token", True)
+    )
+    assert record.quantisation["ranges"] == ("observed" if kind == "static" else "learned")
+    assert ("static" in record.quantisation["scheme"]) is is_static
+
+
+@pytest.mark.parametrize(
+    "settings", [{"stream": True}, {"gradient_checkpointing": True}, {"zero_offload": True}]
+)
+def test_memory_savers_change_no_range(base, tmp_path, settings):
+    losses, _ = run(base, tmp_path / "a", method="qat", **RANGES["everything"])
+    again, _ = run(base, tmp_path / "b", method="qat", **RANGES["everything"], **settings)
+    assert again == losses
+
+
+def test_ranges_that_would_stand_still_before_rounding_are_refused(base, tmp_path):
+    with pytest.raises(ConfigError, match="qat_warmup"):
+        run(base, tmp_path / "out", method="qat", qat_warmup=0.5, qat_freeze=0.5)
+
+
+@pytest.mark.parametrize("settings", [{"qat_activations": "tensor"}, {"qat_ranges": "learned"}])
+def test_another_method_has_no_ranges(base, tmp_path, settings):
+    with pytest.raises(UnsupportedCombination, match="MP-R33"):
+        run(base, tmp_path / "out", method="full", **settings)
