@@ -34,35 +34,32 @@ class _Side(NamedTuple):
 
     rows: Int8Rows
     """What was multiplied."""
-    exact: Tensor | None
-    """What was rounded, where its scale was given: float32, (rows, columns)."""
+    reached: Tensor | None
+    """Where the scale was given, what was rounded in units of it: float32, (rows, columns)."""
+    inside: Tensor | None
+    """Where rounding decided the level, and not clipping."""
 
     @classmethod
     def recall(cls, kept: Tensor, scales: Tensor, *, given: bool) -> _Side:
         """Make it of what `_FakeQuantLinear.forward` kept."""
         if not given:
-            return cls(Int8Rows(kept, scales), None)
-        exact = kept.detach().to(torch.float32)
-        return cls(round_rows(exact, scales), exact)
+            return cls(Int8Rows(kept, scales), None, None)
+        reached = kept.detach().to(torch.float32) / scales
+        levels = reached.round()
+        inside = levels.abs() <= MAX_LEVEL
+        return cls(Int8Rows(levels.clamp_(-MAX_LEVEL, MAX_LEVEL), scales), reached, inside)
 
     def pass_through(self, grad: Tensor) -> Tensor:
         """Return the gradient of what was rounded, from that of the rounded (rows, columns)."""
-        if self.exact is None:
-            return grad
-        return torch.where(self._is_inside(), grad, torch.zeros_like(grad))
+        return grad if self.inside is None else torch.where(self.inside, grad, 0.0)
 
     def slope(self, grad: Tensor) -> Tensor:
-        """Return the gradient of the given scales, in their shape, with LSQ's factor."""
-        assert self.exact is not None
-        reached = self.exact / self.rows.scales
-        slopes = torch.where(self._is_inside(), self.rows.levels - reached, self.rows.levels)
-        factor: float = (self.exact.shape[1] * MAX_LEVEL) ** -0.5
+        """Return the gradient of given scales (rows, 1), with LSQ's factor."""
+        assert self.reached is not None
+        assert self.inside is not None
+        slopes = self.rows.levels - torch.where(self.inside, self.reached, 0.0)
+        factor: float = (self.reached.shape[1] * MAX_LEVEL) ** -0.5
         return (grad.to(torch.float32) * slopes).sum(dim=1, keepdim=True) * factor
-
-    def _is_inside(self) -> Tensor:
-        """Return where rounding decided the level, and not clipping."""
-        assert self.exact is not None
-        return (self.exact / self.rows.scales).round().abs() <= MAX_LEVEL
 
 
 class _FakeQuantLinear(torch.autograd.Function):
