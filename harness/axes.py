@@ -49,6 +49,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "quant": {"quant": "int4"},
     "quant-block-size": {"quant_block_size": 32},
     "quant-search": {"quant_search": 4},
+    "no-kernels": {"kernels": "off"},
     "fsdp": {"fsdp": "full_shard"},
     # with a warm-up and a freeze, so that every phase of a range is met in a run of four steps
     "static-activations": {"qat_activations": "tensor", "qat_warmup": 0.25, "qat_freeze": 0.75},

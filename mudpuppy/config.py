@@ -167,6 +167,8 @@ class TrainingConfig(BaseModel):
     """Weights that share one 4-bit scale (qlora); by default 64, and always 32 in mxfp4."""
     quant_search: Annotated[int, Field(ge=0, le=256)] = 0
     """Scales to try for every 4-bit block, off by default; 16 lower the error by 7 % (qlora)."""
+    kernels: Literal["auto", "off"] = "auto"
+    """Use compiled kernels where they pass their self-test, or PyTorch alone (qlora)."""
     gptq_bits: Literal[2, 3, 4, 8] = 4
     """Bits a weight (gptq)."""
     gptq_group_size: Annotated[int, Field(ge=-1, le=65_536)] = 128
@@ -355,6 +357,7 @@ SWITCHES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "quant": ("quant", _is_given),
     "quant-block-size": ("quant_block_size", _is_given),
     "quant-search": ("quant_search", bool),
+    "no-kernels": ("kernels", lambda value: value == "off"),
     "fsdp": ("fsdp", lambda value: value != "none"),
     "static-activations": ("qat_activations", lambda value: value == "tensor"),
     "learned-ranges": ("qat_ranges", lambda value: value == "learned"),

@@ -88,6 +88,7 @@ _TABLE = (
     ("quant", "--quant int4", "the frozen 4-bit base is held in a format that is named"),
     ("quant-block-size", "--quant-block-size 32", "so many weights share one 4-bit scale"),
     ("quant-search", "--quant-search 16", "the scales of the 4-bit base are searched"),
+    ("no-kernels", "--kernels off", "the 4-bit base is computed by PyTorch alone"),
     ("fsdp", "--fsdp full_shard", "weights and optimizer are sharded over several processes"),
     (
         "static-activations",

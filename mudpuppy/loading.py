@@ -24,6 +24,7 @@ from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
 from mudpuppy.quant.formats import find_format
 from mudpuppy.quant.formats.selftest import check_round_trip
+from mudpuppy.quant.kernels import choose as kernels
 from mudpuppy.quant.lazy_base import LazyBlocks, move_what_is_there
 from mudpuppy.quant.opening import is_declared, open_base, read_base, require_use
 from mudpuppy.quant.registered import FourBitConfig, describe_packed
@@ -90,6 +91,8 @@ def load(
     model = _load_model(path, runtime.dtype if is_frozen else torch.float32, config, form, lazy)
     quantisation = describe_packed(model)
     if quantisation:
+        kernels.allow(config.kernels == "auto")
+        runtime.choices["kernels"] = kernels.choose(runtime.device).choice
         # Wrong 4-bit kernels raise nothing: some GPUs had them (engines.md, section 4).
         form_4bit = find_format(quantisation["scheme"])
         check_round_trip(form_4bit, runtime.device, quantisation["block_size"])

@@ -168,7 +168,7 @@ RULES: tuple[Rule, ...] = (
         "four-bit-settings-without-four-bits",
         " ".join(method for method in METHODS if method != "qlora"),
         "",
-        any_of="quant quant-block-size quant-search",
+        any_of="quant quant-block-size quant-search no-kernels",
         reason="only qlora holds its base in 4 bits: for any other method the setting would be "
         "ignored",
         hint="leave the flag out, or use --method qlora",

@@ -90,6 +90,8 @@ def describe_facts(facts: Facts) -> Iterator[str]:
         f"host       {facts.system}, Python {facts.python}, {_size(facts.ram_bytes)} memory, "
         f"{_size(facts.disk_free_bytes)} disk free, memlock {lock}"
     )
+    if facts.kernels:
+        yield f"4 bits     on the processor: {facts.kernels}"
     if facts.packages:
         yield "packages   " + ", ".join(f"{n} {v}" for n, v in facts.packages.items())
     for name, value in facts.variables.items():

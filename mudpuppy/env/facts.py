@@ -101,6 +101,8 @@ class Facts:
     """Environment variables that matter here, from a fixed list."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """Versions of the packages that matter here."""
+    kernels: str = ""
+    """What computes 4-bit layers on the processor; empty: not asked."""
     memlock_bytes: int | None = None
     """Memory that may be pinned (ulimit -l); None is no limit."""
     ram_bytes: int = 0

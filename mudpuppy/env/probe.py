@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mudpuppy.env.facts import Facts, TorchFacts
+from mudpuppy.quant.kernels.compiler import describe_kernel
 
 VARIABLES = (
     *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"),
@@ -25,6 +26,7 @@ VARIABLES = (
     "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL",
     *("AMD_SERIALIZE_KERNEL", "AMD_SERIALIZE_COPY", "HIP_LAUNCH_BLOCKING", "CUDA_LAUNCH_BLOCKING"),
     *("HSA_ENABLE_SDMA", "HSA_XNACK", "BNB_CUDA_VERSION", "ROCM_PATH", "OMP_NUM_THREADS"),
+    "MUDPUPPY_KERNELS",
 )
 """Variables that are recorded; no other one is ever read into the facts."""
 PACKAGES = (
@@ -56,6 +58,7 @@ def collect(torch: TorchFacts | None = None, root: Path = Path("/")) -> Facts:
         or _first_line(root / "sys/module/nvidia/version"),
         variables=chosen_variables(os.environ),
         packages=find_versions(PACKAGES),
+        kernels=describe_kernel(),
         memlock_bytes=_memlock(),
         ram_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_free_bytes=shutil.disk_usage(Path.cwd()).free,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears, replace_module
 from mudpuppy.quant.formats import FORMATS, Format, Packed
+from mudpuppy.quant.kernels.choose import dequantise
 from mudpuppy.quant.product import packed_linear
 
 
@@ -157,7 +158,7 @@ class Linear4bit(nn.Linear):
         """Hand out the dequantised weight of a packed layer under the name `weight`."""
         if name == "weight" and self.is_packed:
             with torch.inference_mode(False):  # its tensors count no writes
-                dense = self.format.dequantise(self.packed, self.compute_dtype)
+                dense = dequantise(self.format, self.packed, self.compute_dtype)
             return PackedWeight.wrap(dense, self)
         return super().__getattr__(name)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mudpuppy.quant.formats import FORMATS, Format, Packed
 from mudpuppy.quant.formats.lookup import room
+from mudpuppy.quant.kernels.choose import dequantise_into, find_fused
 from mudpuppy.quant.workspace import Space, borrowed, room_for
 
 TILE_BYTES = 6 << 20
@@ -109,7 +110,12 @@ def multiply(
     flat = x.reshape(-1, x.shape[-1])
     width = in_features if turned else qweight.shape[0]
     y = torch.empty(flat.shape[0], width, dtype=x.dtype, device=x.device)
-    if flat.shape[0]:
+    fused = find_fused(job.form, packed, flat)
+    if fused is not None and turned:
+        fused.multiply_turned(job.form, packed, flat, y, job.first)
+    elif fused is not None:
+        fused.multiply(job.form, packed, flat, bias, y, job.first)
+    elif flat.shape[0]:
         job.fill_turned(flat, y) if turned else job.fill(flat, bias, y)
     return y.view(*x.shape[:-1], width)
 
@@ -178,7 +184,7 @@ class _Job:
         tile = buffer[:count].view(shape)
         rest = space.rest()
         target = tile if self.first == self.dtype else rest.take(count, self.first).view(shape)
-        self.form.dequantise_into(self.packed, target, rows=rows, columns=columns, space=rest)
+        dequantise_into(self.form, self.packed, target, rows, columns, rest)
         return tile if target is tile else tile.copy_(target)
 
 

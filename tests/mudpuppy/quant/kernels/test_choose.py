@@ -1,0 +1,257 @@
+"""Which path computes: a kernel that was tested here, or PyTorch with the reason."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.kernels import choose as chooser
+from mudpuppy.quant.kernels import compiler, selftest
+from mudpuppy.quant.kernels.compiler import (
+    LIBRARY,
+    VERDICT,
+    KernelUnavailable,
+    build_folder,
+    describe_kernel,
+    find_build,
+    find_compiler,
+    get_build,
+)
+from mudpuppy.quant.kernels.selftest import judge_library
+
+CPU = torch.device("cpu")
+SOURCE = compiler.SOURCE.read_text(encoding="utf-8")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for every test, and a process that has chosen nothing yet."""
+    monkeypatch.setenv("MUDPUPPY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MUDPUPPY_KERNELS", raising=False)
+    monkeypatch.setattr(chooser, "_known", {})
+    return tmp_path / "cache"
+
+
+def change_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str) -> None:
+    assert old in SOURCE
+    changed = tmp_path / "dequantize.c"
+    changed.write_text(SOURCE.replace(old, new), encoding="utf-8")
+    monkeypatch.setattr(compiler, "SOURCE", changed)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@needs_compiler
+def test_the_compiled_kernel_is_chosen_and_built_once(cache: Path):
+    chosen = chooser.choose(CPU)
+
+    assert chosen.choice.value == "compiled C", chosen.choice.reason
+    assert "bits of the PyTorch path" in chosen.choice.reason
+    (folder,) = [path for path in (cache / "kernels").iterdir() if path.is_dir()]
+    written = (folder / LIBRARY).stat().st_mtime_ns
+    chooser.forget()
+    assert chooser.choose(CPU).choice == chosen.choice
+    assert (folder / LIBRARY).stat().st_mtime_ns == written
+
+
+@needs_compiler
+@pytest.mark.parametrize("flag", ["", "-mssse3", "-march=native"])
+def test_every_path_through_the_source_gives_the_same_bits(monkeypatch, tmp_path, flag):
+    if flag == "-mssse3" and os.uname().machine != "x86_64":
+        pytest.skip("that flag is for x86")
+    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", (flag,))
+
+    build = get_build(find_compiler(), judge_library)
+
+    assert build.verdict.passed, build.verdict.why
+
+
+BUGS = {
+    "nibbles swapped": ("values[q[j] & 15]", "values[q[j] >> 4]"),
+    "truncated bf16": ("bits + 0x7fffu + ((bits >> 16) & 1u)", "bits"),
+    "ties away from even": ("bits + 0x7fffu + ((bits >> 16) & 1u)", "bits + 0x8000u"),
+    "the neighbour's scale": ("int64_t scale = row", "int64_t scale = (row > 0) + row"),
+    "short last block": (": t->columns;", ": t->columns - (start > 0);"),
+    "exponent 0 is 0": ("exponent ? exponent << 23 : 0x00400000u", "exponent << 23"),
+    "odd start": ("if (start & 1) {", "if (0) {"),
+    "odd end": ("if (stop & 1) out", "if (0) out"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_wrong_kernel_is_refused_by_name(monkeypatch, tmp_path, bug):
+    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", ("",))
+    change_source(monkeypatch, tmp_path, *BUGS[bug])
+
+    chosen = chooser.choose(CPU)
+
+    assert chosen.kernel is None
+    assert re.search(r"refused: \d+ values of (int4|nf4|mxfp4) \d+ x", chosen.choice.reason)
+    assert str(build_folder(find_compiler())) in chosen.choice.reason
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("__builtin_trap();", "SIG(ILL|TRAP)"),
+        ("*(volatile int *)8 = 1;", "SIGSEGV"),
+    ],
+)
+def test_a_kernel_that_kills_its_process_is_an_outcome(monkeypatch, tmp_path, line, word):
+    change_source(monkeypatch, tmp_path, "    task->next = 0;", f"    {line} task->next = 0;")
+
+    first = chooser.choose(CPU)
+    chooser.forget()
+    monkeypatch.setattr(selftest, "run_apart", lambda *_: pytest.fail("it was tried again"))
+
+    assert first.kernel is None
+    assert re.search(f"died of {word}", first.choice.reason)
+    assert chooser.choose(CPU).choice == first.choice
+
+
+@needs_compiler
+def test_a_test_that_was_killed_from_outside_says_nothing_of_the_kernel(monkeypatch, cache: Path):
+    command = ["sh", "-c", "kill -9 $$"]
+    run = selftest.run_apart
+    monkeypatch.setattr(selftest, "run_apart", lambda _, words, limit: run(command, words, limit))
+
+    assert chooser.choose(CPU).choice.reason == "the self-test was killed from outside"
+    assert not [name for name in names_in(cache / "kernels") if not name.endswith(".lock")]
+
+
+@needs_compiler
+def test_a_library_that_changed_in_the_cache_is_built_again(cache: Path):
+    chooser.choose(CPU)
+    library = build_folder(find_compiler()) / LIBRARY
+    good = library.read_bytes()
+    library.unlink()  # the old one stays mapped
+    library.write_bytes(good[:1000])
+    chooser.forget()
+
+    assert chooser.choose(CPU).choice.value == "compiled C"
+    assert library.read_bytes() == good
+
+
+@needs_compiler
+def test_a_library_that_others_can_write_is_not_loaded():
+    build = get_build(find_compiler(), judge_library)
+    build.library.chmod(0o777)
+
+    assert "can be written by them" in chooser.choose(CPU).choice.reason
+
+
+@needs_compiler
+def test_each_kind_of_processor_has_a_build_of_its_own(monkeypatch):
+    here = build_folder(find_compiler())
+    monkeypatch.setattr(compiler, "processor", lambda: "another one")
+
+    assert build_folder(find_compiler()) != here
+    assert find_build(find_compiler()) is None
+
+
+@pytest.mark.parametrize("named", ["/no/such/compiler", '"', "false"])
+def test_without_a_compiler_pytorch_computes_and_the_reason_is_said(monkeypatch, named):
+    monkeypatch.setenv("CC", named)
+
+    chosen = chooser.choose(CPU)
+
+    assert chosen.kernel is None
+    assert chosen.choice.value == "PyTorch"
+    assert named in chosen.choice.reason
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_is_no_crash(monkeypatch, tmp_path):
+    change_source(monkeypatch, tmp_path, "#include <stdint.h>", "#error no such thing")
+
+    assert "cannot compile dequantize.c" in chooser.choose(CPU).choice.reason
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_no_crash(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MUDPUPPY_CACHE", str(tmp_path / "file"))
+
+    assert "cannot be built" in chooser.choose(CPU).choice.reason
+
+
+def test_kernels_can_be_switched_off_in_two_ways(monkeypatch):
+    with chooser.allowing(False):
+        assert chooser.choose(CPU).choice.reason == "--kernels off"
+    monkeypatch.setenv("MUDPUPPY_KERNELS", "0")
+    assert chooser.choose(CPU).choice.reason == "MUDPUPPY_KERNELS=0"
+
+
+@needs_compiler
+def test_what_will_compute_is_told_without_compiling(monkeypatch, tmp_path):
+    assert describe_kernel().startswith("C, compiled and tested at first use (")
+    chooser.choose(CPU)
+    assert describe_kernel().startswith("compiled C (54 matrices have the bits")
+    monkeypatch.setenv("MUDPUPPY_KERNELS", "0")
+    assert describe_kernel() == "PyTorch (MUDPUPPY_KERNELS=0)"
+    monkeypatch.delenv("MUDPUPPY_KERNELS")
+    change_source(monkeypatch, tmp_path, "bits + 0x7fffu", "bits")
+    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", ("",))
+    chooser.forget()
+    chooser.choose(CPU)
+    assert describe_kernel().startswith("PyTorch (the compiled kernel was refused: ")
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    assert describe_kernel() == "PyTorch (no C compiler (CC=/no/such/compiler))"
+
+
+def test_another_device_has_no_kernel():
+    assert chooser.choose(torch.device("meta")).choice.reason == "there is no kernel for meta"
+
+
+def test_rows_are_the_same_with_and_without():
+    form = FORMATS["nf4"]
+    packed = form.quantise(torch.randn(30, 130), 64)
+    found = {}
+    for kernels in (True, False):
+        out = torch.empty(10, 66, dtype=torch.bfloat16)
+        with chooser.allowing(kernels):
+            chooser.dequantise_into(form, packed, out, (5, 15), (64, 130))
+        found[kernels] = out
+
+    assert torch.equal(found[True], found[False])
+    assert torch.equal(found[True], form.dequantise(packed, torch.bfloat16)[5:15, 64:130])
+
+
+def _build_here(_: int) -> str:
+    return get_build(find_compiler(), judge_library).verdict.why
+
+
+@needs_compiler
+def test_processes_that_start_together_build_once(cache: Path):
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        said = pool.map(_build_here, range(3), chunksize=1)
+
+    assert len(set(said)) == 1
+    folders = [path for path in (cache / "kernels").iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    assert json.loads((folders[0] / VERDICT).read_text())["passed"] is True
+
+
+def test_an_unknown_ending_of_a_process_is_told():
+    said, _ = selftest.run_apart(["sh", "-c", "echo one >&2; echo two >&2; exit 7"], "", 10)
+    assert said == "the self-test ended with 7: two"
+    said, _ = selftest.run_apart(["sh", "-c", f"kill -{int(signal.SIGSEGV)} $$"], "", 10)
+    assert said == "the self-test died of SIGSEGV"
+    with pytest.raises(KernelUnavailable, match="did not end"):
+        selftest.run_apart(["sleep", "5"], "", 0.1)
