@@ -53,8 +53,12 @@ def shape_rows(tensor: Tensor) -> tuple[int, int] | None:
         rows, width = shape[0], tensor.elements // shape[0]
         if width < LEAST_WIDTH:
             return None
-    fits = (tensor.end - tensor.start) // rows <= ROW_LIMIT_BYTES and rows <= ROWS_LIMIT
-    return (rows, width) if fits else None
+    row_bytes, rest = divmod(tensor.end - tensor.start, rows)
+    # A header may promise more values than there are bytes, or rows that end inside a byte.
+    is_whole = row_bytes > 0 and not rest
+    return (
+        (rows, width) if is_whole and row_bytes <= ROW_LIMIT_BYTES and rows <= ROWS_LIMIT else None
+    )
 
 
 def sum_rows(raw: Bytes, dtype: str, rows: int) -> RowSums:
