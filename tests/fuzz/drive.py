@@ -133,6 +133,7 @@ def _listen(campaign: Campaign, child: subprocess.Popen[bytes]) -> int | None:
         campaign.inputs += 1
         if told["wrong"]:
             campaign.failures[last] = told["wrong"]
+            print(f"{campaign.word}/{last}: {told['wrong'][0][:200]}", file=sys.stderr, flush=True)
 
 
 def _read(stream: Any, lines: queue.Queue[bytes]) -> None:
