@@ -73,9 +73,9 @@ def _snap(blocks: Tensor, scale: Tensor, name: str) -> Tensor:
 
 def _in_mxfp4(blocks: Tensor) -> Tensor:
     peak = blocks.abs().amax(dim=1, keepdim=True).double()
-    low = torch.where(peak == 0, 0.0, peak.log2().floor() - 2).clamp(-127, 127)
+    low = torch.where(peak == 0, 0.0, peak.log2().floor() - 2).clamp(-127, 125)
     found = []
-    for exponent in (low, low + 1):
+    for exponent in (low, (low + 1).clamp(max=125)):
         sizes = blocks.double().abs() / 2**exponent
         away = (sizes.unsqueeze(-1) - E2M1).abs()
         odd = torch.arange(8) % 2 * TIED  # of two equally near ones the even one is taken

@@ -134,9 +134,9 @@ def _in_mxfp4(blocks: Floats) -> Floats:
     """Return blocks of E2M1 numbers with the better of two powers of two."""
     peak = np.abs(blocks).max(axis=1, keepdims=True)
     exponent = np.where(peak == 0, 0, np.frexp(peak)[1] - 3)
-    low = np.clip(exponent, -127, 127)
+    low = np.clip(exponent, -127, 125)
     made, errors = [], []
-    for tried in (low, np.minimum(low + 1, 127)):
+    for tried in (low, np.minimum(low + 1, 125)):
         size = np.abs(blocks) / np.ldexp(np.float32(1), tried)
         spacing = np.where(size < 2, 0.5, np.where(size < 4, 1.0, 2.0)).astype(np.float32)
         level = np.minimum(np.rint(size / spacing) * spacing, np.float32(6))

@@ -33,9 +33,9 @@ class Int4(Format):
     zero = _OFFSET
     gaussian_error = 0.108
 
-    def encode(self, blocks: Tensor, search: int) -> tuple[Tensor, Tensor]:
+    def encode(self, blocks: Tensor, peak: Tensor, search: int) -> tuple[Tensor, Tensor]:
         """Divide by the largest, or by the best of `search` scales more, and round."""
-        scales = best_scales(self, blocks, blocks.abs().amax(dim=1) / MAX_LEVEL, search)
+        scales = best_scales(self, blocks, peak / MAX_LEVEL, search)
         nibbles = self.nearest(blocks / nonzero(scales).unsqueeze(1)).to(torch.uint8)
         # a block of subnormal numbers may have a scale that underflows to 0
         return nibbles.masked_fill_((scales == 0).unsqueeze(1), self.zero), scales

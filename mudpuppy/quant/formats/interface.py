@@ -24,7 +24,7 @@ from mudpuppy.errors import EngineError
 from mudpuppy.quant.formats.lookup import Table, expand, room
 from mudpuppy.quant.workspace import Space, borrowed
 
-CHUNK = {"cpu": 1 << 20}
+CHUNK = {"cpu": 1 << 17}
 """Weights that are packed at once, by device: few enough to stay in a processor's cache."""
 DEVICE_CHUNK = 1 << 24
 """The same on every other device."""
@@ -66,11 +66,12 @@ class Format(ABC):
     """Types in which levels and scales are exact, so that a product in that type is the value."""
 
     @abstractmethod
-    def encode(self, blocks: Tensor, search: int) -> tuple[Tensor, Tensor]:
+    def encode(self, blocks: Tensor, peak: Tensor, search: int) -> tuple[Tensor, Tensor]:
         """Choose scales and nibbles of blocks (n, block) of finite float32 numbers.
 
         Args:
             blocks: padded with zeros where a block is short.
+            peak: the largest magnitude of every block, (n,).
             search: further scales to try for every block; formats without a search ignore it.
 
         Returns:
@@ -116,10 +117,13 @@ class Format(ABC):
         step = max(1, CHUNK.get(weight.device.type, DEVICE_CHUNK) // columns)
         for start in range(0, rows, step):
             part = weight.detach()[start : start + step].to(torch.float32)
-            if not bool(torch.isfinite(part).all()):
+            if blocks * size != columns:
+                part = torch.nn.functional.pad(part, (0, blocks * size - columns))
+            part = part.reshape(-1, size)
+            peak = part.abs().amax(dim=1)  # of a NaN it is NaN
+            if not bool(torch.isfinite(peak).all()):
                 _refuse(weight)
-            padded = torch.nn.functional.pad(part, (0, blocks * size - columns))
-            nibbles, scale = self.encode(padded.view(-1, size), search)
+            nibbles, scale = self.encode(part, peak, search)
             scales[start : start + step] = scale.view(-1, blocks)
             nibbles = nibbles.view(-1, blocks * size)[:, :columns]
             qweight[start : start + step] = self._pack(nibbles)
@@ -127,8 +131,10 @@ class Format(ABC):
 
     def _pack(self, nibbles: Tensor) -> Tensor:
         """Pack nibbles (rows, columns) two to a byte, the even column low."""
-        nibbles = torch.nn.functional.pad(nibbles, (0, nibbles.shape[1] % 2), value=self.zero)
-        return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+        if nibbles.shape[1] % 2:
+            nibbles = torch.nn.functional.pad(nibbles, (0, 1), value=self.zero)
+        pairs = nibbles.reshape(-1).view(torch.int16)
+        return (pairs | pairs >> 4).to(torch.uint8).view(nibbles.shape[0], -1)
 
     def dequantise(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the dense matrix (out, in) in `dtype`."""

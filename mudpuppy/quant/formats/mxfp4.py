@@ -3,7 +3,7 @@
     levels   the numbers of E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives; bit 3 is the sign
     scale    2^e, stored as e + 127 in a byte (E8M0; 255, not a number, is never written); e is
              floor(log2(absmax)) - 2 as in the standard, or one more, whichever gives the smaller
-             squared error; of two equally good ones the former
+             squared error; of two equally good ones the former; at most 125
     nibble   w / 2^e rounded to the nearest level, to even between two, and never beyond 6
     block    32 columns, by definition
 
@@ -12,19 +12,25 @@ Every value is exact in float32 and bfloat16.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from mudpuppy.quant.formats.interface import Format
-from mudpuppy.quant.formats.search import sum_pairwise
+from mudpuppy.quant.formats.nearest import Nearest
+from mudpuppy.quant.formats.search import sum_pairwise, take
 
-LARGEST = 6.0
-"""Largest level."""
 MAX_EXPONENT = 2
 """Exponent of the largest level."""
 BIAS = 127
 """What is added to the exponent of a scale."""
+MAX_STORED = BIAS + 125
+"""Largest exponent, as it is stored: with one more, 4 would be beyond float32."""
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_NEAREST = Nearest(
+    [(a + b) / 2 for a, b in pairwise(_MAGNITUDES)], per_unit=2, above=frozenset({0.75, 1.75, 3.5})
+)
 
 
 class Mxfp4(Format):
@@ -54,14 +60,13 @@ class Mxfp4(Format):
         bits = (scales.to(torch.int32) << 23).masked_fill_(scales == 0, 1 << 22)
         return bits.view(torch.float32).masked_fill(scales == 255, torch.nan)
 
-    def encode(self, blocks: Tensor, search: int) -> tuple[Tensor, Tensor]:
+    def encode(self, blocks: Tensor, peak: Tensor, search: int) -> tuple[Tensor, Tensor]:
         """Try both exponents; there is nothing else to search."""
         del search
-        peak = blocks.abs().amax(dim=1)
         _, exponent = torch.frexp(peak)  # peak = m * 2^exponent with 0.5 <= m < 1
-        low = (exponent - 1 - MAX_EXPONENT + BIAS).clamp_(0, 254).to(torch.uint8)
+        low = (exponent - 1 - MAX_EXPONENT + BIAS).clamp_(0, MAX_STORED).to(torch.uint8)
         low.masked_fill_(peak == 0, BIAS)
-        high = (low + 1).clamp_(max=254)
+        high = (low + 1).clamp_(max=MAX_STORED)
         first, second = (self._round(blocks, one, low) for one in (low, high))
         takes_high = second[1] < first[1]
         nibbles = torch.where(takes_high.unsqueeze(1), second[0], first[0])
@@ -72,9 +77,10 @@ class Mxfp4(Format):
         scale = self.scale_values(stored)
         scaled = blocks / scale.unsqueeze(1)
         size = scaled.abs()
-        spacing = torch.where(size < 2.0, 0.5, torch.where(size < 4.0, 1.0, 2.0))
-        rounded = (size / spacing).round_().mul_(spacing).clamp_(max=LARGEST)
-        nibbles = torch.bucketize(rounded, rounded.new_tensor(_MAGNITUDES), out_int32=True)
-        nibbles += (scaled.signbit() & (nibbles > 0)).to(torch.int32) * 8
-        error = sum_pairwise((size - rounded).square_())
-        return nibbles.to(torch.uint8), error * (scale / self.scale_values(unit)).square()
+        nibbles = _NEAREST(size)
+        rounded = take(size.new_tensor(_MAGNITUDES), nibbles)
+        error = sum_pairwise(size.sub_(rounded).square_())
+        nibbles = nibbles.to(torch.uint8)
+        # there is no use for a negative zero
+        negative = (scaled < 0).view(torch.uint8) & (nibbles > 0).view(torch.uint8)
+        return nibbles.add_(negative, alpha=8), error * (scale / self.scale_values(unit)).square()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mudpuppy.quant.formats.interface import Format
+from mudpuppy.quant.formats.nearest import Nearest
 from mudpuppy.quant.formats.search import best_scales, nonzero
 
 _OUTERMOST = 1 - (1 / 30 + 1 / 32) / 2
@@ -53,11 +54,10 @@ class Nf4(Format):
     is_exact_in = frozenset({torch.bfloat16})
 
     _largest = float(torch.finfo(torch.bfloat16).max)
-    _borders = tuple((a + b) / 2 for a, b in pairwise(levels))
+    _nearest = Nearest([(a + b) / 2 for a, b in pairwise(levels)], per_unit=32)
 
-    def encode(self, blocks: Tensor, search: int) -> tuple[Tensor, Tensor]:
+    def encode(self, blocks: Tensor, peak: Tensor, search: int) -> tuple[Tensor, Tensor]:
         """Scale by absmax, or by the best of `search` scales more; take the nearest levels."""
-        peak = blocks.abs().amax(dim=1)
         scales = best_scales(self, blocks, peak, search)
         exact = scales.to(torch.float32)
         nibbles = self.nearest(blocks / nonzero(exact).unsqueeze(1)).to(torch.uint8)
@@ -69,4 +69,4 @@ class Nf4(Format):
 
     def nearest(self, values: Tensor) -> Tensor:
         """Return the nibbles of the nearest levels, of two equally near the lower one."""
-        return torch.bucketize(values, values.new_tensor(self._borders), out_int32=True)
+        return self._nearest(values)

@@ -58,8 +58,13 @@ def _error(
 ) -> Tensor:
     """Return the squared error of every block in units of its full scale."""
     ratio = (scales.to(torch.float32) / unit).unsqueeze(1)
-    values = levels[form.nearest(shares / nonzero(ratio))] * ratio
-    return sum_pairwise((shares - values).square_())
+    values = take(levels, form.nearest(shares / nonzero(ratio))).mul_(ratio)
+    return sum_pairwise(values.sub_(shares).square_())
+
+
+def take(table: Tensor, index: Tensor) -> Tensor:
+    """Return the entries of a small table, of the shape of `index` (int32)."""
+    return torch.index_select(table, 0, index.view(-1)).view(index.shape)
 
 
 def nonzero(divisor: Tensor) -> Tensor:
