@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from harness.mutants.form import mutant, part, replaces
+from harness.mutants.form import change_settings, mutant, part, replaces
 
 
 def _silence_self_test() -> None:
@@ -25,16 +25,16 @@ def _change_packed(change: Any) -> None:
         return change(original(*words, **named))
 
 
-@mutant("qlora-merge", caught_by="MPD707 MPD712")
+@mutant("qlora-merge", "qlora-int4", caught_by="MPD707 MPD712")
 def four_bit_block_ignored() -> None:
-    """Quantise with blocks of 32, whatever was asked for, and note the size asked for (FM64)."""
+    """Quantise with blocks of 32, whatever was asked for (FM64)."""
 
-    @replaces(part("loading"), "replace_linears")
-    def replace(original: Any, *words: Any, block_size: int, **named: Any) -> Any:
-        return original(*words, block_size=32, **named)
+    @replaces(part("loading"), "FourBitConfig")
+    def make(original: Any, **named: Any) -> Any:
+        return original(**{**named, "block_size": 32})
 
 
-@mutant("qlora-merge", caught_by="MPD722")
+@mutant("qlora-merge", "qlora-int4", "qlora-mxfp4", caught_by="MPD722")
 def four_bit_scales_misplaced() -> None:
     """Give every row the scales of the row before it, in training and afterwards.
 
@@ -43,13 +43,13 @@ def four_bit_scales_misplaced() -> None:
     _change_packed(lambda packed: packed._replace(scales=packed.scales.roll(1, 0)))
 
 
-@mutant("qlora-merge", caught_by="MPD722")
+@mutant("qlora-merge", "qlora-mxfp4", caught_by="MPD722")
 def four_bit_scale_of_the_neighbour() -> None:
     """Read the scale of the block before, as where a kernel counts blocks from one."""
     _change_packed(lambda packed: packed._replace(scales=packed.scales.roll(1, 1)))
 
 
-@mutant("qlora-merge", caught_by="MPD722")
+@mutant("qlora-merge", "qlora-int4", caught_by="MPD722")
 def four_bit_off_by_one_level() -> None:
     """Read every level as the one after it: offset 7 for 8."""
     _silence_self_test()
@@ -66,7 +66,7 @@ def nf4_table_entry_wrong() -> None:
     form.levels = (*form.levels[:10], form.levels[11], *form.levels[11:])
 
 
-@mutant("qlora-merge", caught_by="MPD722")
+@mutant("qlora-merge", "qlora-int4", "qlora-mxfp4", caught_by="MPD722")
 def four_bit_nibbles_swapped() -> None:
     """Hold the even column in the high half of a byte and read it from the low one."""
     _change_packed(
@@ -74,15 +74,38 @@ def four_bit_nibbles_swapped() -> None:
     )
 
 
+@mutant("qlora-int4", "qlora-mxfp4", caught_by="MPD712 MPD722")
+def four_bit_format_ignored() -> None:
+    """Accept `--quant`, and hold the base in NF4 all the same."""
+
+    @replaces(part("loading"), "FourBitConfig")
+    def make(original: Any, **named: Any) -> Any:
+        return original(**{**named, "format": "nf4"})
+
+
+@mutant("qlora-search", caught_by="MPD712 MPD722")
+def four_bit_search_ignored() -> None:
+    """Accept `--quant-search`, note it, and take the largest weight for the scale all the same."""
+
+    @replaces(part("quant.formats.nf4"), "best_scales")
+    def best_scales(original: Any, form: Any, blocks: Any, full: Any, _: int) -> Any:
+        return original(form, blocks, full, 0)
+
+
+@mutant("qlora-mxfp4", caught_by="MPD722")
+def mxfp4_exponent_off_by_one() -> None:
+    """Read the shared exponents of MXFP4 with a bias of 128."""
+    _silence_self_test()
+
+    @replaces(part("quant.formats.mxfp4:Mxfp4"), "scale_values")
+    def scale_values(original: Any, self: Any, scales: Any) -> Any:
+        return original(self, scales) / 2
+
+
 @mutant("qlora", caught_by="MPD712 MPD722")
 def qlora_not_quantised() -> None:
     """Accept QLoRA and leave the base as it is: what is measured is LoRA."""
-
-    @replaces(part("loading"), "replace_linears")
-    def replace(_: Any, model: Any, **__: Any) -> list[str]:
-        blocks = part("quant.blocks")
-        stack = blocks.find_decoder_layers(model)
-        return list(blocks.find_linears(stack.layers, stack.name))
+    change_settings(part("loading"), "_open", method="lora")
 
 
 @mutant("gptq", caught_by="MPD710")

@@ -231,3 +231,41 @@ def test_numbers_of_a_file_are_those_of_yaml_1_2(tmp_path):
     expected = {"lora_r": 10, "seed": 16, "max_steps": 15, "epochs": "1:30"}
     assert expected == read_settings(path)
     assert {"lora_r": 1, "seed": 2, "max_steps": 3, "epochs": 4} == find_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "block"),
+    [
+        ({}, "nf4", 64),
+        ({"quant_block_size": 32}, "nf4", 32),
+        ({"quant": "int4"}, "int4", 64),
+        ({"quant": "mxfp4"}, "mxfp4", 32),
+        ({"quant": "mxfp4", "quant_block_size": 32}, "mxfp4", 32),
+    ],
+)
+def test_a_4_bit_format_brings_its_block_size(settings, name, block):
+    config = load_config({**LEAST, "method": "qlora", **settings})
+
+    assert (config.resolved_quant, config.resolved_quant_block_size) == (name, block)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"quant_block_size": 64}, "mxfp4 has blocks of 32 by definition, got 64"),
+        ({"quant_search": 8}, "mxfp4 has nothing to search"),
+    ],
+)
+def test_what_a_standard_fixes_is_no_setting(settings, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load_config({**LEAST, "method": "qlora", "quant": "mxfp4", **settings})
+
+
+@pytest.mark.parametrize(
+    "setting", [{"quant": "nf4"}, {"quant_block_size": 32}, {"quant_search": 4}]
+)
+@pytest.mark.parametrize("method", ["lora", "full", "gptq", "dpo"])
+def test_4_bit_settings_without_4_bits_are_refused_by_code(setting, method):
+    with pytest.raises(UnsupportedCombination) as caught:
+        load_config({**LEAST, "method": method, **setting})
+    assert caught.value.codes == ("MP-R16",)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mudpuppy.quant.formats.interface import Format
+from mudpuppy.quant.formats.search import nonzero
 
 
 def _rounded(values: list[float]) -> tuple[float, ...]:
@@ -27,15 +28,14 @@ class _Bnb(Format):
     default_block_size = 64
     scale_dtype = torch.float32
 
-    def encode(self, blocks: Tensor, search: int) -> tuple[Tensor, Tensor]:
+    def encode(self, blocks: Tensor, peak: Tensor, search: int) -> tuple[Tensor, Tensor]:
         """Scale by absmax and take the nearest levels; there is no search."""
         del search
-        scales = blocks.abs().amax(dim=1)
-        divisor = torch.where(scales == 0, torch.ones_like(scales), scales).unsqueeze(1)
         ordered, order = blocks.new_tensor(self.levels).sort(stable=True)
         borders = (ordered[1:] + ordered[:-1]) / 2
-        nibbles = order[torch.bucketize(blocks / divisor, borders)].to(torch.uint8)
-        return nibbles.masked_fill_((scales == 0).unsqueeze(1), self.zero), scales
+        shares = blocks / nonzero(peak).unsqueeze(1)
+        nibbles = order[torch.bucketize(shares, borders)].to(torch.uint8)
+        return nibbles.masked_fill_((peak == 0).unsqueeze(1), self.zero), peak
 
 
 class BnbNf4(_Bnb):
