@@ -210,6 +210,9 @@ class PackedLayer:
     """Mean distance from the base's weights, in levels."""
     reach: float
     """What the levels of a group span over what its weights (and zero) span, in the median."""
+    replayed_error: float | None = None
+    """Squared change of its output on the inputs that it gets behind the packed blocks before its
+    own; what was reported must be twice that."""
 
 
 @dataclass(frozen=True, kw_only=True)

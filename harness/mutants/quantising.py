@@ -144,6 +144,23 @@ def gptq_zero_point_of_another_version() -> None:
                 return weight.T.to(dtype).contiguous()
 
 
+@mutant("gptq", caught_by="MPD710")
+def gptq_calibrated_on_unrounded_inputs() -> None:
+    """Calibrate every block on what the full model puts out, not on the quantised blocks' output.
+
+    Each layer still beats rounding; the errors of the blocks before it are left to add up.
+    """
+
+    @replaces(part("quant.gptq"), "_quantise_block")
+    def quantise(original: Any, model: Any, block: Any, *words: Any) -> Any:
+        index, walking = words[2], words[3]
+        plain = [one.route.run(block, index, one.hidden.get()) for one in walking]
+        yield from original(model, block, *words)
+        for one, output in zip(walking, plain, strict=True):
+            slot, put = one.hidden, type(one.hidden).put
+            slot.put = lambda _, slot=slot, put=put, output=output: put(slot, output)
+
+
 @mutant("gptq", caught_by="MPD712")
 def gptq_calibrated_on_one_sample() -> None:
     """Accept `--calibration-samples` and calibrate on the first sample alone."""

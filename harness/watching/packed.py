@@ -7,8 +7,9 @@ each layer are those that the base itself computes for the rows of the calibrati
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from harness.evidence.quantised.bitstream import unpack_words
 from harness.observations import Calibration, PackedLayer
 
 CALIBRATION_FILE = "calibration.npz"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
+_BLOCK = re.compile(r".*?\.\d+\.")
+"""The part of a layer's name that is its block's."""
 
 
 class CalibrationWatcher:
@@ -61,10 +65,12 @@ def measure_packed(folder: Path, base: Path, calibration: Path) -> tuple[PackedL
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     linears = {n: m for n, m in model.named_modules() if n in packed}
     products = _sum_products(model, linears, rows)
-    return tuple(
+    measured = [
         _measure(name, linear.weight, packed[name], products[name], form)
         for name, linear in linears.items()
-    )
+    ]
+    replayed = _replay(model, linears, packed, form, rows)
+    return tuple(replace(one, replayed_error=replayed[one.name]) for one in measured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,51 @@ def _sum_products(
     return sums
 
 
+def _replay(
+    model: Any,
+    linears: dict[str, Any],
+    packed: dict[str, dict[str, Tensor]],
+    form: _Format,
+    rows: Sequence[Tensor],
+) -> dict[str, float]:
+    """Pack one block after the other, and return what each does to its own layers' outputs.
+
+    The layers of a block read what the packed blocks before it put out, within it nothing is packed
+    yet: these are the inputs that GPTQ is to make good the error on.
+    """
+    blocks: dict[str, dict[str, Any]] = {}
+    for name, linear in linears.items():
+        found = _BLOCK.match(name)
+        blocks.setdefault(found[0] if found else name, {})[name] = linear
+    errors = {}
+    for members in blocks.values():
+        products = _sum_products(model, members, rows)
+        for name, linear in members.items():
+            values = _values(packed[name], form)
+            errors[name] = _error(values - linear.weight.T.double(), products[name])
+            linear.weight.data = values.T.to(linear.weight.dtype)
+    return errors
+
+
+def _values(parts: dict[str, Tensor], form: _Format) -> Tensor:
+    """Return what the levels of a layer stand for, (in, out)."""
+    levels, zero, scale = _read_grid(parts, form)
+    return (levels - zero) * scale
+
+
+def _read_grid(parts: dict[str, Tensor], form: _Format) -> tuple[Tensor, Tensor, Tensor]:
+    """Return levels, zeros and scales of every weight, each (in, out)."""
+    levels = unpack_words(_words(parts["qweight"]), form.bits)
+    zeros = unpack_words(_words(parts["qzeros"].T.contiguous()), form.bits).T
+    group = parts["g_idx"].long()
+    zero = torch.from_numpy(zeros.copy()).double()[group] + form.stored_less
+    return torch.from_numpy(levels).double(), zero, parts["scales"].double()[group]
+
+
+def _words(tensor: Tensor) -> Any:
+    return tensor.numpy().view(np.uint32)
+
+
 def _measure(
     name: str,
     weight: Tensor,
@@ -129,11 +180,8 @@ def _measure(
     form: _Format,
 ) -> PackedLayer:
     bits = form.bits
-    levels = torch.cat(list(_unpack(parts["qweight"], bits)), dim=1).flatten(0, 1).double()
-    zeros = torch.cat(list(_unpack(parts["qzeros"].T, bits)), dim=1).flatten(0, 1).T.double()
+    levels, zero, scale = _read_grid(parts, form)
     group = parts["g_idx"].long()
-    scale = parts["scales"].double()[group]
-    zero = zeros[group] + form.stored_less
     exact = weight.T.double()
     nearest = (exact / scale + zero).round().clamp(0, 2**bits - 1)
     off = (levels - zero) - exact / scale
@@ -162,12 +210,6 @@ def _reach(exact: Tensor, scales: Tensor, group: Tensor, form: _Format) -> float
         span = 2 * torch.maximum(high, -low) if form.is_symmetric else high - low
         shares.append((scale * (2**form.bits - 1) / span)[span > 0])
     return float(torch.cat(shares).median())
-
-
-def _unpack(words: Tensor, bits: int) -> Iterator[Tensor]:
-    """Yield the levels in (rows, columns) words as (rows, 1, columns), the lowest bits first."""
-    for shift in range(0, 32, bits):
-        yield ((words >> shift) & (2**bits - 1)).unsqueeze(1)
 
 
 def _error(difference: Tensor, product: Tensor) -> float:

@@ -232,6 +232,12 @@ def packed(**changes: Any) -> Observations:
     return replace(GPTQ, packed=(replace(PACKED, **changes),))
 
 
+def calibrated(replayed_error: float) -> Observations:
+    """Return a run that reports an error of 2 X X^T for one layer, and what replaying it gives."""
+    layer = replace(PACKED, replayed_error=replayed_error)
+    return replace(GPTQ, packed=(layer,), gptq_errors=((PACKED.name, 4.0, 9.0),))
+
+
 def recorded(**changes: Any) -> Observations:
     return replace(HEALTHY, recorded={**RECORD, **changes})
 
@@ -305,6 +311,8 @@ FAULTS = [
     ("MPD708", compared(effect=0.0), "logits of the untouched base"),
     ("MPD710", packed(error=4.0), "1 of 1 layers are worse"),
     ("MPD710", packed(error=3.0), "1.00 of the error of rounding"),
+    ("MPD710", calibrated(1.0), "1 of 1 layers were calibrated on other inputs"),
+    ("MPD710", calibrated(float("nan")), "1 of 1 layers were calibrated on other inputs"),
     ("MPD751", packed(bias=1.0), "by 1.00 levels"),
     ("MPD751", packed(bias=float("nan")), "1 of 1 layers lie beside"),
     ("MPD751", packed(reach=1.2), "span 1.20 of the range"),
