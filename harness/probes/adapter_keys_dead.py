@@ -142,7 +142,7 @@ def _origin_of_layer(module: str, replication: Any) -> str:
 
 
 def _malformed(adapter: Adapter, odd: list[str]) -> Finding:
-    keys = odd or [key for key in adapter.tensors if adapter.names[0] in key.split(".")]
+    keys = odd or [key for key in adapter.tensors if adapter.names[0] in key]
     return Finding(
         message=f"{len(keys)} of {len(adapter.tensors)} keys are not of the form that PEFT loads, "
         f"such as {keys[0]}",
