@@ -35,7 +35,9 @@ class Int4(Format):
 
     def encode(self, blocks: Tensor, peak: Tensor, search: int) -> tuple[Tensor, Tensor]:
         """Divide by the largest, or by the best of `search` scales more, and round."""
-        scales = best_scales(self, blocks, peak / MAX_LEVEL, search)
+        # by a number of Python's, a GPU would multiply with its reciprocal instead
+        largest = peak.new_full((), MAX_LEVEL)
+        scales = best_scales(self, blocks, peak / largest, search)
         nibbles = self.nearest(blocks / nonzero(scales).unsqueeze(1)).to(torch.uint8)
         # a block of subnormal numbers may have a scale that underflows to 0
         return nibbles.masked_fill_((scales == 0).unsqueeze(1), self.zero), scales

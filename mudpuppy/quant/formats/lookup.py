@@ -25,7 +25,7 @@ _INTEGER = {4: torch.int32, 8: torch.int64}
 def room(columns: int) -> int:
     """Return the bytes of workspace that `expand` takes for rows of so many columns."""
     chunk = _rows_at_once(columns) * (columns + 1)
-    return room_for((chunk, torch.int32), (chunk, torch.float32))
+    return room_for(((chunk + 1) // 2, torch.int32), (chunk, torch.float32))
 
 
 def _rows_at_once(columns: int) -> int:

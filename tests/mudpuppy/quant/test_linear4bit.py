@@ -2,6 +2,7 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -286,3 +287,25 @@ def test_restoring_gives_a_plain_model_with_the_same_logits():
     assert all(type(model.get_submodule(name)) is nn.Linear for name in names)
     assert torch.equal(model(ids).logits, expected)
     assert (expected - base).abs().max() > 1e-2
+
+
+@every_format
+def test_a_compiled_layer_is_one_graph_with_the_same_numbers(form):
+    packed, plain = make_pair(form)
+    x = torch.randn(2, 5, 70)
+    torch._dynamo.reset()
+    compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+    for got, expected in zip(run(compiled, x), run(plain, x), strict=True):
+        assert torch.equal(got, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(x), plain(x))
+
+
+def test_replicas_in_threads_share_one_packed_weight():
+    """As torch's DataParallel and servers use a model: several forward passes at the same time."""
+    packed, plain = make_pair(columns=700)
+    inputs = [torch.randn(6, 700) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(packed, inputs * 10))
+    for got, x in zip(made, inputs * 10, strict=True):
+        assert torch.equal(got, plain(x))
