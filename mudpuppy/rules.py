@@ -258,6 +258,15 @@ RULES: tuple[Rule, ...] = (
         hint="leave out --fp8-scaling, or use --precision fp8",
     ),
     _rule(
+        "MP-R35",
+        "delayed-scaling-with-compile",
+        "*",
+        "delayed-scaling compile",
+        reason="the largest values of a step are noted inside the layers, forward and backward, "
+        "and torch's compiler takes no such side effect there",
+        hint="leave out --compile, or use --fp8-scaling current",
+    ),
+    _rule(
         "MP-R40",
         "all-tokens-without-token-loss",
         "dpo ipo kto grpo rm prm",
