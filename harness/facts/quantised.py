@@ -30,7 +30,8 @@ class QuantisedLayer:
     name: str
     """Module path."""
     kind: str
-    """`gptq`, `awq`, `bnb-4bit`, `bnb-8bit`, `scaled`, `mxfp4` or `int4`."""
+    """`gptq`, `awq`, `bnb-4bit`, `bnb-8bit`, `scaled`, `mxfp4`, `mudpuppy-4bit` or
+    `int4` (two levels a byte of an unknown format)."""
     bits: int
     """Bits of a level."""
     parts: tuple[str, ...]

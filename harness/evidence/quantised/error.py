@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harness.evidence.quantised.dequantise import read_awq, read_bnb, read_gptq, read_scaled
 from harness.evidence.quantised.names import Parts, group_parts
+from harness.evidence.quantised.own import KIND, read_own
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.evidence.values.arrays import Floats, decode, read_bytes
 from harness.evidence.values.decodable import can_decode
@@ -40,7 +43,8 @@ def measure_errors(evidence: CheckpointEvidence) -> tuple[LayerError, ...]:
         old = base.tensors.get(f"{layer.name}.weight")
         if layer.flaws or old is None or old.dtype not in FLOATS or len(old.shape) != 2:
             continue
-        one = _measure(evidence.folder, Path(base.root), layer, groups[layer.name], old)
+        parts = groups[layer.name]
+        one = _measure(evidence.folder, Path(base.root), layer, parts, old, quantised.declared)
         if one is not None:
             found.append(one)
     if not found:
@@ -49,7 +53,12 @@ def measure_errors(evidence: CheckpointEvidence) -> tuple[LayerError, ...]:
 
 
 def _measure(
-    folder: Path, base: Path, layer: QuantisedLayer, parts: Parts, old: Tensor
+    folder: Path,
+    base: Path,
+    layer: QuantisedLayer,
+    parts: Parts,
+    old: Tensor,
+    declared: Mapping[str, Any],
 ) -> LayerError | None:
     """Compare some outputs of a layer with the base's; None where its layout is not known."""
     rows, columns = old.shape
@@ -61,7 +70,7 @@ def _measure(
     for first, last in _spans(rows):
         plain = _rows(base, old, first, last)
         with np.errstate(all="ignore"):  # damaged numbers are what is looked for
-            found = _read(folder, layer, parts, columns, first, last)
+            found = _read(folder, layer, parts, declared, columns, first, last)
         if not found or found[0].shape != plain.shape:
             return None
         for place, values in enumerate(found):
@@ -95,7 +104,7 @@ def _fits(layer: QuantisedLayer, parts: Parts, rows: int, columns: int) -> bool:
         if weight is None or weight.shape != (rows, columns):
             return False
         return all(can_decode(tensor) for tensor in parts.values())
-    return layer.kind == "bnb-4bit"
+    return layer.kind in ("bnb-4bit", KIND)
 
 
 def _spans(rows: int) -> list[tuple[int, int]]:
@@ -113,7 +122,13 @@ def _rows(folder: Path, tensor: Tensor, first: int, last: int) -> Floats:
 
 
 def _read(
-    folder: Path, layer: QuantisedLayer, parts: Parts, columns: int, first: int, last: int
+    folder: Path,
+    layer: QuantisedLayer,
+    parts: Parts,
+    declared: Mapping[str, Any],
+    columns: int,
+    first: int,
+    last: int,
 ) -> list[Floats]:
     """Return some outputs of a layer in every way in which they can be read."""
     found: list[Floats | None] = []
@@ -123,6 +138,8 @@ def _read(
         found = [read_awq(folder, parts, first, last)]
     elif layer.kind == "bnb-4bit":
         found = [read_bnb(folder, parts, columns, first, last)]
+    elif layer.kind == KIND:
+        found = [read_own(folder, parts, declared, columns, first, last)]
     else:
         found = [read_scaled(folder, parts, first, last)]
     return [one for one in found if one is not None]

@@ -1,8 +1,8 @@
 """Evidence about layers in few bits: which there are, and what their format does not allow.
 
 Formats: GPTQ (both versions), AWQ, bitsandbytes in 4 and 8 bits, levels with a `weight_scale`
-(compressed-tensors, fp8, our int8), MXFP4, and our own int4. Scales and zeros are read whole, of
-the levels a sample.
+(compressed-tensors, fp8, our int8), MXFP4, and our own in 4 bits. Scales and zeros are read whole,
+of the levels a sample.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from harness.evidence.quantised.blocks import (
     examine_scaled,
 )
 from harness.evidence.quantised.names import Parts, find_declaration, group_parts
+from harness.evidence.quantised.own import METHOD, examine_own, lost_layers
 from harness.evidence.quantised.scales import mean_scale
 from harness.evidence.quantised.words import examine_awq, examine_gptq
 from harness.evidence.source import CheckpointEvidence, Depth, provides
@@ -49,6 +50,7 @@ def examine_quantised(evidence: CheckpointEvidence) -> Quantised:
         made = _examine(evidence, name, groups[name], declared)
         if made is not None:
             layers.append(replace(made, scale=_scale(evidence, groups[name])))
+    layers += lost_layers(declared, groups)
     if not layers:
         raise NotApplicable("no layer is stored in few bits, in a form that is known here")
     return Quantised(layers=tuple(layers), declared=declared, source=source)
@@ -82,6 +84,8 @@ def _examine(
             return None  # other packings of AWQ are not known here
         examine = examine_awq if is_awq else examine_gptq
         return examine(folder, name, parts, declared)
+    if declared.get("quant_method") == METHOD and ("qweight" in parts or "scales" in parts):
+        return examine_own(folder, name, parts, declared)
     if "qweight" in parts and parts["qweight"].dtype == "U8":
         return examine_int4(folder, name, parts)
     if any(part.startswith("weight.") for part in parts):

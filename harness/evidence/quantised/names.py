@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.evidence.files.inventory import read_settings
 from harness.evidence.files.model import text_settings
+from harness.evidence.quantised.own import KIND, METHOD, is_listed
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Tensor, Weights
 from harness.facts.quantised import Quantisation
@@ -98,25 +99,31 @@ def compare_declared(evidence: CheckpointEvidence) -> Quantisation:
         Missing: the weights cannot be read.
     """
     weights: Weights = evidence.get("weights")
-    layers = {name: _kind_of(parts) for name, parts in group_parts(weights.tensors).items()}
     declared, source = find_declaration(evidence)
+    groups = group_parts(weights.tensors)
+    layers = {name: _kind_of(parts, declared) for name, parts in groups.items()}
     if not layers and not declared:
         raise NotApplicable("nothing is quantised, and nothing says so")
     words, patterns = _skipped(declared)
+    plain = _plain_beside(weights.tensors, layers)
+    if declared.get("quant_method") == METHOD:  # it lists what is packed, not what is plain
+        left = [name for name in plain if is_listed(name, declared)]
+    else:
+        left = [name for name in plain if not _names(words, name)]
     return Quantisation(
         declared=declared,
         source=source,
         layers=layers,
-        left_out=tuple(
-            name for name in _plain_beside(weights.tensors, layers) if not _names(words, name)
-        ),
+        left_out=tuple(left),
         follows_patterns=patterns,
     )
 
 
-def _kind_of(parts: Parts) -> str:
-    """Return the form of a layer by its parts."""
+def _kind_of(parts: Parts, declared: Mapping[str, Any]) -> str:
+    """Return the form of a layer by its parts, and by what is declared where they do not tell."""
     if "qweight" in parts:
+        if parts["qweight"].dtype == "U8" and declared.get("quant_method") == METHOD:
+            return KIND
         return "int4" if parts["qweight"].dtype == "U8" else "gptq"
     if any(part.startswith("weight.") for part in parts):
         return "bnb-4bit"

@@ -304,3 +304,59 @@ def enlarge_absmax(patient: Patient) -> Patient:
     """Make the absmax of one layer fifty times as large; no base is known."""
     _edit_part(patient, "weight.absmax", lambda value: value * 50)
     return Patient(path=patient.path)
+
+
+@damage("own-nf4-scales-nan", patient="mudpuppy-nf4", mode="FM48", probe=PARTS)
+def break_own_scales(patient: Patient) -> None:
+    """Make the scales of one row NaN."""
+    _edit_part(patient, ".scales", lambda value: _fill_first(value, float("nan")))
+
+
+@damage("own-mxfp4-scales-nan", patient="mudpuppy-mxfp4", mode="FM48", probe=PARTS)
+def break_own_exponents(patient: Patient) -> None:
+    """Make the scales of one row the byte that stands for NaN."""
+    _edit_part(patient, ".scales", lambda value: _fill_first(value, 255))
+
+
+@damage("own-int4-scales-negative", patient="mudpuppy-int4", mode="FM48", probe=PARTS)
+def negate_own_scales(patient: Patient) -> None:
+    """Turn the sign of the scales of one row."""
+    _edit_part(patient, ".scales", lambda value: _fill_first(value, -0.01))
+
+
+@damage(
+    "own-layer-missing",
+    patient="mudpuppy-nf4",
+    mode="FM33",
+    probe=PARTS,
+    also=("missing-tensors",),
+)
+def drop_own_layer(patient: Patient) -> None:
+    """Leave out levels and scales of one layer."""
+    drop_tensors(patient.path, f"{LAYER}.qweight")
+    drop_tensors(patient.path, f"{LAYER}.scales")
+
+
+@damage("own-nf4-block-size-wrong", patient="mudpuppy-nf4", mode="FM64", probe=BLOCKS)
+def declare_own_larger_blocks(patient: Patient) -> None:
+    """Declare blocks of 128, where there are 64."""
+    _declare(patient, block_size=128)
+
+
+@damage("own-int4-blocks-merged", patient="mudpuppy-int4", mode="FM64", probe=BLOCKS)
+def spread_own_scales(patient: Patient) -> None:
+    """Declare blocks of 32 and repeat every scale: the levels were made in blocks of 64."""
+    _declare(patient, block_size=32)
+    edit_tensors(
+        patient.path,
+        lambda tensors: {
+            name: value.repeat_interleave(2, 1) if name.endswith(".scales") else value
+            for name, value in tensors.items()
+        },
+    )
+
+
+@damage("own-nf4-nibbles-swapped", patient="mudpuppy-nf4", mode="FM48", probe=FAR)
+def swap_nibbles(patient: Patient) -> None:
+    """Exchange the two levels of every byte of one layer, which only the base gives away."""
+    _edit_part(patient, ".qweight", lambda value: (value >> 4) | (value << 4))

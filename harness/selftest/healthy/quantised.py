@@ -199,3 +199,40 @@ def save_fp8(ward: Ward) -> Patient:
     save_file(tensors, ward.folder / "model.safetensors", {"format": "pt"})
     _declare(base, ward.folder, declared, "")
     return Patient(path=ward.folder, options={"base": base})
+
+
+def save_own(ward: Ward, form: str, search: int = 0) -> Patient:
+    """Save the model in one of our formats, as transformers quantises it while it reads."""
+    import torch
+
+    from mudpuppy.quant.opening import open_model
+    from mudpuppy.quant.registered import FourBitConfig
+
+    base = ward.get("quantisable-llama").path
+    settings = FourBitConfig(format=form, search=search)
+    open_model(base, torch.bfloat16, fourbit=settings).save_pretrained(ward.folder)
+    return Patient(path=ward.folder, options={"base": base})
+
+
+@healthy("mudpuppy-nf4")
+def save_own_nf4(ward: Ward) -> Patient:
+    """Save our NF4."""
+    return save_own(ward, "nf4")
+
+
+@healthy("mudpuppy-nf4-searched")
+def save_own_searched(ward: Ward) -> Patient:
+    """Save our NF4 with scales that were searched."""
+    return save_own(ward, "nf4", search=8)
+
+
+@healthy("mudpuppy-int4")
+def save_own_int4(ward: Ward) -> Patient:
+    """Save our int4."""
+    return save_own(ward, "int4")
+
+
+@healthy("mudpuppy-mxfp4")
+def save_own_mxfp4(ward: Ward) -> Patient:
+    """Save our MXFP4."""
+    return save_own(ward, "mxfp4")
