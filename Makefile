@@ -17,7 +17,7 @@ ROWS ?=
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure mutants test lint doctor selftest fuzz bench bench-quick bench-timings clean
+.PHONY: always help setup pressure mutants test test-triton lint doctor selftest fuzz bench bench-quick bench-timings clean
 
 help:
 	@sed -n '1,11p' Makefile
@@ -33,6 +33,14 @@ always:
 
 pressure: $(STAMP)
 	@$(BIN)/mudpuppy-pressure run scenarios/seed.yaml -j $(JOBS)
+
+# Triton beside the installation, not in it: 600 MB, and torch imports it wherever it finds it. Its
+# interpreter needs a numpy that still turns arrays of one element into numbers.
+test-triton: $(STAMP)
+	@test -d .venv/triton/triton || $(BIN)/pip install --quiet --no-deps --target .venv/triton \
+		triton==3.5.0 'numpy<2.4'
+	@OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=.venv/triton \
+		$(BIN)/pytest tests/mudpuppy/quant/kernels/test_triton.py
 
 mutants: $(STAMP)
 	@$(BIN)/mudpuppy-pressure mutants -j $(JOBS)

@@ -202,7 +202,7 @@ def test_kernels_can_be_switched_off_in_two_ways(monkeypatch):
 def test_what_will_compute_is_told_without_compiling(monkeypatch, tmp_path):
     assert describe_kernel().startswith("C, compiled and tested at first use (")
     chooser.choose(CPU)
-    assert describe_kernel().startswith("compiled C (54 matrices have the bits")
+    assert describe_kernel().startswith("compiled C (")
     monkeypatch.setenv("MUDPUPPY_KERNELS", "0")
     assert describe_kernel() == "PyTorch (MUDPUPPY_KERNELS=0)"
     monkeypatch.delenv("MUDPUPPY_KERNELS")
