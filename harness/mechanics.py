@@ -29,6 +29,7 @@ class MechanicsWatcher:
         self._dtypes: set[str] = set()
         self._substituted = False
         self._linear = linear
+        self._buffer = _first_buffer(linear)
         self._dropouts: set[float] = set()
         # Compiled code cannot hold these functions: it stops for them, and goes on behind.
         uncompiled: Any = torch.compiler.disable
@@ -61,8 +62,18 @@ class MechanicsWatcher:
             return
         self._calls += 1
         self._dtypes.add(str(output.dtype).removeprefix("torch."))
-        # A streamed layer computes with a copy that was fetched for it, not with its own leaf.
-        self._substituted |= bool(linear.weight.requires_grad and not linear.weight.is_leaf)
+        self._substituted |= self._is_lent(linear)
+
+    def _is_lent(self, linear: nn.Linear) -> bool:
+        """Return whether the layer computes with a copy that was fetched for it.
+
+        Such a copy stands in a parameter's place and is none. Packed weights are buffers, of which
+        the layer's own were seen before.
+        """
+        weight = linear._parameters.get("weight")
+        if weight is not None:
+            return not isinstance(weight, nn.Parameter)
+        return _first_buffer(linear) is not self._buffer
 
     def conclude(self) -> Mechanics | None:
         """Stop listening and return what was seen, or None when nothing was trained."""
@@ -76,6 +87,10 @@ class MechanicsWatcher:
             streamed=self._substituted,
             dropouts=tuple(sorted(self._dropouts)),
         )
+
+
+def _first_buffer(linear: nn.Linear) -> torch.Tensor | None:
+    return next(iter(linear._buffers.values()), None)
 
 
 def _find_dropouts(model: nn.Module) -> set[float]:
