@@ -29,8 +29,10 @@ from harness.registry import Missing
 
 SECONDS = 0.6
 """Processor time of a child; the longest public template needs some 0.05 s."""
-PATIENCE_S = 1.6
-"""Time by the clock for all templates of a folder; a machine may be busy, a person waits."""
+BUDGET_S = 1.2
+"""Processor time of all children of a folder after which no further template is rendered."""
+PATIENCE_S = 10.0
+"""Time by the clock for all templates of a folder; only a busy machine takes so long."""
 MEMORY_BYTES = 300_000_000
 """Memory that a child may take beyond what it began with."""
 TEXT_LIMIT = 100_000
@@ -68,18 +70,27 @@ def render(texts: tuple[str, ...], asked: str) -> tuple[Mapping[str, Outcome] | 
         asked: conversations by name as JSON, each the variables that the template sees.
 
     Raises:
-        Missing: the system cannot start a process by forking, or is too busy.
+        Missing: the system cannot start a process by forking, or is too busy, or the templates take
+            too long together.
     """
     if not hasattr(os, "fork"):
         raise Missing("chat templates are rendered in a forked process, which this system lacks")
     conversations: dict[str, Any] = json.loads(asked)
-    until = time.monotonic() + PATIENCE_S
-    return tuple(_render_one(text, conversations, until) for text in texts)
+    until, spent = time.monotonic() + PATIENCE_S, 0.0
+    found = []
+    for text in texts:
+        if spent > BUDGET_S:
+            raise Missing(f"the templates of the folder take longer than {BUDGET_S} s to render")
+        outcomes, seconds = _render_one(text, conversations, until)
+        found.append(outcomes)
+        spent += seconds
+    return tuple(found)
 
 
 def _render_one(
     text: str, conversations: Mapping[str, Any], until: float
-) -> Mapping[str, Outcome] | str:
+) -> tuple[Mapping[str, Outcome] | str, float]:
+    """Return what became of the conversations, and the processor time that it took."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -91,12 +102,13 @@ def _render_one(
         os.close(reader)
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        _, status, used = os.wait4(child, 0)
+    seconds = used.ru_utime + used.ru_stime
     try:
         found = json.loads(raw)
     except ValueError:
-        return _why_silent(os.WTERMSIG(status), time.monotonic() > until)
-    return {name: (str(kind), str(said)) for name, (kind, said) in found.items()}
+        return _why_silent(os.WTERMSIG(status), time.monotonic() > until), seconds
+    return {name: (str(kind), str(said)) for name, (kind, said) in found.items()}, seconds
 
 
 def _why_silent(ended_by: int, is_late: bool) -> str:

@@ -232,6 +232,17 @@ def test_a_child_that_is_silent_says_why(monkeypatch):
         )
 
 
+def test_templates_that_take_too_long_together_are_given_up(monkeypatch):
+    monkeypatch.setattr(render, "BUDGET_S", 0.5)
+    asked = json.dumps({"silent": {}})
+    endless = [
+        f"{{% for a in range(9999{n}) %}}{{% for b in range(99999) %}}{{% endfor %}}{{% endfor %}}"
+        for n in range(3)
+    ]
+    with pytest.raises(Missing, match=r"longer than 0\.5 s to render"):
+        render.render(tuple(endless), asked)
+
+
 def test_rendering_is_that_of_transformers(chatml):
     from transformers import AutoTokenizer
 
