@@ -37,11 +37,10 @@ def quantise(
     bits: int,
     group_size: int,
     desc_act: bool,
-    **more: Any,
 ) -> dict[str, float]:
     """Quantise as its documentation shows, and return the seconds without loading and saving."""
     package: Any = importlib.import_module("gptqmodel")
-    settings = package.QuantizeConfig(bits=bits, group_size=group_size, desc_act=desc_act, **more)
+    settings = package.QuantizeConfig(bits=bits, group_size=group_size, desc_act=desc_act)
     loaded = package.GPTQModel.load(model, settings, device="cpu", dtype="float32")
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in samples]
     wall, cpu = time.perf_counter(), time.process_time()
@@ -59,11 +58,10 @@ def open_folder(folder: str, rows: str, output: str, kind: str) -> None:
     samples = json.loads(Path(rows).read_text(encoding="utf-8"))
     if kind == "gptqmodel":
         package: Any = importlib.import_module("gptqmodel")
-        model = package.GPTQModel.load(folder, backend=package.BACKEND.TORCH, device="cpu").model
+        words = {"backend": package.BACKEND.TORCH, "device": "cpu", "dtype": torch.float16}
+        model = package.GPTQModel.load(folder, **words).model
     else:
         transformers: Any = importlib.import_module("transformers")
-        config = transformers.GPTQConfig(bits=4, backend="torch")
-        del config
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu")
     found: dict[str, Any] = {}
     with torch.no_grad():

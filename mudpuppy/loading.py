@@ -24,6 +24,7 @@ from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
 from mudpuppy.quant.formats import find_format
 from mudpuppy.quant.formats.selftest import check_round_trip
+from mudpuppy.quant.gptq_read import refuse_as_base
 from mudpuppy.quant.kernels import choose as kernels
 from mudpuppy.quant.lazy_base import LazyBlocks, move_what_is_there
 from mudpuppy.quant.opening import is_declared, open_base, read_base, require_use
@@ -240,6 +241,8 @@ def _open(
         )
     words: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
     folder = local_folder(path)
+    if folder is not None:
+        refuse_as_base(folder)
     if folder is not None and (fourbit is not None or is_declared(folder)):
         base = read_base(folder)
         require_use(base, method=config.method, quant=config.quant)

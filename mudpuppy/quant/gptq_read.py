@@ -20,7 +20,7 @@ from transformers import AutoConfig
 
 from mudpuppy.errors import ModelError, shown
 from mudpuppy.quant.checks import Form, refuse, require_groups, require_parts, require_scales
-from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM
+from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM, WRONG_USE
 from mudpuppy.quant.gptq_pack import PACKED_BITS, GptqTensors, dequantise_gptq
 from mudpuppy.safefile import TensorEntry, checkpoint_tensors
 
@@ -136,6 +136,26 @@ def load_gptq(folder: Path, dtype: torch.dtype) -> Any:
         problem = f"{len(missing)} tensors are not in the files, such as {missing[0]}"
         raise refuse(PART_MISSING, str(folder), problem)
     return model
+
+
+def refuse_as_base(folder: Path) -> None:
+    """Refuse a folder of GPTQ where a model with whole weights is needed; others pass.
+
+    Raises:
+        ModelError: it is damaged (MP-Q01 to MP-Q05), or in order and of no use here (MP-Q06).
+    """
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        declared = found.get("quantization_config") or {}
+        if declared.get("quant_method") != "gptq":
+            return
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # whoever opens it says what is wrong
+    checkpoint = open_gptq(folder)
+    for name in checkpoint.layers:
+        checkpoint.read_layer(name)
+    problem = "the weights are quantised with GPTQ; name the model that it was made from"
+    raise refuse(WRONG_USE, str(folder), problem)
 
 
 def _read_format(folder: Path) -> GptqFormat:
