@@ -21,17 +21,11 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
-from transformers.quantizers.auto import (
-    AUTO_QUANTIZATION_CONFIG_MAPPING,
-    register_quantization_config,
-    register_quantizer,
-)
-from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mudpuppy.errors import EngineError, ModelError, shown
 from mudpuppy.files import write_json_atomic
-from mudpuppy.quant.blocks import find_decoder_layers, replace_module
+from mudpuppy.quant.blocks import find_decoder_layers
 from mudpuppy.quant.fake_quant import find_quantised, ranges_of
 from mudpuppy.quant.int8_matrix import (
     BITS,
@@ -42,6 +36,7 @@ from mudpuppy.quant.int8_matrix import (
     round_rows,
     scheme,
 )
+from mudpuppy.quant.registered import EmptyLayers, register
 
 QUANT_METHOD = "compressed-tensors"
 """`quant_method` of the folder's `quantization_config`."""
@@ -242,35 +237,23 @@ class _OwnConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers
         self.static = static
 
 
-class _OwnQuantizer(HfQuantizer):  # type: ignore[misc]
+class _OwnQuantizer(EmptyLayers):
     """Puts empty int8 layers into the model, which transformers then fills from the file."""
 
+    def make_empty(self, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
+        """Return an empty int8 layer."""
+        del dtype
+        return Int8Linear(linear.in_features, linear.out_features)
+
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        for name in self.quantization_config.layers:
-            linear = cast(nn.Linear, model.get_submodule(name))
-            has_bias = linear.bias is not None
-            static = name in self.quantization_config.static
-            with torch.device("meta"):
-                layer = Int8Linear(
-                    linear.in_features, linear.out_features, bias=has_bias, static=static
-                )
-            if has_bias:
-                layer.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-            replace_module(model, name, layer)
+        self.put_empty(model, self.quantization_config.layers, torch.float32)
 
     def is_serializable(self) -> bool:
         """Return False: the model is saved by `save_int8` alone."""
         return False
 
-    @property
-    def is_trainable(self) -> bool:
-        """False: rounded weights cannot move."""
-        return False
 
-
-if OWN_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-    register_quantization_config(OWN_METHOD)(_OwnConfig)
-    register_quantizer(OWN_METHOD)(_OwnQuantizer)
+register(OWN_METHOD, _OwnConfig, _OwnQuantizer)
 
 
 def load_int8(folder: Path) -> Any:
