@@ -11,9 +11,8 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,8 +22,7 @@ TOKENS = 2048
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """The shape of a model that people train."""
 
     name: str
@@ -157,11 +155,13 @@ def _lines(kept: dict[str, dict[str, dict[str, int]]]) -> Iterator[str]:
     yield from ("", "## How fast it is", "")
     yield (
         "[`benchmarks/results/table.md`](../benchmarks/results/table.md) holds every measured "
-        "figure against the best other way, and [decisions.md](decisions.md) why some fall short. "
-        "Cost against size:"
+        "figure against the best other way, and [decisions.md](decisions.md) why some fall short."
     )
-    yield ""
-    yield "![time and memory of a step by layers, weights, tokens](../benchmarks/results/cost.svg)"
+    if (ROOT / "benchmarks/results/cost.svg").is_file():
+        yield ""
+        yield "Cost against size:"
+        yield ""
+        yield "![time and memory by layers, weights, tokens](../benchmarks/results/cost.svg)"
 
 
 def _short(kept: dict[str, dict[str, dict[str, int]]], headroom: float) -> Iterator[str]:

@@ -119,6 +119,7 @@ def measure(plan: Plan) -> Sides:
     total = plan.pick(full=RESULTS, quick=RESULTS // 20)
     plan.facts["results"] = f"{total:,} in each history"
     slowest: Sides = {}
+    plan.rounds = min(plan.rounds, 3)
     for number, (label, cells) in enumerate(SHAPES.items()):
         path = plan.folder / f"history{number}.sqlite"
         fill(path, cells, max(1, total // cells))
@@ -161,6 +162,7 @@ SUBJECT = Subject(
     name="history",
     title="Nightly history: questions to a million results",
     measure=measure,
+    in_quick=False,
     rows=tuple(
         Row(
             name=f"{kind}-{'many' if 'many' in shape else 'huge'}",

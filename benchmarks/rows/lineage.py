@@ -124,6 +124,7 @@ SUBJECT = Subject(
     name="lineage",
     title="Doctor: a merge held against its base and adapter",
     measure=measure,
+    in_quick=False,
     rows=(
         Row(
             name="lineage",

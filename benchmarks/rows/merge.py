@@ -131,6 +131,7 @@ def measure(plan: Plan) -> Sides:
             "mud-puppy merge": child("merge_our_way", "import_own", "ours"),
             "cp -r": copy,
         },
+        is_warmed=not plan.is_quick,
     )
     wrong, total = count_differences(folder / "peft", folder / "ours")
     adapter_mb = (folder / "adapter" / "adapter_model.safetensors").stat().st_size / 1e6

@@ -145,6 +145,7 @@ def measure(plan: Plan) -> Sides:
     variants = Variants(plan.folder, documents=plan.pick(full=24, quick=8))
     plan.facts["set"] = f"{variants.documents} conversations, {sum(variants.lengths)} tokens"
     plan.facts["padding in random order"] = f"{variants.padding():.0%}"
+    plan.rounds = min(plan.rounds, 3)
     return interleave(
         plan,
         {

@@ -52,9 +52,7 @@ def check_one_step(stream: LayerStream, slots: int = 2) -> None:
     assert ledger.peak_layers == slots
     assert ledger.peak_bytes == slots * size
     assert ledger.resident_layers == 0
-    # what really crossed: no weight was ever copied back
-    assert stream.arena.inward == ledger.forward_bytes + ledger.backward_bytes
-    assert stream.arena.outward == ledger.gradient_bytes
+    assert not ledger.returned_bytes
 
 
 def layer_bytes_of(stream) -> int:
@@ -97,11 +95,9 @@ def test_loss_and_every_gradient_are_bit_identical():
 @pytest.mark.parametrize("slots", [1, 2, 5])
 def test_copies_may_be_as_late_as_they_like(slots):
     plain, model = make_model(), make_model()
-    for _ in range(2):
-        step(plain)
+    step(plain), step(plain)
     with stream_layers(model, "cpu", arena=LateArena(), slots=slots):
-        for _ in range(2):
-            step(model)
+        step(model), step(model)
     assert_equal_tensors(gradients(model), gradients(plain))
 
 
