@@ -25,7 +25,7 @@ def _change_packed(change: Any) -> None:
         return change(original(*words, **named))
 
 
-@mutant("qlora-merge", "qlora-int4", caught_by="MPD707 MPD712")
+@mutant("qlora-merge", "qlora-int4", caught_by="MPD712 MPD722")
 def four_bit_block_ignored() -> None:
     """Quantise with blocks of 32, whatever was asked for (FM64)."""
 

@@ -17,6 +17,7 @@ from mudpuppy.errors import ConfigError
 from mudpuppy.estimate.layout import Kept, Layout, form_of, lay_out
 from mudpuppy.features import PREFERENCE_METHODS
 from mudpuppy.memory.streaming import IN_FLIGHT
+from mudpuppy.quant.product import workspace_bytes
 from mudpuppy.runtime import DTYPES
 
 ADAM_BYTES = 8
@@ -192,7 +193,7 @@ def _training(layout: Layout, config: TrainingConfig, *, on_cpu: bool) -> tuple[
         _optimizer(layout, config),
         *_kept(layout, config),
         _loss(layout, config),
-        _working(layout, config),
+        _working(layout, config, on_cpu=on_cpu),
         *_reference(layout, config),
         *_generation(layout, config),
     ]
@@ -294,12 +295,17 @@ def _loss(layout: Layout, config: TrainingConfig) -> Part:
     return Part(name="loss", device=2 * chunk + head + slopes, why="in chunks of tokens")
 
 
-def _working(layout: Layout, config: TrainingConfig) -> Part:
+def _working(layout: Layout, config: TrainingConfig, *, on_cpu: bool) -> Part:
     """Return the memory of the operation at work: a rule of thumb."""
     if config.method == "gptq":
         hessian = 4 * layout.largest_linear  # at least width^2, of the layer at work
         return Part(name="working memory", device=4 * hessian, why="Hessians; rule of thumb")
-    dense = 12 * layout.largest_linear if config.method == "qlora" else 0
+    dense = 0
+    if config.method == "qlora":
+        size = DTYPES[config.precision].itemsize
+        dense = workspace_bytes(layout.largest_linear, size, on_cpu=on_cpu)
+        if config.use_dora:  # its lengths are those of the dense weight, in fp32
+            dense = 12 * layout.largest_linear
     if not config.trains_adapter:
         dense = 6 * layout.largest_linear  # a weight's gradient, in both types
     return Part(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mudpuppy.quant.formats import FORMATS, Format, Packed
-from mudpuppy.quant.formats.lookup import room
+from mudpuppy.quant.formats.lookup import CHUNK, room
 from mudpuppy.quant.kernels.choose import dequantise_into, find_fused
 from mudpuppy.quant.workspace import Space, borrowed, room_for
 
@@ -29,6 +29,17 @@ DEVICE_TILE_BYTES = 64 << 20
 """Bytes of a tile on other devices, whose products want to be large (not measured)."""
 MIN_TILE = 64
 """Fewest rows or columns of a tile."""
+_PER_WEIGHT = 6
+"""Bytes of index and of float32 for every weight that is looked up at once."""
+
+
+def workspace_bytes(weights: int, itemsize: int, *, on_cpu: bool) -> int:
+    """Return about what products with a matrix of so many weights take beside their result."""
+    if on_cpu:
+        chunk = min(weights, CHUNK)
+        return min(weights * itemsize, WHOLE_BYTES) + _PER_WEIGHT * chunk
+    tile = min(weights, DEVICE_TILE_BYTES // itemsize)
+    return tile * (itemsize + _PER_WEIGHT)
 
 
 def packed_linear(
@@ -173,7 +184,7 @@ class _Job:
         pieces = [(rows * columns, self.dtype)]
         if self.first != self.dtype:
             pieces.append((rows * columns, self.first))
-        return room_for(*pieces) + room(columns)
+        return room_for(*pieces) + room(rows, columns)
 
     def _make(
         self, buffer: Tensor, rows: tuple[int, int], columns: tuple[int, int], space: Space

@@ -160,7 +160,7 @@ class Format(ABC):
             out: (rows, columns), any floating dtype, on the device of `packed`.
             rows: first row and the one after the last; all where None.
             columns: the same of columns; the first must begin a block and be even.
-            space: a borrowed workspace of `lookup.room(right - left)` bytes; by default one is
+            space: a borrowed workspace of `lookup.room` bytes; by default one is
                 borrowed for the call.
 
         Raises:
@@ -181,7 +181,7 @@ class Format(ABC):
         if space is not None:
             expand(table, qweight, scales, packed.block_size, out, space.rest())
             return
-        with borrowed(room(right - left), packed.qweight) as own:
+        with borrowed(room(bottom - top, right - left), packed.qweight) as own:
             expand(table, qweight, scales, packed.block_size, out, own)
 
     def packed_bytes(self, rows: int, columns: int, block_size: int | None = None) -> int:

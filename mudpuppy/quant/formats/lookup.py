@@ -22,9 +22,9 @@ _INTEGER = {4: torch.int32, 8: torch.int64}
 """Integers of so many bytes."""
 
 
-def room(columns: int) -> int:
-    """Return the bytes of workspace that `expand` takes for rows of so many columns."""
-    chunk = _rows_at_once(columns) * (columns + 1)
+def room(rows: int, columns: int) -> int:
+    """Return the bytes of workspace that `expand` takes for a part of this size."""
+    chunk = min(rows, _rows_at_once(columns)) * (columns + 1)
     return room_for(((chunk + 1) // 2, torch.int32), (chunk, torch.float32))
 
 

@@ -124,7 +124,7 @@ def test_only_packed_tensors_are_kept_and_only_a_tile_is_made(small_tiles):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(product, "borrowed", borrowed)
-        patch.setattr(product, "room", lambda columns: 0)
+        patch.setattr(product, "room", lambda rows, columns: 0)
         patch.setattr("mudpuppy.quant.formats.interface.Format.dequantise_into", no_weight)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             y = packed_linear(x, packed, NF4, None, torch.float32)
@@ -190,3 +190,19 @@ def test_an_empty_layer_of_packed_zeros_gives_zeros():
     packed = Packed(torch.full((3, 2), 0x77, dtype=torch.uint8), torch.zeros(3, 1).bfloat16(), 4, 4)
     y = packed_linear(torch.randn(2, 4), packed, NF4, None, torch.float32)
     assert not y.any()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (4096, 512), (2048, 2100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_borrowed_is_about_what_is_predicted(shape, dtype, monkeypatch):
+    sizes: list[int] = []
+    original = product.borrowed
+    monkeypatch.setattr(
+        product, "borrowed", lambda size, like: (sizes.append(size), original(size, like))[1]
+    )
+    packed = packed_matrix(NF4, *shape)
+    x = torch.randn(2, shape[1], dtype=dtype, requires_grad=True)
+    packed_linear(x, packed, NF4, None, dtype).sum().backward()
+    said = product.workspace_bytes(shape[0] * shape[1], dtype.itemsize, on_cpu=True)
+    assert len(sizes) == 2
+    assert 0.5 * said < max(sizes) < 1.3 * said + 1024
