@@ -212,18 +212,20 @@ def _trust() -> Iterator[str]:
         f"{result['date']}), where small models make every fixed cost large: memory that was held "
         "from the first step to the last, over the predicted one."
     )
-    yield from ("", "| method | models | held / predicted, median | smallest | largest |")
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    yield from ("", "| method | models | held / predicted, median | smallest | largest | MB more |")
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for method in ("lora", "qlora", "full", "stream"):
-        ratios = [
-            one["held_mb"] / one["predicted_mb"]
+        points = [
+            (one["held_mb"], one["predicted_mb"])
             for name, side in result["sides"].items()
             for one in side.get("samples", ())
             if name.endswith(f": {method}") and "held_mb" in one
         ]
+        ratios = [held / predicted for held, predicted in points]
+        more = statistics.median(held - predicted for held, predicted in points)
         figures = (statistics.median(ratios), min(ratios), max(ratios))
         shown = " | ".join(f"{figure:.2f}" for figure in figures)
-        yield f"| `{method}` | {len(ratios)} | {shown} |"
+        yield f"| `{method}` | {len(ratios)} | {shown} | {more:.0f} |"
     yield ""
     yield (
         "Weights, adapter, gradients and optimizer states are counted to the byte; activations "
