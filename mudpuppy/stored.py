@@ -6,6 +6,7 @@ is only looked at on its way to fewer bits would stay in memory with its whole f
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,6 +44,11 @@ DTYPES = {
 """torch's type for each type of the format."""
 
 
+OWN_PAGES = 1 << 20
+"""Bytes from which on a tensor gets pages of its own, which go back to the system with it: in the
+heap, what is kept would settle between what is only passing, and the heap would grow."""
+
+
 class Reader:
     """Reads parts of tensors; keeps the files open."""
 
@@ -74,7 +80,11 @@ class Reader:
 
     def read_bytes(self, entry: TensorEntry, start: int, stop: int) -> Tensor:
         """Return the bytes from `start` to `stop` of a tensor, uint8."""
-        raw = torch.empty(stop - start, dtype=torch.uint8)
+        size = stop - start
+        if size < OWN_PAGES:
+            raw = torch.empty(size, dtype=torch.uint8)
+        else:
+            raw = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
         self.read_into(entry, start, raw)
         return raw
 
