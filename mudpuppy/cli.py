@@ -296,7 +296,9 @@ def _run_explain(words: list[str]) -> int:
     arguments = parser.parse_args(words)
     if arguments.rules or arguments.code:
         for rule in _rules_named(arguments.code):
-            print(f"{rule.code} {rule.name}\n  why      {rule.reason}\n  instead  {rule.hint}")
+            print(
+                f"{rule.code} {rule.name}\n  why      {rule.every_reason}\n  instead  {rule.hint}"
+            )
         return 0
     if arguments.all:
         return _print_all()

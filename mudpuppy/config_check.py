@@ -41,7 +41,10 @@ def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote
     config = check_values(values, name=name)
     decision = config.decide()
     if not decision.accepted:
-        lines = [f"{rule.code} {rule.name}: {rule.reason}" for rule in decision.rejections]
+        lines = [
+            f"{rule.code} {rule.name}: {rule.reason_for(config.method)}"
+            for rule in decision.rejections
+        ]
         raise UnsupportedCombination(
             "this combination is rejected\n  " + "\n  ".join(lines),
             codes=[rule.code for rule in decision.rejections],

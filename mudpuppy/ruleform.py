@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from mudpuppy.features import METHODS, PRECISIONS
 
@@ -27,9 +27,23 @@ class Rule:
     precisions: frozenset[str] = frozenset(PRECISIONS)
     """Precisions the rule is about."""
     reason: str
-    """Why it cannot work."""
+    """Why it cannot work, or is not promised to."""
+    own_reasons: Mapping[str, str] = field(default_factory=dict)
+    """The same for methods of which something else is true."""
     hint: str
     """What to type instead."""
+
+    def reason_for(self, method: str) -> str:
+        """Return why it cannot work with one of the methods."""
+        return self.own_reasons.get(method, self.reason)
+
+    @property
+    def every_reason(self) -> str:
+        """The reason, and after it those of single methods."""
+        own: dict[str, list[str]] = {}
+        for method, reason in self.own_reasons.items():
+            own.setdefault(reason, []).append(method)
+        return "; ".join([self.reason, *(f"{', '.join(m)}: {r}" for r, m in own.items())])
 
     def applies(self, method: str, precision: str, features: Iterable[str]) -> bool:
         """Return whether the rule rejects this combination."""
@@ -64,8 +78,12 @@ def make_rule(
     precisions: str = " ".join(PRECISIONS),
     reason: str,
     hint: str,
+    own_reasons: Mapping[str, str] | None = None,
 ) -> Rule:
-    """Make a rule from words; `*` stands for every method."""
+    """Make a rule from words; `*` stands for every method.
+
+    The keys of `own_reasons` are methods too, with blanks between them.
+    """
     return Rule(
         code=code,
         name=name,
@@ -75,5 +93,8 @@ def make_rule(
         without=frozenset(without.split()),
         precisions=frozenset(precisions.split()),
         reason=reason,
+        own_reasons={
+            method: own for words, own in (own_reasons or {}).items() for method in words.split()
+        },
         hint=hint,
     )

@@ -146,12 +146,18 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "MP-R14",
-        "streaming-with-adapter",
+        "streaming-beyond-fine-tuning",
         "dpo ipo kto orpo grpo rm prm multimodal",
         "streaming",
-        reason="layers are streamed for full supervised fine-tuning only: a reference model would "
-        "lie whole on the device beside them, and generation would bring every layer for every "
-        "token",
+        reason="the reference is a second model that would lie whole on the device, and a model "
+        "cannot be copied while its layers are streamed; or it is the model without its adapter, "
+        "under which streaming is not promised (MP-R07)",
+        own_reasons={
+            "orpo rm prm multimodal": "with all weights nothing is known to stand in its way, but "
+            "no cell holds it to that yet; under an adapter streaming is not promised (MP-R07)",
+            "grpo": "generation would bring every layer to the device for every token; under an "
+            "adapter streaming is not promised (MP-R07)",
+        },
         hint="leave out --stream; to save memory, use --gradient-checkpointing",
     ),
     _rule(
@@ -353,7 +359,7 @@ def describe(decision: Decision) -> str:
     for rule in decision.rejections:
         lines += [
             f"  {rule.code} {rule.name}",
-            f"    why      {rule.reason}",
+            f"    why      {rule.reason_for(decision.method)}",
             f"    instead  {rule.hint}",
         ]
     return "\n".join(lines)

@@ -66,7 +66,7 @@ class Optimizer:
         self._asked = asked
         self._total = total
         self._turn = 0
-        self._taken = 0
+        self._taken: dict[str, int] = {}
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -90,7 +90,7 @@ class Optimizer:
     ) -> dict[str, Tensor]:
         """Return the weights, in fp64, after a step from `before` with the run's own gradients."""
         rate, (first, second) = self.rate, BETAS
-        self._turn, self._taken = self._turn + 1, self._taken + 1
+        self._turn += 1
         after = {}
         for name, weight in before.items():
             w = weight.double()
@@ -101,9 +101,10 @@ class Optimizer:
             m, v = self._moments.get(name, (torch.zeros_like(g), torch.zeros_like(g)))
             m, v = first * m + (1 - first) * g, second * v + (1 - second) * g * g
             self._moments[name] = m, v
+            self._taken[name] = taken = self._taken.get(name, 0) + 1
             decay = 0.0 if NOT_DECAYED.search(name.lower()) else float(self._asked.weight_decay)
-            spread = (v / (1 - second**self._taken)).sqrt() + EPSILON
-            step = (m / (1 - first**self._taken)) / spread
+            spread = (v / (1 - second**taken)).sqrt() + EPSILON
+            step = (m / (1 - first**taken)) / spread
             after[name] = w * (1 - rate * decay) - rate * step
         return after
 

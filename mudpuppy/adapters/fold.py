@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mudpuppy.adapters.codes import NOT_FINITE
-from mudpuppy.adapters.merge_plan import LowRank, Output
+from mudpuppy.adapters.merge_plan import LowRank, Output, PackedEntry
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.safefile import TensorEntry
@@ -129,6 +129,10 @@ def _load(entry: TensorEntry, start: int, count: int, kept: str, work: Workspace
 
 def _base_block(output: Output, start: int, stop: int, work: Workspace) -> Tensor:
     """Return rows of the weight that the adapter saw, (stop - start, columns)."""
+    if isinstance(output.source, PackedEntry):
+        layer = output.source.layer
+        dense: Tensor = layer.format.dequantise(layer.read(work.reader, start, stop))
+        return dense
     columns = output.source.shape[1]
     count = (stop - start) * columns
     block = _load(output.source, start * columns, count, output.home.dtype, work)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mudpuppy.adapters.adapter_files import AdapterFiles, read_adapter
-from mudpuppy.adapters.merge_plan import FLOATS, PackedBase, Packing
+from mudpuppy.adapters.merge_plan import FLOATS, PackedBase, PackedEntry, Packing
 from mudpuppy.adapters.tensor_names import HEADS
 from mudpuppy.errors import ModelError, shown
 from mudpuppy.provenance import fingerprint_model, read_provenance
-from mudpuppy.safefile import TensorEntry, checkpoint_tensors
+from mudpuppy.safefile import ITEM_BYTES, TensorEntry, checkpoint_tensors
 
 SCHEMES = {
     "nf4-blockwise": "nf4",
@@ -51,6 +51,8 @@ class Inputs:
     """How the base was quantised while the adapter was trained."""
     seen: str | None
     """Type in which a quantised base was held before that."""
+    is_packed: bool
+    """Whether the base itself lies in 4 bits."""
 
 
 def read_inputs(
@@ -80,23 +82,25 @@ def read_inputs(
             f"{base} holds no safetensors weights",
             hint="save the base with safetensors first; pickled weights are never loaded",
         )
-    _refuse_quantised(base, config, tensors)
+    held, is_packed = _unpacked(base, config, tensors)
     _require_same_base(base, fingerprint, files, provenance, other_base, say)
     is_tied = _ties(config) is not False
     if _ties(config):
         # a loader that ties never reads the file's own output layer
         heads = tuple(f".{head}.weight" for head in HEADS)
-        tensors = {n: e for n, e in tensors.items() if not f".{n}".endswith(heads)}
-    packed = _packed(files, provenance)
+        held = {n: e for n, e in held.items() if not f".{n}".endswith(heads)}
+    # a base that lies in 4 bits is what the adapter saw
+    packed = None if is_packed else _packed(files, provenance)
     return Inputs(
         base=base,
         config=config,
-        tensors=tensors,
+        tensors=held,
         is_tied=is_tied,
         fingerprint=fingerprint,
         adapter=files,
         provenance=provenance,
         packed=packed,
+        is_packed=is_packed,
         seen=SEEN.get(str(provenance.get("precision"))) if packed else None,
     )
 
@@ -123,6 +127,52 @@ def _ties(config: Mapping[str, Any]) -> bool | None:
         if isinstance(part, dict) and isinstance(part.get("tie_word_embeddings"), bool):
             return bool(part["tie_word_embeddings"])
     return None
+
+
+def _unpacked(
+    base: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
+) -> tuple[Mapping[str, TensorEntry], bool]:
+    """Return the tensors with those of 4-bit layers in the form of plain weights, and whether any.
+
+    Raises:
+        ModelError: the base is packed in a way that is not read here, or damaged (MP-Q01 to Q04).
+    """
+    said = config.get("quantization_config")
+    declared: dict[str, Any] = said if isinstance(said, dict) else {}
+    method = declared.get("quant_method")
+    if method not in ("mudpuppy", "bitsandbytes") or declared.get("load_in_8bit"):
+        _refuse_quantised(base, config, tensors)
+        return tensors, False
+    # torch comes with the formats; a base that is plain is planned without
+    from mudpuppy.quant.bnb_files import BNB_PARTS
+    from mudpuppy.quant.layer_files import find_layers
+    from mudpuppy.stored import Reader
+
+    reader = Reader()
+    try:
+        layers = find_layers(base, tensors, declared, reader)
+    finally:
+        reader.close()
+    parts = ("weight", "qweight", "scales", *BNB_PARTS)
+    packed = {f"{name}.{part}": name for name in layers for part in parts}
+    kind = _float_type(config)
+    made: dict[str, TensorEntry] = {}
+    for name, entry in tensors.items():  # in the order of the files
+        layer = layers.get(packed.get(name, ""))
+        if layer is None:
+            made[name] = entry
+            continue
+        weight = f"{layer.name}.weight"
+        size = layer.rows * layer.columns * ITEM_BYTES[kind]
+        made[weight] = PackedEntry(weight, entry.file, kind, layer.shape, 0, size, layer)
+    _refuse_quantised(base, config, made)
+    return made, True
+
+
+def _float_type(config: Mapping[str, Any]) -> str:
+    """Return the type of a model's plain weights, as config.json tells it; else bf16."""
+    said = str(config.get("dtype") or config.get("torch_dtype"))
+    return next((kind for kind, name in TORCH_NAMES.items() if name == said), "BF16")
 
 
 def _refuse_quantised(

@@ -49,6 +49,14 @@ class Packing:
     """Scales that were tried besides."""
 
 
+@dataclass(frozen=True, slots=True)
+class PackedEntry(TensorEntry):
+    """A weight that lies in 4 bits; type, shape and size are those of its 16-bit form."""
+
+    layer: Any
+    """A `mudpuppy.quant.packed_files.StoredLayer`, which reads rows of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """One tensor of the merged model."""
@@ -72,7 +80,7 @@ class Output:
     def is_copied(self) -> bool:
         """Whether the values are the source's own."""
         parts = (self.change, self.bias, self.rows, self.packing)
-        return all(part is None for part in parts)
+        return all(part is None for part in parts) and not isinstance(self.source, PackedEntry)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from mudpuppy.errors import EngineError
 from mudpuppy.quant.blocks import replace_module
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.linear4bit import Linear4bit
+from mudpuppy.quant.opening import open_model
 
 PROMPTS = (
     "Who lives in the pond?",
@@ -95,7 +96,7 @@ def _with_adapter(
 def _load_base(folder: Path, inputs: Inputs) -> Any:
     """Return the base as the adapter saw it: with the merged model's head and vocabulary size."""
     (name,) = AutoConfig.from_pretrained(folder).architectures
-    base: Any = getattr(transformers, name).from_pretrained(inputs.base, dtype=torch.float32)
+    base: Any = open_model(inputs.base, torch.float32, auto_class=name)
     rows = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
     if rows != base.get_input_embeddings().weight.shape[0]:
         base.resize_token_embeddings(rows, mean_resizing=False)

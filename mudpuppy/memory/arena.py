@@ -67,6 +67,10 @@ class HostArena:
         """Bytes that are taken now."""
         self.peak = 0
         """Most bytes that were taken at one time."""
+        self.inward = 0
+        """Bytes that were copied to the device."""
+        self.outward = 0
+        """Bytes that were copied to the host."""
 
     def reserve(self, size: int, what: str) -> None:
         """Count `size` bytes of the device for what the caller holds there.
@@ -107,12 +111,14 @@ class HostArena:
     def bring(self, copies: Sequence[Copy], after: Mark) -> Mark:
         """Copy from the host to the device, once `after` is passed."""
         del after
+        self.inward += sum(size_of(source) for source, _ in copies)
         for source, target in copies:
             target.copy_(source)
         return PASSED
 
     def take(self, copies: Sequence[Copy]) -> Mark:
         """Copy what the device has computed so far to the host."""
+        self.outward += sum(size_of(source) for source, _ in copies)
         for source, target in copies:
             target.copy_(source)
         return PASSED
@@ -158,6 +164,7 @@ class CudaArena(HostArena):
 
     def bring(self, copies: Sequence[Copy], after: Mark) -> Mark:
         """Copy to the device on a stream of its own."""
+        self.inward += sum(size_of(source) for source, _ in copies)
         if isinstance(after, _CudaMark):
             after.hold(self._inward)
         with torch.cuda.stream(self._inward):
@@ -167,6 +174,7 @@ class CudaArena(HostArena):
 
     def take(self, copies: Sequence[Copy]) -> Mark:
         """Copy to the host on a stream of its own, behind what was computed so far."""
+        self.outward += sum(size_of(source) for source, _ in copies)
         self._outward.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._outward):
             for source, target in copies:

@@ -180,6 +180,10 @@ class FlatLayer:
         """Return where the gradient of a parameter lies on the host, whatever is in there."""
         return self.places[name].own(self._slope_buffer())
 
+    def is_slope(self, name: str, tensor: Tensor) -> bool:
+        """Return whether a tensor is the gradient that lies here."""
+        return tensor.data_ptr() == self._slope_buffer().data_ptr() + self.places[name].offset
+
     def weights(self, names: Sequence[str]) -> Strip:
         """Return trained parameters that follow each other in `trained`, as they lie."""
         assert self._buffer is not None, "what trains is gathered"

@@ -1,15 +1,16 @@
 """AdamW on the host for tensors that lie side by side: few calls of torch's fused kernel, not many.
 
-torch's fused AdamW is the fastest on a CPU, and pays for every tensor it is called with
-(performance.md, section 3). Here tensors that follow each other in memory step as one. That changes
-no bit: the kernel computes element by element, in vectors, and only what is left over at the end of
-a tensor is computed one by one, maybe rounded otherwise. So tensors are joined where nothing is
-left over, and step alone where something is.
+torch's fused AdamW is the fastest on a CPU, and a call of it for every tensor costs a third more
+than one for all (performance.md, section 3). Here tensors that follow each other in memory step as
+one. That changes no bit: the kernel computes element by element, in vectors, and only what is left
+over at the end of a tensor is computed one by one, maybe rounded otherwise. So tensors are joined
+where nothing is left over, and step alone where something is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's states of a parameter, beside its count of steps."""
 State = MutableMapping[Tensor, dict[str, Any]]
 """An optimizer's states, by weight."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One step of a bucket, but for the settings."""
+
+    places: tuple[int, int, tuple[int, ...]]
+    """Addresses of weights and gradients, and the numbers of those that step."""
+    firsts: list[int]
+    """Number of the first weight of each run."""
+    joined: list[list[Tensor]]
+    """Weights, gradients and both moments, by run."""
+    ages: dict[int, Tensor]
+    """The steps that each weight has taken; counted on in place."""
 
 
 class Bucket:
@@ -54,6 +69,7 @@ class Bucket:
         self._arena = arena
         self._states = states
         self._moments: dict[str, Strip] = {}
+        self._plan: _Plan | None = None
 
     def _state(self, index: int) -> dict[str, Any]:
         return self._states()[self.keys[index]]
@@ -72,19 +88,15 @@ class Bucket:
         if not chosen:
             return
         self._make_states(chosen)
-        weights, slopes = self.weights(), self.slopes()
-        runs = list(self._runs(chosen, weights))
-        ages = [self._state(first)["step"].clone() for first, _ in runs]
-        strips = (weights, slopes, *(self._moments[name] for name in MOMENTS))
-        joined = [[strip.joined(*run) for run in runs] for strip in strips]
+        plan = self._make_plan(chosen)
         beta1, beta2 = group["betas"]
         adamw(
-            joined[0],
-            joined[1],
-            joined[2],
-            joined[3],
+            plan.joined[0],
+            plan.joined[1],
+            plan.joined[2],
+            plan.joined[3],
             [],
-            ages,
+            [plan.ages[first].clone() for first in plan.firsts],
             fused=True,
             grad_scale=grad_scale,
             amsgrad=False,
@@ -95,8 +107,27 @@ class Bucket:
             eps=group["eps"],
             maximize=group["maximize"],
         )
-        for index in chosen:
-            self._state(index)["step"] += 1
+        for age in plan.ages.values():
+            age += 1
+
+    def _make_plan(self, chosen: Sequence[int]) -> _Plan:
+        """Return what steps together; that of the step before, as long as nothing has changed."""
+        weights, slopes = self.weights(), self.slopes()
+        places = weights.buffer.data_ptr(), slopes.buffer.data_ptr(), tuple(chosen)
+        if self._plan is not None and self._plan.places == places:
+            return self._plan
+        ages = {index: self._state(index)["step"] for index in chosen}
+        runs = list(self._runs(chosen, weights))
+        strips = (weights, slopes, *(self._moments[name] for name in MOMENTS))
+        plan = _Plan(
+            places=places,
+            firsts=[first for first, _ in runs],
+            joined=[[strip.joined(*run) for run in runs] for strip in strips],
+            ages=ages,
+        )
+        # what steps in every step keeps one age, and one plan; else ages may come to differ
+        self._plan = plan if len(chosen) == len(self.keys) else None
+        return plan
 
     def take_states(self) -> None:
         """Put states that were loaded, and lie anywhere, side by side."""
@@ -105,6 +136,7 @@ class Bucket:
         }
         for index in loaded:
             self._state(index).clear()
+        self._plan = None
         self._make_states(list(loaded))
         for index, values in loaded.items():
             for name, value in values.items():
@@ -115,6 +147,7 @@ class Bucket:
         new = [index for index in chosen if not self._state(index)]
         if not new:
             return
+        self._plan = None
         if not self._moments:
             places = self.weights().places
             self._moments = {name: Strip(places, self._arena) for name in MOMENTS}

@@ -36,8 +36,6 @@ class TransferLedger:
     """Weights brought to the device in backward passes, in bytes."""
     gradient_bytes: int = 0
     """Gradients brought back to the host, in bytes."""
-    returned_bytes: int = 0
-    """Weights copied from the device to the host, in bytes: none, ever; a test says so."""
     fetches: int = 0
     """Layers brought to the device."""
     peak_layers: int = 0

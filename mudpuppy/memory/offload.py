@@ -262,10 +262,10 @@ class StreamedAdamW(OffloadedAdamW):
         for group, names, bucket in self._layers[index]:
             given = []
             for name in names:
-                gradient, slope = flat.tensors[name].grad, flat.slope_of(name)
+                gradient = flat.tensors[name].grad
                 given.append(gradient is not None)
-                if gradient is not None and gradient.data_ptr() != slope.data_ptr():
-                    slope.copy_(gradient)  # somebody put another tensor in its place
+                if gradient is not None and not flat.is_slope(name, gradient):
+                    flat.slope_of(name).copy_(gradient)  # somebody put another one in its place
             # copied: the schedule goes on before the layer has stepped
             settings = dict(self._adam.param_groups[group])
             works.append(partial(bucket.step, given, settings, grad_scale=scale))

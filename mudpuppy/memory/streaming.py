@@ -149,6 +149,7 @@ class LayerStream:
             parameter.grad = target
             return
         if not arena.overlaps:
+            arena.outward += size_of(gradient)
             parameter.grad.add_(gradient.to(parameter.grad.device))
             return
         passing = arena.make_host(size_of(gradient)).view(gradient.dtype).view(gradient.shape)

@@ -179,7 +179,8 @@ def open_base(
         state, declared, layers = _state(base, dtype, reader)
         config = AutoConfig.from_pretrained(base.folder, **(settings or {}))
         with torch.device("meta"):  # transformers chooses the class, and the part of the config
-            empty = kind.from_config(copy.deepcopy(config))
+            make = getattr(kind, "from_config", kind)  # an Auto class, or the model's own
+            empty = make(copy.deepcopy(config))
         _require_shapes(empty, layers)
         config = empty.config
         _declare(config, declared)

@@ -53,7 +53,8 @@ def test_every_rule_can_be_met_and_explains_itself(rule):
     assert rule in decision.rejections
     text = describe(decision)
     assert rule.code in text
-    assert rule.reason in text
+    assert rule.reason_for(decision.method) in text
+    assert set(rule.own_reasons) <= rule.methods
     assert rule.hint in text
 
 
@@ -84,6 +85,16 @@ def test_a_rule_is_silent_where_one_of_its_conditions_is_missing(rule):
 def test_an_unknown_word_is_an_error(method, precision, features):
     with pytest.raises(ValueError, match="unknown"):
         decide(method, precision, features)
+
+
+def test_streaming_is_refused_for_the_reason_that_is_true_of_the_method():
+    texts = {m: describe(decide(m, "bf16", {"streaming"})) for m in ("dpo", "rm", "grpo")}
+
+    assert "reference" in texts["dpo"]
+    assert "reference" not in texts["rm"] + texts["grpo"]
+    assert "generation" in texts["grpo"]
+    (rule,) = (rule for rule in RULES if rule.code == "MP-R14")
+    assert all(text in rule.every_reason for text in (rule.reason, "orpo, rm, prm, multimodal: "))
 
 
 def test_explain_prints_the_verdict_without_importing_torch():

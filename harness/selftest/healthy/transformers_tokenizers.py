@@ -121,6 +121,7 @@ def save_qwen2_class(ward: Ward) -> Patient:
     made = Qwen2Tokenizer(
         vocab=raw.get_vocab(), merges=[], eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
+    made.add_tokens(["<|im_start|>"], special_tokens=True)  # else it is cut into pieces
     made.chat_template = TEMPLATE
     save_chat_model(ward.folder / "m", made, kind="Qwen2Config")
     return Patient(path=ward.folder / "m")
