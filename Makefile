@@ -67,7 +67,7 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.table $(ROWS)
 
 bench-quick: $(STAMP)
-	@$(BIN)/python -m benchmarks.table --quick $(ROWS)
+	@$(BIN)/python -m benchmarks.table --quick $(if $(EXACT),--exact) $(ROWS)
 
 bench-timings: $(STAMP)
 	@$(BIN)/pytest benchmarks/test_timings.py -m pressure

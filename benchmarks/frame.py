@@ -86,8 +86,8 @@ class Row:
 
     @property
     def is_time(self) -> bool:
-        """Whether seconds are compared."""
-        return self.figure.endswith("_s")
+        """Whether seconds are compared, or how they grow."""
+        return self.figure.endswith("_s") or self.figure == "exponent"
 
     @property
     def allowed(self) -> float | None:

@@ -97,7 +97,7 @@ def guard(row: Row, now: Outcome, kept: Mapping[str, Any] | None, same_machine: 
     if kept is None or kept.get("calm") is None:
         return f"{FREE}: nothing is committed"
     if row.is_time and not same_machine:
-        return f"{FREE}: committed on another kind of processor"
+        return f"{FREE}: times are not compared here"
     assert row.goal is not None
     assert now.calm is not None
     before = float(kept["calm"])

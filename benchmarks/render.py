@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tabulate import tabulate
 
@@ -33,7 +34,8 @@ def subject_table(result: Mapping[str, Any]) -> Table:
     for row in result["rows"]:
         *cells, status = _cells(row)
         style = STYLES.get(row["status"])
-        table.add_row(*cells, f"[{style}]{status}[/]" if style else status)
+        said = escape(status)
+        table.add_row(*map(escape, cells), f"[{style}]{said}[/]" if style else said)
     return table
 
 
@@ -44,7 +46,8 @@ def guard_table(lines: Sequence[tuple[str, str, Outcome, str]]) -> Table:
         table.add_column(name)
     for subject, what, now, verdict in lines:
         style = STYLES.get(verdict.partition(":")[0])
-        shown = f"[{style}]{verdict}[/]" if style else verdict
+        said = escape(verdict)
+        shown = f"[{style}]{said}[/]" if style else said
         table.add_row(subject, what, now.against or "-", _number(now.calm), shown)
     return table
 

@@ -76,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small sizes, held against the results"
     )
     parser.add_argument("--update", action="store_true", help="with --quick: keep what comes out")
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="with --quick: guard errors, bytes and counts, no times",
+    )
     parser.add_argument("--rounds", type=int, help="interleaved rounds")
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument("--list", action="store_true", help="name the subjects")
@@ -108,7 +113,7 @@ def _guard_all(chosen: list[Subject], options: argparse.Namespace) -> int:
         kept = read_result(RESULTS, subject.name, is_quick=True)
         for number in range(TRIES):
             result = measure(subject, True, options.rounds)
-            found = held_against(subject, result, kept)
+            found = held_against(subject, result, kept, times=not options.exact)
             if result.get("crash") or not any(one[3].startswith(WORSE) for one in found):
                 break
             if number + 1 < TRIES:
@@ -123,11 +128,19 @@ def _guard_all(chosen: list[Subject], options: argparse.Namespace) -> int:
 
 
 def held_against(
-    subject: Subject, result: dict[str, Any], kept: dict[str, Any] | None
+    subject: Subject, result: dict[str, Any], kept: dict[str, Any] | None, *, times: bool = True
 ) -> list[tuple[str, str, Outcome, str]]:
-    """Return subject, row, outcome and verdict of the guard of every row."""
+    """Return subject, row, outcome and verdict of the guard of every row.
+
+    Args:
+        subject: what was measured.
+        result: what came out.
+        kept: what was committed, None where nothing was.
+        times: whether times are guarded, too.
+    """
     before = {row["name"]: row for row in (kept or {}).get("rows", ())}
-    same = kept is not None and kept["machine"]["processor"] == result["machine"]["processor"]
+    known = kept is not None and kept["machine"]["processor"] == result["machine"]["processor"]
+    same = times and known
     outcomes = {
         row["name"]: Outcome(**{"goal": "", "against": None, **row}) for row in result["rows"]
     }

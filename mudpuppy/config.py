@@ -173,7 +173,7 @@ class TrainingConfig(BaseModel):
     """Bits a weight (gptq)."""
     gptq_group_size: Annotated[int, Field(ge=-1, le=65_536)] = 128
     """Input channels that share one scale, -1 for all of a row (gptq)."""
-    gptq_act_order: bool = False
+    gptq_act_order: bool = True
     """Round the columns with the largest inputs first (gptq)."""
     gptq_static_groups: bool = True
     """With act-order, keep neighbours in a group; otherwise the files say desc_act (gptq)."""

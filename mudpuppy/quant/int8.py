@@ -240,10 +240,11 @@ class _OwnConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers
 class _OwnQuantizer(EmptyLayers):
     """Puts empty int8 layers into the model, which transformers then fills from the file."""
 
-    def make_empty(self, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
-        """Return an empty int8 layer."""
+    def make_empty(self, name: str, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
+        """Return an empty int8 layer, with a scale for its inputs where the file has one."""
         del dtype
-        return Int8Linear(linear.in_features, linear.out_features)
+        static = name in self.quantization_config.static
+        return Int8Linear(linear.in_features, linear.out_features, static=static)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         self.put_empty(model, self.quantization_config.layers, torch.float32)

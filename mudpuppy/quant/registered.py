@@ -72,7 +72,7 @@ class EmptyLayers(HfQuantizer):  # type: ignore[misc]  # transformers ships no t
     """Puts empty layers into a model, which transformers then fills from the file."""
 
     @abstractmethod
-    def make_empty(self, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
+    def make_empty(self, name: str, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
         """Return the empty form of a layer, without its bias; called with `meta` as the device."""
 
     def put_empty(self, model: nn.Module, names: list[str], dtype: torch.dtype) -> None:
@@ -84,7 +84,7 @@ class EmptyLayers(HfQuantizer):  # type: ignore[misc]  # transformers ships no t
         for name in names:
             linear = find_linear(model, name)
             with torch.device("meta"):
-                layer = self.make_empty(linear, dtype)
+                layer = self.make_empty(name, linear, dtype)
             layer.register_parameter("bias", linear.bias)
             if linear.bias is not None:
                 linear.bias.requires_grad_(False)
@@ -164,7 +164,7 @@ class FourBitQuantizer(EmptyLayers):
             said["block_size"] = self.quantization_config.block_size = form.default_block_size
         return read_declared("quantization_config", said)
 
-    def make_empty(self, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
+    def make_empty(self, name: str, linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
         """Return an empty packed layer."""
         wanted = forms(self._format, linear.out_features, linear.in_features, self._block_size)
         packed = Packed(

@@ -178,3 +178,30 @@ def test_the_child_writes_samples_facts_and_verdicts(tmp_path: Path):
     assert {"size": 1} == found["facts"]
     assert {"ours": {"samples": [{"rmse": 0.5}]}} == found["sides"]
     assert "reached" == found["rows"][0]["status"]
+
+
+def test_times_are_let_go_where_a_machine_may_be_busy_and_errors_are_not():
+    timed = Subject(
+        name="some",
+        title="Some",
+        measure=lambda plan: {},
+        rows=(Row(name="r", what="what", ours="ours", against=None, goal=at_most(1)),),
+    )
+    worse, kept = made_result(90.0), made_result(0.5)
+
+    def verdict(subject: Subject, times: bool) -> str:
+        ((_, _, _, said),) = table.held_against(subject, worse, kept, times=times)
+        return said
+
+    assert verdict(timed, times=True).startswith("worse")
+    assert verdict(timed, times=False).startswith("not guarded")
+    assert verdict(SOME, times=False).startswith("worse")
+
+
+def test_words_in_brackets_are_shown_as_they_are(wide_console: Console):
+    result = made_result(1.0, "not run")
+    result["rows"][0]["reason"] = "pip install 'mudpuppy[bench]'"
+    wide_console.print(render.subject_table(result))
+    lines = table.held_against(SOME, result, None)
+    wide_console.print(render.guard_table(lines))
+    assert wide_console.export_text().count("mudpuppy[bench]") == 2
