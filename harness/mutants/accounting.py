@@ -69,10 +69,11 @@ def trained_tensors_told_wrong() -> None:
 def block_size_told_wrong() -> None:
     """Record another block size than the base was quantised with (FM64)."""
 
-    @replaces(part("engine"), "_quantisation")
-    def quantisation(original: Any, *words: Any) -> Any:
-        made = original(*words)
-        return {**made, "block_size": made["block_size"] // 2} if made else made
+    @replaces(part("engine"), "make_record")
+    def make(original: Any, *words: Any, **named: Any) -> Any:
+        made = original(*words, **named)
+        told = made.quantisation
+        return replace(made, quantisation={**told, "block_size": told["block_size"] // 2})
 
 
 @mutant("lora", "full", caught_by="MPD752")
