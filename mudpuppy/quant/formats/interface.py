@@ -43,6 +43,33 @@ class Packed(NamedTuple):
     """Columns that share a scale."""
 
 
+def require_part(
+    packed: Packed, out: Tensor, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """Refuse to write a part of a packed matrix where that would read or write beside it.
+
+    Raises:
+        ValueError: the part is not in the matrix, or does not begin at a block and an even column;
+            `out` has another shape; or levels and scales are not of one matrix.
+    """
+    (top, bottom), (left, right) = rows, columns
+    height, width, size = packed.qweight.shape[0], packed.in_features, packed.block_size
+    if packed.qweight.shape[1] != -(-width // 2) or packed.scales.shape != (
+        height,
+        -(-width // size),
+    ):
+        raise ValueError(
+            f"levels {tuple(packed.qweight.shape)} and scales {tuple(packed.scales.shape)} for "
+            f"{width} columns in blocks of {size}"
+        )
+    if not (0 <= top <= bottom <= height and 0 <= left <= right <= width):
+        raise ValueError(f"rows {rows} and columns {columns} of a matrix of {height} x {width}")
+    if left % size or left % 2:
+        raise ValueError(f"column {left} does not begin a block of {size}")
+    if tuple(out.shape) != (bottom - top, right - left):
+        raise ValueError(f"a buffer of shape {tuple(out.shape)} for {rows} x {columns}")
+
+
 class Format(ABC):
     """A way to hold a matrix in 4 bits a weight; stateless."""
 
@@ -164,14 +191,11 @@ class Format(ABC):
                 borrowed for the call.
 
         Raises:
-            ValueError: the part does not begin at a block, or `out` has another shape.
+            ValueError: as `require_part` says.
         """
         top, bottom = rows or (0, packed.qweight.shape[0])
         left, right = columns or (0, packed.in_features)
-        if left % packed.block_size or left % 2:
-            raise ValueError(f"column {left} does not begin a block of {packed.block_size}")
-        if tuple(out.shape) != (bottom - top, right - left):
-            raise ValueError(f"a buffer of shape {tuple(out.shape)} for {rows} x {columns}")
+        require_part(packed, out, (top, bottom), (left, right))
         if out.numel() == 0:
             return
         qweight = packed.qweight[top:bottom, left // 2 : -(-right // 2)]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mudpuppy.errors import OutputError
-from mudpuppy.quant.formats.interface import Format, Packed
+from mudpuppy.quant.formats.interface import Format, Packed, require_part
 from mudpuppy.quant.kernels.common import Range
 from mudpuppy.quant.kernels.compiler import (
     VARIABLE,
@@ -107,10 +107,15 @@ def dequantise_into(
     columns: Range,
     space: Space | None = None,
 ) -> None:
-    """Do what `Format.dequantise_into` does, by the kernel of the device where there is one."""
+    """Do what `Format.dequantise_into` does, by the kernel of the device where there is one.
+
+    Raises:
+        ValueError: as `require_part` says.
+    """
     # a graph that is traced takes operations of torch alone; products are one as a whole
     kernel = None if torch.compiler.is_compiling() else choose(out.device).kernel
     if kernel is not None and kernel.takes(form, packed, out):
+        require_part(packed, out, rows, columns)  # kernels write through bare addresses
         kernel.dequantise_into(form, packed, out, rows, columns)
     else:
         form.dequantise_into(packed, out, rows=rows, columns=columns, space=space)

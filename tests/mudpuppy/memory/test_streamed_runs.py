@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mudpuppy.memory import offload
 from mudpuppy.memory.streaming import stream_of
 from mudpuppy.tiny import resolve_model
 from tests.mudpuppy.test_resume import (
@@ -54,7 +55,6 @@ def test_two_streamed_steps_and_one_equal_three(resident, tmp_path):
 
 def test_unclipped_layers_step_while_backward_goes_on(base, tmp_path, monkeypatch):
     sent = []
-    offload = pytest.importorskip("mudpuppy.memory.offload")
     send = offload.StreamedAdamW._send
 
     def send_and_note(self, index, scale, arrivals=()):

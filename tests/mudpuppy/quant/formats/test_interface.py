@@ -193,6 +193,8 @@ def test_a_part_that_does_not_begin_a_block_is_refused(form):
         form.dequantise_into(packed, torch.empty(2, 10), columns=(2, 12))
     with pytest.raises(ValueError, match="a buffer of shape"):
         form.dequantise_into(packed, torch.empty(2, 10))
+    with pytest.raises(ValueError, match="of a matrix of 2 x 128"):
+        form.dequantise_into(packed, torch.empty(2, 128), rows=(1, 3))
 
 
 @every_format

@@ -68,6 +68,43 @@ def test_the_compiled_kernel_is_chosen_and_built_once(cache: Path):
     assert (folder / LIBRARY).stat().st_mtime_ns == written
 
 
+WRONG_PARTS = {
+    "out is too narrow": (torch.Size((2, 64)), (0, 2), (0, 128), "a buffer of shape"),
+    "out is too short": (torch.Size((1, 128)), (0, 2), (0, 128), "a buffer of shape"),
+    "inside a block": (torch.Size((2, 96)), (0, 2), (32, 128), "does not begin a block of 64"),
+    "rows below the last": (torch.Size((2, 128)), (1, 3), (0, 128), "of a matrix of 2 x 130"),
+    "columns beyond the last": (torch.Size((2, 132)), (0, 2), (0, 132), "of a matrix of 2 x 130"),
+    "rows before the first": (torch.Size((2, 128)), (-1, 1), (0, 128), "of a matrix of 2 x 130"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", WRONG_PARTS)
+def test_a_kernel_writes_nothing_beside_what_it_was_given(wrong):
+    shape, rows, columns, said = WRONG_PARTS[wrong]
+    form = FORMATS["nf4"]
+    packed = form.quantise(torch.ones(2, 130), 64)
+    assert chooser.choose(CPU).kernel is not None
+    out = torch.full(shape, 7.0)
+    with pytest.raises(ValueError, match=said):
+        chooser.dequantise_into(form, packed, out, rows, columns)
+    assert bool((out == 7.0).all())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "mixed",
+    [{"block_size": 32}, {"in_features": 140}, {"block_size": 7}],
+    ids=["another block size", "more columns", "blocks of seven"],
+)
+def test_levels_and_scales_of_two_matrices_are_refused_before_a_kernel_reads_them(mixed):
+    form = FORMATS["nf4"]
+    packed = form.quantise(torch.ones(2, 130), 64)._replace(**mixed)
+    out = torch.empty(2, packed.in_features)
+    with pytest.raises(ValueError, match=r"levels \(2, 65\) and scales \(2, 3\)"):
+        chooser.dequantise_into(form, packed, out, (0, 2), (0, packed.in_features))
+
+
 @needs_compiler
 @pytest.mark.parametrize("flag", ["", "-mssse3", "-march=native"])
 def test_every_path_through_the_source_gives_the_same_bits(monkeypatch, tmp_path, flag):
