@@ -15,6 +15,7 @@ from harness.facts.checkpoint import Tensor
 from harness.repairs.draft import Converted, Draft, NotCertain, Renamed
 from harness.repairs.torch_archive import TorchArchive
 from mudpuppy.errors import OutputError
+from mudpuppy.files import open_regular
 from mudpuppy.safefile import pack_header
 
 CHUNK_BYTES = 1 << 22
@@ -76,7 +77,7 @@ def _put(out: BinaryIO, parts: Iterable[bytes]) -> None:
 
 
 def _copy_into(source: Path, path: Path) -> None:
-    with source.open("rb") as handle:
+    with open_regular(source) as handle:
         _write(path, lambda out: shutil.copyfileobj(handle, out, CHUNK_BYTES))
 
 
@@ -85,7 +86,7 @@ def _rename_into(draft: Draft, name: str, content: Renamed, path: Path) -> None:
     whole = draft.read_weights(name)
     kept = [tensor for tensor in whole.tensors if tensor.name in content.names]
     kept.sort(key=lambda tensor: tensor.start)
-    with (draft.folder / name).open("rb") as handle:
+    with open_regular(draft.folder / name) as handle:
         length = int.from_bytes(handle.read(8), "little")
         metadata = parse_object(handle.read(length))[0].get("__metadata__")
         header = pack_header(

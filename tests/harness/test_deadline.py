@@ -23,7 +23,7 @@ def test_what_takes_too_long_is_given_up():
     with pytest.raises(Overdue):
         call_within(0.05, never.wait)
     never.set()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
 
 
 def test_a_time_that_is_over_already_is_no_error_of_ours():

@@ -205,10 +205,10 @@ def test_a_pattern_that_may_hang_or_is_none_is_refused(pattern: str) -> None:
 )
 def test_an_accepted_pattern_is_fast_on_the_longest_text(pattern: str) -> None:
     compiled = compile_pattern(pattern, 4000)
-    started = time.perf_counter()
+    started = time.process_time()
     for filling in "ax()[":
         compiled.search(filling * 4000)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 def test_alternatives_add_up_and_parts_multiply() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.evidence.files.jsonfile import UnreadableJson, parse_object
 from harness.facts.checkpoint import Tensor, WeightFile
+from mudpuppy.files import open_regular
 
 HEADER_LIMIT_BYTES = 100_000_000
 """Longest header that the format allows."""
@@ -79,7 +80,7 @@ def read_weight_file(path: Path, name: str, budget: HeaderBudget | None = None) 
     budget = budget or HeaderBudget()
     try:
         size = path.stat().st_size
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             head = handle.read(max(8, len(LFS_MARK)))
             if size == 0:
                 return _refuse(name, 0, "empty", "0 bytes")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mudpuppy.files import open_regular
+
 CONFIG_LIMIT_BYTES = 8_000_000
 """Largest configuration file that is read; parsed, it takes some twenty times as much memory."""
 TOKENIZER_LIMIT_BYTES = 64_000_000
@@ -116,7 +118,7 @@ def read_list(path: Path, limit_bytes: int = CONFIG_LIMIT_BYTES) -> list[Any]:
 
 def _read(path: Path, limit_bytes: int) -> str:
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             raw = handle.read(limit_bytes + 1)
     except OSError as problem:
         raise UnreadableJson(f"cannot be read: {problem.strerror}") from problem

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mudpuppy.files import open_regular
+
 GGUF_MARK = b"GGUF"
 """How a GGUF file starts."""
 SUFFIXES = {
@@ -23,7 +25,7 @@ def recognise(path: Path) -> str:
     if known is not None:
         return known
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             head = handle.read(9)
     except OSError:
         return ""

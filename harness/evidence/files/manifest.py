@@ -15,6 +15,7 @@ from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Adapter, Files
 from harness.facts.files import Manifest, Traces
 from harness.registry import NotApplicable
+from mudpuppy.files import open_regular
 from mudpuppy.provenance import fingerprint_model, hash_names
 
 STEPS, RUN = "steps.jsonl", "run.json"
@@ -133,7 +134,7 @@ def read_traces(folder: Path, names: tuple[str, ...], holds_weights: bool) -> Tr
 def _last_step(path: Path) -> int | None:
     """Return the last step of a log of ours; None for a file of somebody else."""
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             first = handle.readline(TAIL_BYTES)
             handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = handle.read(TAIL_BYTES).splitlines()
@@ -159,7 +160,7 @@ def _step_of(line: bytes) -> int | None:
 def _is_record(path: Path) -> bool:
     """Whether run.json is a record of ours."""
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             value = json.loads(handle.read(1_000_000))
     except (OSError, ValueError, RecursionError):
         return False

@@ -17,6 +17,7 @@ from harness.evidence.files.archives import BROKEN_ARCHIVE
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Files, Pickled
 from harness.registry import NotApplicable
+from mudpuppy.files import open_regular
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 """Endings of files that loaders unpickle."""
@@ -217,7 +218,7 @@ def list_names(path: Path, budget: PickleBudget | None = None) -> tuple[tuple[st
     reader = PickleReader(budget)
     try:
         is_archive = zipfile.is_zipfile(path)
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             head = handle.read(len(ZIP_MARK))
             handle.seek(0)
             if head != ZIP_MARK and head[:1] in OPCODES:

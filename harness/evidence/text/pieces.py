@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.registry import Missing
+from mudpuppy.files import open_regular
 
 LIMIT_BYTES = 20_000_000
 """Largest model that is read; Gemma's has 4 MB."""
@@ -26,7 +27,7 @@ def read_pieces(path: Path) -> Iterator[tuple[str, int]]:
         Missing: it cannot be read, or is no sentencepiece model.
     """
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             raw = handle.read(LIMIT_BYTES + 1)
     except OSError as problem:
         raise Missing(f"{path.name} cannot be read: {problem.strerror}") from problem

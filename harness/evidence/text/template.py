@@ -19,6 +19,7 @@ from harness.facts.checkpoint import Files
 from harness.facts.files import Template
 from harness.facts.gguf import Gguf
 from harness.registry import Missing, NotApplicable
+from mudpuppy.files import open_regular
 
 LIMIT_BYTES = 200_000
 """Length of all templates of a folder together that is parsed, half a second; the longest of the
@@ -97,7 +98,7 @@ def _listed(file: str, value: Any) -> Iterator[tuple[str, str, str]]:
 
 def _read(evidence: CheckpointEvidence) -> str:
     try:
-        with (evidence.folder / FILE).open("rb") as handle:
+        with open_regular(evidence.folder / FILE) as handle:
             raw = handle.read(LIMIT_BYTES + 1)
     except OSError as problem:
         raise Missing(f"{FILE} cannot be read: {problem.strerror}") from problem

@@ -21,6 +21,7 @@ from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Adapter, Base
 from harness.facts.records import Point, TrainingLog
 from harness.registry import Missing, NotApplicable
+from mudpuppy.files import open_regular
 
 STATE = "trainer_state.json"
 """What transformers writes into every checkpoint."""
@@ -129,7 +130,7 @@ def _states_below(folder: Path) -> Iterator[Path]:
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a line-wise log; a last line that was cut off is no error."""
     left = LOG_LIMIT_BYTES
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         for _ in range(ROW_LIMIT):
             line = handle.readline(LINE_LIMIT_BYTES)
             left -= len(line)
@@ -281,7 +282,7 @@ def _read_asked(evidence: CheckpointEvidence) -> tuple[dict[str, Any], str]:
     if CARD not in list_files(evidence.folder) or leaves_folder(evidence.folder, CARD):
         return {}, ""
     try:
-        with (evidence.folder / CARD).open("rb") as handle:
+        with open_regular(evidence.folder / CARD) as handle:
             text = handle.read(CARD_LIMIT_BYTES).decode("utf-8", "replace")
     except OSError:
         return {}, ""

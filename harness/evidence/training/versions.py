@@ -17,6 +17,7 @@ from harness.facts.checkpoint import Adapter
 from harness.facts.machine import KnownDefect, Version
 from harness.facts.records import TrainingLog
 from harness.registry import NotApplicable
+from mudpuppy.files import open_regular
 
 TABLE = Path(__file__).parents[2] / "known_defects.toml"
 ORDER = ("critical", "high", "medium", "note")
@@ -152,7 +153,7 @@ def _read_card(evidence: CheckpointEvidence) -> str:
     if evidence.file or CARD not in list_files(folder) or leaves_folder(folder, CARD):
         return ""
     try:
-        with (folder / CARD).open("rb") as handle:
+        with open_regular(folder / CARD) as handle:
             return handle.read(CARD_LIMIT_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""

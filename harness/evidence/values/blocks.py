@@ -20,6 +20,7 @@ from harness.evidence.gguf.file import TYPES
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Tensor
 from harness.registry import Missing
+from mudpuppy.files import open_regular
 
 BLOCKS = {name: (block, size) for name, block, size in TYPES.values() if block > 1}
 """Elements and bytes of a block, by type."""
@@ -82,7 +83,7 @@ def _count_in(path: Path, tensor: Tensor) -> Iterator[int]:
     size = BLOCKS[tensor.dtype][1]
     step = CHUNK_BYTES // size * size
     try:
-        with path.open("rb") as handle:
+        with open_regular(path) as handle:
             handle.seek(tensor.start)
             for start in range(tensor.start, tensor.end, step):
                 raw = handle.read(min(step, tensor.end - start))

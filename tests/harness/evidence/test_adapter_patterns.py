@@ -31,9 +31,9 @@ def test_a_pattern_that_could_hang_leaves_the_merge_unchecked(merge, tmp_path, n
     base, adapter, merged = merge
     folder = copy(adapter, tmp_path / "a")
     edit_json(folder / "adapter_config.json", **{name: {pattern: 4}})
-    started = time.monotonic()
+    started = time.process_time()
     found = diagnose(merged, base=base, adapter=folder, select=["merge-wrongly-scaled"])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     (result,) = found.probes
     assert (result.status, result.applies) == (Status.SKIPPED, True)
     assert f"{name} '{pattern}' is not followed" in result.reason

@@ -269,7 +269,7 @@ def test_a_stream_without_an_end_is_given_up():
         started = time.monotonic()
         reply = Endpoint(server.url, reply_s=0.5).chat("model", "Hello?", 5)
     assert reply.problem == "the answer did not end in time"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
 
 
 def test_a_server_that_says_nothing_is_given_up():
@@ -286,7 +286,7 @@ def test_a_head_that_never_ends_is_given_up():
         started = time.monotonic()
         reply = Endpoint(server.url, reply_s=0.3).chat("model", "Hello?", 5)
     assert reply.problem == "the answer did not end in time"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 def test_the_time_limit_holds_for_all_questions():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.deadline import call_within
 from harness.doctor import diagnose
 from harness.evidence.files.headers import read_weight_file
 from harness.evidence.files.inventory import leaves_folder
@@ -20,6 +23,8 @@ from harness.evidence.values.arrays import decode
 from harness.evidence.values.numbers import measure
 from harness.facts.checkpoint import Tensor
 from harness.findings import Status, Verdict
+from mudpuppy.errors import MudpuppyError
+from tests.fuzz.seeds import lay_out, make_seeds
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(
@@ -52,9 +57,9 @@ def examine(files: dict[str, bytes]) -> Status | Verdict:
         folder = Path(name)
         for file, raw in files.items():
             (folder / file).write_bytes(raw)
-        started = time.monotonic()
+        started = time.process_time()
         diagnosis = diagnose(folder)
-        assert time.monotonic() - started < 1.0
+        assert time.process_time() - started < 1.0
         crashed = [r for r in diagnosis.probes if r.status is Status.CRASHED]
         assert not crashed, crashed
         return diagnosis.verdict
@@ -259,3 +264,16 @@ def test_nan_and_infinity_are_counted_across_chunks(tmp_path):
     tensor = Tensor(name="t", dtype="F32", shape=(3000, 200), start=0, end=values.nbytes, file="f")
     found = measure(tmp_path, tensor)
     assert (found.nonfinite, found.abs_max) == (3, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_a_pipe_in_the_place_of_any_file_is_not_waited_for(kind, tmp_path):
+    files = make_seeds()[kind]
+    for number, name in enumerate(sorted(files)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        lay_out(files, folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with suppress(MudpuppyError):
+            call_within(30, lambda folder=folder: diagnose(folder))

@@ -101,10 +101,10 @@ def test_damaged_pickles_are_refused_in_one_way(noise, place):
     raw = bytearray(pickle.dumps({"state": {n: [n, "x" * n, (n, 1.5)] for n in range(30)}}))
     start = place % len(raw)
     raw[start : start + len(noise)] = noise
-    started = time.monotonic()
+    started = time.process_time()
     with contextlib.suppress(UnreadablePickle):
         read_tree(io.BytesIO(bytes(raw)))
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize("raw", [b"(" * 900_000 + b".", b"]" * 900_000 + b".", b"(1" * 400_000])

@@ -175,7 +175,7 @@ def test_a_busy_hub_is_asked_again_and_not_for_ever(hub):
     begun = time.monotonic()
     with pytest.raises(HubError, match="answers 429"):
         diagnose("hf://org/model")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 10
 
 
 HOSTILE = [
@@ -234,7 +234,7 @@ def test_a_slow_server_is_given_up_in_time(hub):
     def trick(handler: Handler, path: str) -> bool:
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(100):
+        for _ in range(600):
             handler.wfile.write(b" ")
             handler.wfile.flush()
             time.sleep(0.05)
@@ -245,7 +245,7 @@ def test_a_slow_server_is_given_up_in_time(hub):
     begun = time.monotonic()
     with pytest.raises(HubError, match="took more than"):
         client.get_json("/api/models/org/model/revision/main", 10_000, "it")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 10
 
 
 def test_a_wrong_part_is_not_taken_for_the_right_one(hub):

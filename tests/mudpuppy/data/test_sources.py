@@ -180,7 +180,7 @@ def test_a_line_of_ten_megabytes_is_read_and_one_without_end_is_refused(tmp_path
     started = time.monotonic()
 
     assert 2 == len(read_dataset(path).samples)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
     monkeypatch.setattr(jsonrows, "MAX_LINE_BYTES", 2**20)
     with pytest.raises(DatasetError, match=r"d.jsonl:1: longer than 1 MiB") as caught:
