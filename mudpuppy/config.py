@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from mudpuppy.features import ADAPTER_BY_DEFAULT, METHOD_ALIASES
+from mudpuppy.features import ADAPTER_BY_DEFAULT, METHOD_ALIASES, MOST_QUANT_SEARCH
 from mudpuppy.rules import Decision, decide
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -165,7 +165,7 @@ class TrainingConfig(BaseModel):
     """How the frozen base is held in 4 bits (qlora); by default nf4."""
     quant_block_size: Size | None = None
     """Weights that share one 4-bit scale (qlora); by default 64, and always 32 in mxfp4."""
-    quant_search: Annotated[int, Field(ge=0, le=256)] = 0
+    quant_search: Annotated[int, Field(ge=0, le=MOST_QUANT_SEARCH)] = 0
     """Scales to try for every 4-bit block, off by default; 16 lower the error by 7 % (qlora)."""
     kernels: Literal["auto", "off"] = "auto"
     """Use compiled kernels where they pass their self-test, or PyTorch alone (qlora)."""

@@ -30,6 +30,7 @@ from mudpuppy.adapters.continued import continue_adapter
 from mudpuppy.adapters.merge import merge_adapter
 from mudpuppy.adapters.shard_merge import merge_shards
 from mudpuppy.attention.documents import attending_by_document
+from mudpuppy.base_path import local_folder
 from mudpuppy.checkpoints import Resumable, identify, remove_checkpoints, take_up
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.parallel import render_rows
@@ -38,7 +39,7 @@ from mudpuppy.data.samples import Sample, is_plain
 from mudpuppy.errors import DatasetError, clip
 from mudpuppy.estimate.record import predict_run
 from mudpuppy.files import write_json_atomic
-from mudpuppy.loading import Loaded, load, local_folder, require_known_ids, within_positions
+from mudpuppy.loading import Loaded, load, require_known_ids, within_positions
 from mudpuppy.logs import settle_environment
 from mudpuppy.memory.sharding import gather_shards
 from mudpuppy.memory.streaming import stream_layers

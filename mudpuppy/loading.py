@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
+from mudpuppy.base_path import ask_the_doctor, local_folder, not_finite
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ModelError, MudpuppyError, shown
 from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
+from mudpuppy.quant.declared import read_folder
 from mudpuppy.quant.formats import find_format
 from mudpuppy.quant.formats.selftest import check_round_trip
 from mudpuppy.quant.gptq_read import refuse_as_base
 from mudpuppy.quant.kernels import choose as kernels
 from mudpuppy.quant.lazy_base import LazyBlocks, move_what_is_there
-from mudpuppy.quant.opening import is_declared, open_base, read_base, require_use
+from mudpuppy.quant.opening import open_base, read_base, require_use
 from mudpuppy.quant.registered import FourBitConfig, describe_packed
 from mudpuppy.runtime import Runtime
 
@@ -213,7 +212,7 @@ def _load_model(
         raise ModelError(
             f"{path}: {len(missing)} tensors are not in the checkpoint and would be random, "
             f"such as {missing[0]}",
-            hint=_ask_the_doctor(path),
+            hint=ask_the_doctor(path),
         )
     on_disk = () if lazy is None else lazy.tensors()
     _require_finite(path, chain(model.named_parameters(), model.named_buffers(), on_disk))
@@ -243,7 +242,7 @@ def _open(
     folder = local_folder(path)
     if folder is not None:
         refuse_as_base(folder)
-    if folder is not None and (fourbit is not None or is_declared(folder)):
+    if folder is not None and (fourbit is not None or read_folder(folder)):
         base = read_base(folder)
         require_use(base, method=config.method, quant=config.quant)
         opened = open_base(base, form.auto_class, fourbit=fourbit, settings=form.settings, **words)
@@ -301,13 +300,7 @@ def _blaming(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{what} cannot be loaded: {_first_line(error)}"
-        raise ModelError(f"{path}: {reason}", hint=_ask_the_doctor(path)) from error
-
-
-def _ask_the_doctor(path: str) -> str:
-    if local_folder(path) is None:
-        return f"download it first: hf download {shlex.quote(path)}"
-    return f"see what is wrong with it: mudpuppy-doctor {shlex.quote(path)}"
+        raise ModelError(f"{path}: {reason}", hint=ask_the_doctor(path)) from error
 
 
 def _require_finite(path: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -316,11 +309,7 @@ def _require_finite(path: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> N
         if tensor.is_meta:
             continue
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
-            too_large = "; if it is large, use --precision bf16 or fp32"
-            raise ModelError(
-                f"{path}: the tensor {name} is not finite in {str(tensor.dtype)[6:]}",
-                hint=_ask_the_doctor(path) + too_large * (tensor.dtype == torch.float16),
-            )
+            raise not_finite(path, name, tensor.dtype)
 
 
 def require_known_ids(path: str, model: Any, rows: Iterable[Sequence[int]]) -> None:
@@ -334,7 +323,7 @@ def require_known_ids(path: str, model: Any, rows: Iterable[Sequence[int]]) -> N
     if largest >= known:
         raise ModelError(
             f"{path}: the tokenizer gives the id {largest}, and the model has {known} embeddings",
-            hint=_ask_the_doctor(path),
+            hint=ask_the_doctor(path),
         )
 
 
@@ -369,12 +358,3 @@ def _first_line(error: Exception) -> str:
     if not line:
         return kind
     return line[:MAX_REASON] if isinstance(error, OSError) else f"{kind}: {line[:MAX_REASON]}"
-
-
-def local_folder(path: str) -> Path | None:
-    """Return the folder of a model: its own, or that of a hub id in the hub's cache."""
-    folder = Path(path)
-    if folder.is_dir():
-        return folder.resolve()
-    cached = try_to_load_from_cache(path, "config.json")
-    return Path(cached).parent if isinstance(cached, str) else None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mudpuppy.quant.linear4bit import Linear4bit
+from mudpuppy.quant.linear4bit import find_4bit
 
 
 class ParameterCount(NamedTuple):
@@ -21,9 +21,9 @@ class ParameterCount(NamedTuple):
 def count_parameters(model: nn.Module) -> ParameterCount:
     """Return the numbers of trainable and of all parameters."""
     packed = sum(
-        part.in_features * part.out_features
-        for part in model.modules()
-        if isinstance(part, Linear4bit) and part.is_packed
+        layer.in_features * layer.out_features
+        for layer in find_4bit(model).values()
+        if layer.is_packed
     )
     return ParameterCount(
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),

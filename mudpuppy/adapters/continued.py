@@ -15,9 +15,9 @@ from mudpuppy.adapters.attach import hold_in_full_precision, require_mergeable, 
 from mudpuppy.adapters.clean import require_clean
 from mudpuppy.adapters.codes import DOES_NOT_FIT
 from mudpuppy.adapters.continued_check import require_continuable
+from mudpuppy.base_path import local_folder
 from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ModelError
-from mudpuppy.loading import local_folder
 from mudpuppy.provenance import fingerprint_model, read_provenance
 from mudpuppy.safefile import read_header
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,9 @@ from mudpuppy.adapters.adapter_files import AdapterFiles, read_adapter
 from mudpuppy.adapters.merge_plan import FLOATS, PackedBase, PackedEntry, Packing
 from mudpuppy.adapters.tensor_names import HEADS
 from mudpuppy.errors import ModelError, shown
+from mudpuppy.features import MOST_QUANT_SEARCH
 from mudpuppy.provenance import fingerprint_model, read_provenance
+from mudpuppy.quant.declared import MOST_BLOCK, find_declared, read_settings
 from mudpuppy.safefile import ITEM_BYTES, TensorEntry, checkpoint_tensors
 
 SCHEMES = {
@@ -70,7 +71,7 @@ def read_inputs(
         ModelError: one of them cannot be used, or the base is not the adapter's.
     """
     files = read_adapter(adapter)
-    config = read_config(base)
+    config = read_settings(base)
     try:
         tensors = checkpoint_tensors(base)
         fingerprint = fingerprint_model(base)
@@ -105,22 +106,6 @@ def read_inputs(
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a model folder.
-
-    Raises:
-        ModelError: there is none, or it is damaged.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise ModelError(f"{folder}: config.json cannot be read: {reason}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder}: config.json is no object")
-    return config
-
-
 def _ties(config: Mapping[str, Any]) -> bool | None:
     """Return what the config says of tied embeddings; None where it says nothing."""
     for part in (config, config.get("text_config")):
@@ -137,11 +122,10 @@ def _unpacked(
     Raises:
         ModelError: the base is packed in a way that is not read here, or damaged (MP-Q01 to Q04).
     """
-    said = config.get("quantization_config")
-    declared: dict[str, Any] = said if isinstance(said, dict) else {}
+    declared = find_declared(base, config)
     method = declared.get("quant_method")
     if method not in ("mudpuppy", "bitsandbytes") or declared.get("load_in_8bit"):
-        _refuse_quantised(base, config, tensors)
+        _refuse_quantised(base, declared, tensors)
         return tensors, False
     # torch comes with the formats; a base that is plain is planned without
     from mudpuppy.quant.bnb_files import BNB_PARTS
@@ -165,7 +149,7 @@ def _unpacked(
         weight = f"{layer.name}.weight"
         size = layer.rows * layer.columns * ITEM_BYTES[kind]
         made[weight] = PackedEntry(weight, entry.file, kind, layer.shape, 0, size, layer)
-    _refuse_quantised(base, config, made)
+    _refuse_quantised(base, declared, made)
     return made, True
 
 
@@ -176,13 +160,12 @@ def _float_type(config: Mapping[str, Any]) -> str:
 
 
 def _refuse_quantised(
-    base: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
+    base: Path, declared: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
 ) -> None:
     """Refuse a base whose weights are packed: nothing can be added to those."""
-    declared = config.get("quantization_config")
     packed = [entry for entry in tensors.values() if entry.dtype not in FLOATS]
     if declared and packed:
-        method = declared.get("quant_method") if isinstance(declared, dict) else declared
+        method = declared.get("quant_method")
         raise ModelError(
             f"{base} is quantised ({shown(method)}): {packed[0].name} is {packed[0].dtype}",
             hint="merge into the 16-bit model that it was made from, or dequantise it first",
@@ -232,7 +215,8 @@ def _packed(adapter: AdapterFiles, provenance: Mapping[str, Any]) -> PackedBase 
     search: Any = said.get("search", 0)
     form, modules = SCHEMES.get(str(said.get("scheme"))), said.get("modules")
     is_whole = type(block) is int and type(search) is int
-    if form is None or not is_whole or not (1 <= block <= 1 << 20 and 0 <= search <= 1 << 10):
+    fits = is_whole and 1 <= block <= MOST_BLOCK and 0 <= search <= MOST_QUANT_SEARCH
+    if form is None or not fits:
         raise ModelError(
             f"{adapter.folder} was trained on {shown(said)}, which cannot be repeated here",
             hint="merge it where it was trained: --merge-lora",

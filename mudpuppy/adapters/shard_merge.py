@@ -249,10 +249,10 @@ def make_config(
 ) -> dict[str, Any]:
     """Return config.json of the merged model."""
     made = json.loads(json.dumps(config))
-    made.pop("quantization_config", None)
     parts = [made, *(part for part in made.values() if isinstance(part, dict))]
     text = next((p for p in parts[1:] if "vocab_size" in p and "hidden_size" in p), made)
     for part in parts:
+        part.pop("quantization_config", None)
         for key in ("dtype", "torch_dtype"):
             if precision is not None and part.get(key) is not None:
                 part[key] = TORCH_NAMES[TYPES[precision]]

@@ -25,9 +25,10 @@ from torch import Tensor
 from mudpuppy.errors import shown
 from mudpuppy.quant.checks import Form, refuse, require_parts, require_scales
 from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM, WRONG_SCALES
+from mudpuppy.quant.declared import MOST_BLOCK
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.formats.interface import Format, Packed
-from mudpuppy.quant.packed_files import MOST_BLOCK, Entries, StoredLayer, group_parts
+from mudpuppy.quant.packed_files import Entries, StoredLayer, group_parts
 from mudpuppy.safefile import TensorEntry
 from mudpuppy.stored import FLOATS, Reader
 

@@ -6,7 +6,6 @@ Both versions of the layout, 2, 3, 4 and 8 bits, groups of neighbours and of any
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,12 @@ from transformers import AutoConfig
 from mudpuppy.errors import ModelError, shown
 from mudpuppy.quant.checks import Form, refuse, require_groups, require_parts, require_scales
 from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM, WRONG_USE
+from mudpuppy.quant.declared import exchange, find_declared, read_folder, read_settings
 from mudpuppy.quant.gptq_pack import PACKED_BITS, GptqTensors, dequantise_gptq
 from mudpuppy.safefile import TensorEntry, checkpoint_tensors
 
+METHOD = "gptq"
+"""`quant_method` of such a checkpoint."""
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """By how much zeros are stored less than they are, by `checkpoint_format`."""
 PARTS = GptqTensors._fields
@@ -125,7 +127,7 @@ def load_gptq(folder: Path, dtype: torch.dtype) -> Any:
     """
     checkpoint = open_gptq(folder)
     config = AutoConfig.from_pretrained(folder)
-    del config.quantization_config  # transformers would look for a package that reads it
+    exchange(config, None)  # transformers would look for a package that reads it
     state = dict(checkpoint.dense_state(dtype))
     kind = getattr(transformers, config.architectures[0])
     model, report = kind.from_pretrained(
@@ -144,13 +146,8 @@ def refuse_as_base(folder: Path) -> None:
     Raises:
         ModelError: it is damaged (MP-Q01 to MP-Q05), or in order and of no use here (MP-Q06).
     """
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        declared = found.get("quantization_config") or {}
-        if declared.get("quant_method") != "gptq":
-            return
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return  # whoever opens it says what is wrong
+    if read_folder(folder).get("quant_method") != METHOD:
+        return
     checkpoint = open_gptq(folder)
     for name in checkpoint.layers:
         checkpoint.read_layer(name)
@@ -162,35 +159,33 @@ def _read_format(folder: Path) -> GptqFormat:
     """Return what a checkpoint declares.
 
     Raises:
-        ModelError: MP-Q01, it is of another kind.
+        ModelError: config.json cannot be read; or MP-Q01, it declares something else.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no config.json")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {}
-        method, layout = found.get("quant_method"), found.get("checkpoint_format", "gptq")
-        bits, size = found.get("bits"), found.get("group_size", -1)
-        overrides = found.get("dynamic") or {}
-        varies = any(value for value in overrides.values())
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise refuse(UNKNOWN_SCHEME, str(path), f"it cannot be read: {error}") from error
-    if method != "gptq" or layout not in STORED_LESS or bits not in PACKED_BITS:
+    found = find_declared(folder, read_settings(folder))
+    where = f"{folder}/config.json"
+    method, layout = found.get("quant_method"), found.get("checkpoint_format", "gptq")
+    bits, size = found.get("bits"), found.get("group_size", -1)
+    is_known = isinstance(layout, str) and layout in STORED_LESS
+    if method != METHOD or not is_known or type(bits) is not int or bits not in PACKED_BITS:
         raise refuse(
             UNKNOWN_SCHEME,
-            str(path),
+            where,
             f"expected quant_method gptq, checkpoint_format {' or '.join(STORED_LESS)} and bits "
             f"in {PACKED_BITS}, found {shown(method)}, {shown(layout)} and {shown(bits)}",
         )
-    if (
-        found.get("pack_dtype", "int32") != "int32"
-        or type(size) is not int
-        or size < -1
-        or not size
-    ):
-        problem = f"pack_dtype {shown(found.get('pack_dtype'))}, group_size {shown(size)}"
-        raise refuse(UNKNOWN_SCHEME, str(path), f"expected int32 and -1 or more, found {problem}")
-    return GptqFormat(bits=bits, group_size=size, stored_less=STORED_LESS[layout], varies=varies)
+    words = found.get("pack_dtype", "int32")
+    if words != "int32" or type(size) is not int or size < -1 or size == 0:
+        problem = f"pack_dtype {shown(words)}, group_size {shown(size)}"
+        raise refuse(UNKNOWN_SCHEME, where, f"expected int32 and -1 or more, found {problem}")
+    overrides = found.get("dynamic") or {}
+    if not isinstance(overrides, dict):
+        raise refuse(UNKNOWN_SCHEME, where, f"dynamic is no object: {shown(overrides)}")
+    return GptqFormat(
+        bits=bits,
+        group_size=size,
+        stored_less=STORED_LESS[layout],
+        varies=any(overrides.values()),
+    )
 
 
 def _check_layer(

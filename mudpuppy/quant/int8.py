@@ -26,6 +26,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mudpuppy.errors import EngineError, ModelError, shown
 from mudpuppy.files import write_json_atomic
 from mudpuppy.quant.blocks import find_decoder_layers
+from mudpuppy.quant.checks import QuantisedModelError, refuse
+from mudpuppy.quant.codes import UNKNOWN_SCHEME
+from mudpuppy.quant.declared import find_declared, read_settings
 from mudpuppy.quant.fake_quant import find_quantised, ranges_of
 from mudpuppy.quant.int8_matrix import (
     BITS,
@@ -281,15 +284,15 @@ def _read_layers(folder: Path) -> tuple[list[str], list[str]]:
         All of them, and those whose inputs share a scale.
     """
     path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} has no config.json")
-    found = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {}
+    found = find_declared(folder, read_settings(folder))
     if (found.get("quant_method"), found.get("format")) != (QUANT_METHOD, FORMAT):
-        raise ModelError(
+        raise QuantisedModelError(
             f"{path}: expected quant_method {QUANT_METHOD} and format {FORMAT}, found "
             f"{shown(found.get('quant_method'))} and {shown(found.get('format'))}",
+            code=UNKNOWN_SCHEME,
             hint="a model that --method qat wrote lies in OUTPUT/int8",
         )
+    given = _has_input_scales(str(path), found)
     keys: list[str] = []
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, "pt") as tensors:
@@ -301,8 +304,21 @@ def _read_layers(folder: Path) -> tuple[list[str], list[str]]:
     )
     if not names:
         raise ModelError(f"{folder}: no int8 layer in its *.safetensors")
-    given = found["config_groups"]["group_0"]["input_activations"].get("dynamic") is False
     lacking = sorted(set(names) - set(static)) if given else []
     if lacking:
         raise ModelError(f"{folder}: {lacking[0]} has no {_INPUT_SCALE[1:]}, which {path} promises")
     return names, static
+
+
+def _has_input_scales(where: str, declared: Mapping[str, Any]) -> bool:
+    """Return whether a folder declares a scale for the inputs of every layer.
+
+    Raises:
+        QuantisedModelError: MP-Q01, it says nothing of them.
+    """
+    found: Any = declared
+    for key in ("config_groups", "group_0", "input_activations"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise refuse(UNKNOWN_SCHEME, where, "config_groups says nothing of input_activations")
+    return found.get("dynamic") is False

@@ -267,6 +267,11 @@ def _autocast_input(x: Tensor) -> Tensor:
     return x
 
 
+def find_4bit(model: nn.Module) -> dict[str, Linear4bit]:
+    """Return every `Linear4bit` by its name, packed or dense."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+
+
 def replace_linears(
     model: nn.Module,
     form: Format,
@@ -318,7 +323,7 @@ def restore_linears(model: nn.Module) -> list[str]:
     Returns:
         The names of the replaced layers.
     """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+    found = find_4bit(model)
     for name, module in found.items():
         replace_module(model, name, module.to_linear())
     return list(found)

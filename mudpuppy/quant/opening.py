@@ -17,37 +17,28 @@ model is going to need, and the tensor that is on its way.
 from __future__ import annotations
 
 import copy
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig
 
 from mudpuppy.errors import ModelError, shown
-from mudpuppy.quant.bnb_files import BNB_METHOD, BNB_PARTS
-from mudpuppy.quant.checks import Form, QuantisedModelError, refuse, require_parts, require_scales
-from mudpuppy.quant.codes import UNKNOWN_SCHEME, WRONG_FORM, WRONG_USE
+from mudpuppy.quant.bnb_files import BNB_METHOD
+from mudpuppy.quant.bnb_opening import translate_4bit, translate_8bit
+from mudpuppy.quant.checks import QuantisedModelError, refuse
+from mudpuppy.quant.codes import WRONG_FORM, WRONG_USE
+from mudpuppy.quant.declared import exchange, find_declared, read_settings
 from mudpuppy.quant.layer_files import find_layers
-from mudpuppy.quant.packed_files import (
-    OWN_METHOD,
-    VERSION,
-    Entries,
-    StoredLayer,
-    group_parts,
-)
+from mudpuppy.quant.packed_files import OWN_METHOD, Entries, StoredLayer
 from mudpuppy.quant.places import find_linear, live_names
 from mudpuppy.quant.registered import FourBitConfig
-from mudpuppy.safefile import TensorEntry, checkpoint_tensors
+from mudpuppy.safefile import checkpoint_tensors
 from mudpuppy.stored import Later, Reader, read_later
-
-OF_SCB = 1 / 127
-"""bitsandbytes' int8: what SCB is multiplied by for the value of level 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,32 +70,13 @@ def read_base(folder: Path) -> Base:
     Raises:
         ModelError: a file is damaged.
     """
+    declared = find_declared(folder, read_settings(folder))
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = checkpoint_tensors(folder)
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ModelError(f"{folder}: the model cannot be loaded: {reason}") from error
-    return Base(folder=folder, tensors=tensors, declared=find_declared(config))
-
-
-def is_declared(folder: Path) -> bool:
-    """Whether a folder's config.json says that its model is quantised."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False  # transformers says better what is wrong with it
-    return bool(find_declared(config))
-
-
-def find_declared(config: Any) -> dict[str, Any]:
-    """Return the `quantization_config` of a config.json, also that of its text part."""
-    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
-    for part in parts:
-        found = part.get("quantization_config") if isinstance(part, dict) else None
-        if isinstance(found, dict) and found:
-            return dict(found)
-    return {}
+    return Base(folder=folder, tensors=tensors, declared=declared)
 
 
 def require_use(base: Base, *, method: str, quant: str | None) -> None:
@@ -183,7 +155,7 @@ def open_base(
             empty = make(copy.deepcopy(config))
         _require_shapes(empty, layers)
         config = empty.config
-        _declare(config, declared)
+        exchange(config, declared)
         model, report = type(empty).from_pretrained(
             None,
             config=config,
@@ -212,15 +184,6 @@ def _name(model: Any, folder: Path) -> None:
         model.adjust_generation_fn(None, True, None, str(folder), trust_remote_code=False, **words)
 
 
-def _declare(config: Any, declared: Mapping[str, Any] | None) -> None:
-    """Exchange what a config says of its quantisation."""
-    for part in (config, config.get_text_config()):
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config
-    if declared is not None:
-        config.quantization_config = dict(declared)
-
-
 def _require_shapes(model: nn.Module, layers: Mapping[str, StoredLayer]) -> None:
     """Refuse packed layers of another shape than the model's.
 
@@ -243,97 +206,12 @@ def _state(
     """Return the tensors of a base in our layout, what declares them, and the packed layers."""
     if not base.is_4bit:
         if base.method == BNB_METHOD:
-            return _translate_8bit(base, dtype, reader), None, {}
+            return translate_8bit(base.folder, base.tensors, dtype, reader), None, {}
         return read_later(base.tensors, reader), None, {}
     layers = find_layers(base.folder, base.tensors, base.declared, reader)
     if base.method == OWN_METHOD:
         return read_later(base.tensors, reader), dict(base.declared), layers
-    return *_translate_4bit(base, layers, reader), layers
-
-
-def _translate_4bit(
-    base: Base, layers: Mapping[str, StoredLayer], reader: Reader
-) -> tuple[dict[str, Later], dict[str, Any]]:
-    """Return a state dict in our layout for a model of bitsandbytes, and what declares it."""
-    where = str(base.folder)
-    if not layers:
-        raise refuse(UNKNOWN_SCHEME, where, "it declares bitsandbytes, and no layer is packed")
-    formats = {layer.format.name for layer in layers.values()}
-    if len(formats) > 1:
-        raise refuse(UNKNOWN_SCHEME, where, f"its layers are in several formats: {sorted(formats)}")
-    # one block size for the model: the largest that every layer's blocks are multiples of
-    block = math.gcd(*(layer.block_size for layer in layers.values()))
-    parts = {f"{name}.{part}" for name in layers for part in ("weight", *BNB_PARTS)}
-    state = read_later({n: e for n, e in base.tensors.items() if n not in parts}, reader)
-    for name, layer in layers.items():
-        both = _Both(replace(layer, block_size=block), reader)
-        state[f"{name}.qweight"] = Later("U8", both.take_levels)
-        state[f"{name}.scales"] = Later("F32", both.take_scales)
-    odd = [name for name, layer in layers.items() if layer.columns % 2]
-    said = {"quant_method": OWN_METHOD, "version": VERSION, "format": formats.pop()}
-    return state, {**said, "block_size": block, "modules": list(layers), "odd": odd or None}
-
-
-class _Both:
-    """Levels and scales of a layer, which are made together and asked for one after the other."""
-
-    def __init__(self, layer: StoredLayer, reader: Reader) -> None:
-        self._layer, self._reader = layer, reader
-        self._kept: dict[str, Tensor] = {}
-
-    def _take(self, part: str) -> Tensor:
-        if part not in self._kept:
-            packed = self._layer.read(self._reader)
-            self._kept = {"qweight": packed.qweight, "scales": packed.scales}
-        return self._kept.pop(part)
-
-    def take_levels(self) -> Tensor:
-        """Return `qweight`."""
-        return self._take("qweight")
-
-    def take_scales(self) -> Tensor:
-        """Return `scales`."""
-        return self._take("scales")
-
-
-def _translate_8bit(base: Base, dtype: torch.dtype, reader: Reader) -> dict[str, Later]:
-    groups = group_parts(base.tensors, ("SCB", "weight_format"))
-    parts = {f"{name}.{part}" for name in groups for part in ("weight", "SCB", "weight_format")}
-    state = read_later({n: e for n, e in base.tensors.items() if n not in parts}, reader)
-    for name, found in groups.items():
-        where = f"{base.folder}: {name}"
-        weight = base.tensors.get(f"{name}.weight")
-        entries = {**found, **({} if weight is None else {"weight": weight})}
-        seen = {part: (entry.dtype, entry.shape) for part, entry in entries.items()}
-        shape = weight.shape if weight is not None else (0, 0)
-        if len(shape) != 2:
-            raise refuse(WRONG_FORM, where, f"weight has the shape {list(shape)}")
-        wanted = {"weight": Form(("I8",), shape), "SCB": Form(("F32",), shape[:1])}
-        require_parts(where, seen, wanted)
-        state[f"{name}.weight"] = Later("F32", _Rows(where, entries, dtype, reader).make)
-    return state
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One layer of bitsandbytes' int8, dequantised when it is asked for."""
-
-    where: str
-    entries: Mapping[str, TensorEntry]
-    dtype: torch.dtype
-    reader: Reader
-
-    def make(self) -> Tensor:
-        """Return the weight in `dtype`, made in fp32 a few rows at a time."""
-        scales = self.reader.read(self.entries["SCB"])
-        require_scales(self.where, "SCB", scales)
-        levels = self.reader.read(self.entries["weight"], None)
-        made = torch.empty(levels.shape, dtype=self.dtype)
-        for start in range(0, levels.shape[0], 256):
-            stop = start + 256
-            rows = levels[start:stop].float() * scales[start:stop, None]
-            made[start:stop] = rows * OF_SCB
-        return made
+    return *translate_4bit(base.folder, base.tensors, layers, reader), layers
 
 
 def open_model(

@@ -19,6 +19,7 @@ from torch import Tensor
 from mudpuppy.errors import shown
 from mudpuppy.quant.checks import Form, refuse, require_parts, require_scales
 from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM
+from mudpuppy.quant.declared import MOST_BLOCK
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.formats.interface import Format, Packed
 from mudpuppy.safefile import TensorEntry
@@ -28,7 +29,6 @@ OWN_METHOD = "mudpuppy"
 """`quant_method` of our 4-bit checkpoints."""
 VERSION = 1
 """Version of our layout; another one is refused."""
-MOST_BLOCK = 1 << 20
 TYPE_NAMES = {torch.uint8: "U8", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 """Types of parts, as safetensors calls them."""
 

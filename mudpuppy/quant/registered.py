@@ -41,12 +41,13 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mudpuppy.errors import EngineError, ModelError
+from mudpuppy.base_path import not_finite
+from mudpuppy.errors import EngineError
 from mudpuppy.quant.blocks import replace_module
 from mudpuppy.quant.checks import refuse, require_parts
 from mudpuppy.quant.codes import PART_MISSING
 from mudpuppy.quant.formats.interface import Format, Packed
-from mudpuppy.quant.linear4bit import Linear4bit
+from mudpuppy.quant.linear4bit import Linear4bit, find_4bit
 from mudpuppy.quant.packed_files import (
     OWN_METHOD,
     VERSION,
@@ -205,7 +206,7 @@ class FourBitQuantizer(EmptyLayers):
         path = str(cast(Any, model).config._name_or_path or type(model).__name__)
         if self._failed is not None:
             raise not_finite(path, *self._failed)
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+        layers = find_4bit(model)
         for name, layer in layers.items():
             require_format_scales(f"{path}: {name}", self._format, layer.packed.scales)
             if layer.bias is not None and not hasattr(layer.bias, "_is_hf_initialized"):
@@ -249,7 +250,7 @@ class FourBitQuantizer(EmptyLayers):
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
         """Describe the model as it is now, right before it is saved."""
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+        layers = find_4bit(model)
         for name, layer in layers.items():
             if layer.is_packed and (layer.format, layer.block_size) != (
                 self._format,
@@ -320,16 +321,7 @@ def describe_packed(model: nn.Module) -> dict[str, Any]:
 
 
 def _packed_layers(model: nn.Module) -> dict[str, Linear4bit]:
-    found = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
-    return {name: layer for name, layer in found.items() if layer.is_packed}
-
-
-def not_finite(path: str, name: str, dtype: torch.dtype) -> ModelError:
-    """Return the error of a base with NaN or infinity in it: the first step diverges (FM41)."""
-    hint = f"see what is wrong with it: mudpuppy-doctor {path}"
-    if dtype == torch.float16:
-        hint += "; if it is large, use --precision bf16 or fp32"
-    return ModelError(f"{path}: the tensor {name} is not finite in {str(dtype)[6:]}", hint=hint)
+    return {name: layer for name, layer in find_4bit(model).items() if layer.is_packed}
 
 
 def declare(model: Any) -> None:
@@ -338,7 +330,7 @@ def declare(model: Any) -> None:
     Raises:
         QuantisedModelError: MP-Q02, it has no packed layer.
     """
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+    layers = find_4bit(model)
     packed = [layer for layer in layers.values() if layer.is_packed]
     if not packed:
         raise refuse(PART_MISSING, type(model).__name__, "no layer is in 4 bits")

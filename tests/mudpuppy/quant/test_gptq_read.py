@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.selftest.packing import pack_gptq
+from mudpuppy.config_check import load_config
 from mudpuppy.errors import ModelError
+from mudpuppy.loading import ModelForm, _open
+from mudpuppy.quant.checks import QuantisedModelError
 from mudpuppy.quant.gptq_read import load_gptq, refuse_as_base
 from tests.mudpuppy.quant.tiny_llama import make_llama
 
@@ -144,6 +147,67 @@ def test_damage_is_refused_by_its_code(tmp_path, damage):
     for opening in (lambda: load_gptq(tmp_path, torch.float32), lambda: refuse_as_base(tmp_path)):
         with pytest.raises(ModelError, match=DAMAGES[damage]):
             opening()
+
+
+HOSTILE = {
+    "a layout that is a list": {"checkpoint_format": ["gptq"]},
+    "a layout that is an object": {"checkpoint_format": {"gptq": 1}},
+    "bits that are no whole number": {"bits": 4.0},
+    "bits that are a truth": {"bits": True},
+    "bits in a list": {"bits": [4]},
+    "a group size that is a text": {"group_size": "16"},
+    "a group size that is a truth": {"group_size": True},
+    "words in a list": {"pack_dtype": ["int32"]},
+    "overrides in a list": {"dynamic": [1]},
+    "overrides that are a number": {"dynamic": 7},
+}
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign")
+    write_foreign(folder)
+    return folder
+
+
+def declare(foreign: Path, folder: Path, change) -> Path:
+    """Return a folder with the same weights, and with a changed config.json."""
+    settings = json.loads((foreign / "config.json").read_text())
+    change(settings)
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "model.safetensors").symlink_to(foreign / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_what_is_declared_with_other_types_is_refused(foreign, tmp_path, said):
+    def change(settings):
+        settings["quantization_config"] |= HOSTILE[said]
+
+    declare(foreign, tmp_path, change)
+    for opening in (lambda: load_gptq(tmp_path, torch.float32), lambda: refuse_as_base(tmp_path)):
+        with pytest.raises(QuantisedModelError) as caught:
+            opening()
+        assert caught.value.code == "MP-Q01"
+
+
+def test_what_the_text_part_declares_counts(foreign, tmp_path):
+    def change(settings):
+        settings["text_config"] = {"quantization_config": settings.pop("quantization_config")}
+
+    declare(foreign, tmp_path, change)
+    with pytest.raises(ModelError, match="MP-Q06"):
+        refuse_as_base(tmp_path)
+
+
+def test_groups_that_are_not_there_are_refused_before_a_run_opens_the_base(tmp_path):
+    write_foreign(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    misplace(state, {})
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = load_config({"model": str(tmp_path), "method": "lora", "dataset": "d", "output": "o"})
+    with pytest.raises(ModelError, match=r"MP-Q05.*down_proj: g_idx names the groups"):
+        _open(str(tmp_path), torch.float32, config, ModelForm(), None)
 
 
 def test_a_plain_model_is_no_matter_of_gptq(tmp_path):

@@ -90,6 +90,16 @@ def test_a_plain_reload_refuses_instead_of_making_weights_up(tmp_path):
         AutoModelForCausalLM.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("groups", [None, [], {}, {"group_0": []}, {"group_0": {}}])
+def test_a_description_without_inputs_is_refused_by_code(groups, tmp_path):
+    folder = saved(make_llama(), tmp_path / "int8")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"]["config_groups"] = groups
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"MP-Q01.*nothing of input_activations"):
+        load_int8(folder)
+
+
 @pytest.mark.parametrize("damage", ["no config", "other method", "no scales", "missing"])
 def test_a_folder_that_is_something_else_is_refused(damage, tmp_path):
     from safetensors.torch import save_file
