@@ -1,17 +1,25 @@
 """Peak memory of a QLoRA step against a LoRA step on a bf16 base: the engine, in fresh processes.
 
-A random Llama in which weights dominate. Counted is what the process holds from the first step to
-the last, over what it held after its imports.
+A random Llama in which weights dominate: adapter, optimizer and activations are the same over both
+bases, so few tokens and a small rank leave little beside the weights. Counted is what the process
+holds from the first step to the last, over what it held after the same run on a little model:
+libraries, compiled kernels and the heap of whatever is used once are no part of a step.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.children import call
 from benchmarks.frame import Figures, NotRun, Plan, Row, Sides, Subject, Work, at_most, interleave
 
-TOKENS = 128
+if TYPE_CHECKING:
+    from benchmarks.models import Scales
+
+TOKENS = 64
+RANK = 8
+"""Of the adapters."""
 OURS = ("qlora nf4", "qlora int4", "qlora mxfp4")
 
 
@@ -25,14 +33,24 @@ def import_engine() -> None:
 
 def train_once(folder: str, method: str, output: str) -> Figures:
     """Take two steps and return the peak of what was held, and what was predicted."""
+    from benchmarks.children import release_memory
     from benchmarks.models import Scales
+
+    _train(folder, "little", method, f"{output}-little", Scales())
+    release_memory()
+    scales = Scales()
+    predicted = _train(folder, "model", method, output, scales)
+    return {"held_mb": scales.peak / 1e6, "predicted_mb": predicted / 1e6}
+
+
+def _train(folder: str, model: str, method: str, output: str, scales: Scales) -> int:
+    """Take two steps and return the bytes that were predicted."""
     from mudpuppy.config_check import load_config
     from mudpuppy.engine import train
 
-    scales = Scales()
     name, _, quant = method.partition(" ")
     given = {
-        "model": str(Path(folder) / "model"),
+        "model": str(Path(folder) / model),
         "dataset": Path(folder) / "chats.jsonl",
         "output": Path(folder) / output,
         "method": name,
@@ -41,11 +59,11 @@ def train_once(folder: str, method: str, output: str) -> Figures:
         "max_length": TOKENS,
         "max_steps": 2,
         "batch_size": 1,
+        "lora_r": RANK,
         **({"quant": quant} if quant else {}),
     }
     record = train(load_config(given), watcher=scales)
-    predicted = sum(record.predicted_bytes.values())
-    return {"held_mb": scales.peak / 1e6, "predicted_mb": predicted / 1e6}
+    return sum(record.predicted_bytes.values())
 
 
 def measure(plan: Plan) -> Sides:
@@ -53,11 +71,14 @@ def measure(plan: Plan) -> Sides:
     from benchmarks.models import Shape, build_model, write_chats
 
     shape = plan.pick(
-        full=Shape(width=1536, layers=12, heads=12), quick=Shape(width=1024, layers=6, heads=16)
+        full=Shape(width=2048, layers=12, heads=16), quick=Shape(width=1536, layers=6, heads=12)
     )
+    build_model(plan.folder / "little", Shape(width=64, layers=1, heads=2), "bf16")
     build_model(plan.folder / "model", shape, "bf16")
     write_chats(plan.folder / "chats.jsonl", 4, TOKENS)
-    plan.facts["model"] = f"{shape.parameters / 1e6:.0f} M weights, {TOKENS} tokens a step"
+    plan.facts["model"] = (
+        f"{shape.parameters / 1e6:.0f} M weights, {TOKENS} tokens a step, rank {RANK}"
+    )
     plan.rounds = min(plan.rounds, plan.pick(full=2, quick=1))
     count = iter(range(100))
 
