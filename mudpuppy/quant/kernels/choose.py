@@ -13,14 +13,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mudpuppy.errors import OutputError
 from mudpuppy.quant.formats.interface import Format, Packed, require_part
-from mudpuppy.quant.kernels.common import Range
+from mudpuppy.quant.kernels.common import Kernel, Range
 from mudpuppy.quant.kernels.compiler import (
     VARIABLE,
     KernelUnavailable,
@@ -33,18 +32,6 @@ from mudpuppy.quant.kernels.selftest import find_wrong_rows, judge_device, judge
 from mudpuppy.quant.kernels.triton_kernel import TritonKernel
 from mudpuppy.quant.workspace import Space
 from mudpuppy.records import Choice
-
-
-class Kernel(Protocol):
-    """What a kernel can do beside the PyTorch path."""
-
-    def takes(self, form: Format, packed: Packed, out: Tensor) -> bool:
-        """Return whether these tensors are such as it can read and write."""
-
-    def dequantise_into(
-        self, form: Format, packed: Packed, out: Tensor, rows: Range, columns: Range
-    ) -> None:
-        """Write `packed[rows, columns]` to `out`."""
 
 
 @dataclass(frozen=True, kw_only=True)

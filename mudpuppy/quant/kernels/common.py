@@ -1,17 +1,31 @@
-"""What both kernels ask of a packed matrix before they take it."""
+"""What a kernel is, and what both ask of a packed matrix before they take it."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mudpuppy.quant.formats.interface import Format
+from mudpuppy.quant.formats.interface import Format, Packed
 from mudpuppy.quant.formats.mxfp4 import Mxfp4
 
 Range = tuple[int, int]
 """First index and the one after the last."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Types that kernels write."""
+
+
+class Kernel(Protocol):
+    """What a kernel can do beside the PyTorch path."""
+
+    def takes(self, form: Format, packed: Packed, out: Tensor) -> bool:
+        """Return whether these tensors are such as it can read and write."""
+
+    def dequantise_into(
+        self, form: Format, packed: Packed, out: Tensor, rows: Range, columns: Range
+    ) -> None:
+        """Write `packed[rows, columns]` to `out`."""
 
 
 def is_e8m0(form: Format, dtype: torch.dtype) -> bool | None:

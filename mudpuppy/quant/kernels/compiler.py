@@ -7,24 +7,22 @@ and none meets instructions that it does not have.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from mudpuppy.tiny.build import write_manifest
+from mudpuppy.quant.kernels.verdicts import Verdict, make_key, read_verdict, record
 from mudpuppy.tiny.cache import cache_root, fill, is_complete
 
 VARIABLE = "MUDPUPPY_KERNELS"
 """Environment variable; `0` leaves the PyTorch path alone."""
 SOURCE = Path(__file__).with_name("dequantize.c")
-LIBRARY, VERDICT = "dequantize.so", "verdict.json"
+LIBRARY = "dequantize.so"
 FLAGS = ("-std=c11", "-O3", "-fPIC", "-shared", "-ffp-contract=off")
 FOR_THIS_PROCESSOR = ("-march=native", "-mcpu=native", "")
 """Flags that ask for all its instructions, in the order of trial; not every compiler knows each."""
@@ -45,18 +43,6 @@ class Compiler:
     """What is called, such as `cc`, or what CC says."""
     version: str
     """First line of what it says of itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the self-test said of a fresh build."""
-
-    passed: bool
-    """Whether the build may be used."""
-    why: str
-    """What was tested, or what went wrong."""
-    made_by: str
-    """The compiler's version and the flag that named the processor; of Triton, its version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +109,7 @@ def processor() -> str:
 
 def build_folder(compiler: Compiler) -> Path:
     """Return where the build of this source by this compiler for this processor belongs."""
-    key = _key(*_sources(), *compiler.command, compiler.version, *FLAGS, processor())
+    key = make_key(*_sources(), *compiler.command, compiler.version, *FLAGS, processor())
     return cache_root() / "kernels" / f"dequantize-{key}"
 
 
@@ -150,7 +136,7 @@ def get_build(compiler: Compiler, judge: Callable[[Path], tuple[bool, str]]) -> 
         flag = _compile(compiler, folder / LIBRARY)
         (folder / LIBRARY).chmod(0o755)  # some umasks let a group write, and _open refuses that
         passed, why = judge(folder / LIBRARY)
-        _record(folder, Verdict(passed=passed, why=why, made_by=f"{compiler.version} {flag}"))
+        record(folder, Verdict(passed=passed, why=why, made_by=f"{compiler.version} {flag}"))
 
     return _open(fill(build_folder(compiler), build))
 
@@ -182,32 +168,19 @@ def get_device_verdict(facts: tuple[str, ...], judge: Callable[[], tuple[bool, s
         KernelUnavailable: the test could not be run.
         OutputError: the cache cannot be written.
     """
-    key = _key(*_sources(), *facts)
+    key = make_key(*_sources(), *facts)
 
     def build(folder: Path) -> None:
         passed, why = judge()
-        _record(folder, Verdict(passed=passed, why=why, made_by=", ".join(facts)))
+        record(folder, Verdict(passed=passed, why=why, made_by=", ".join(facts)))
 
-    return _read(fill(cache_root() / "kernels" / f"triton-{key}", build))
-
-
-def _record(folder: Path, verdict: Verdict) -> None:
-    (folder / VERDICT).write_text(json.dumps(asdict(verdict), indent=2), encoding="utf-8")
-    write_manifest(folder, {})
-
-
-def _read(folder: Path) -> Verdict:
-    return Verdict(**json.loads((folder / VERDICT).read_text(encoding="utf-8")))
+    return read_verdict(fill(cache_root() / "kernels" / f"triton-{key}", build))
 
 
 def _sources() -> list[str]:
     """Return kernels and self-tests: a verdict is of both."""
     tests = sorted(Path(__file__).parent.glob("*.py"))
     return [path.read_bytes().hex() for path in (SOURCE, *tests)]
-
-
-def _key(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 def _compile(compiler: Compiler, target: Path) -> str:
@@ -234,4 +207,4 @@ def _open(folder: Path) -> Build:
         state = path.stat()
         if state.st_uid not in (os.geteuid(), 0) or state.st_mode & 0o022:
             raise KernelUnavailable(f"{path} belongs to others or can be written by them")
-    return Build(folder=folder, verdict=_read(folder))
+    return Build(folder=folder, verdict=read_verdict(folder))

@@ -13,15 +13,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mudpuppy.quant.formats.interface import Format, Packed
+from mudpuppy.quant.formats.interface import Packed
 from mudpuppy.quant.kernels import trial
 from mudpuppy.quant.kernels.cases import Sample, count_differing, make_samples
-from mudpuppy.quant.kernels.common import Range
+from mudpuppy.quant.kernels.common import Kernel
 from mudpuppy.quant.kernels.compiler import KernelUnavailable
 from mudpuppy.quant.kernels.triton_kernel import TritonKernel
 
@@ -33,17 +32,8 @@ TOKENS = (40, 20, 3)
 """Tokens of the products that are compared: one for each size of tile."""
 
 
-class Dequantises(Protocol):
-    """A kernel that writes rows."""
-
-    def dequantise_into(
-        self, form: Format, packed: Packed, out: Tensor, rows: Range, columns: Range
-    ) -> None:
-        """Write `packed[rows, columns]` to `out`."""
-
-
 def find_wrong_rows(
-    kernel: Dequantises, device: torch.device, *, extremes: bool = True
+    kernel: Kernel, device: torch.device, *, extremes: bool = True
 ) -> tuple[int, str]:
     """Let a kernel write the cases in this process.
 

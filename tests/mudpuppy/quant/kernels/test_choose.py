@@ -18,7 +18,6 @@ from mudpuppy.quant.kernels import choose as chooser
 from mudpuppy.quant.kernels import compiler, selftest
 from mudpuppy.quant.kernels.compiler import (
     LIBRARY,
-    VERDICT,
     KernelUnavailable,
     build_folder,
     describe_kernel,
@@ -27,6 +26,7 @@ from mudpuppy.quant.kernels.compiler import (
     get_build,
 )
 from mudpuppy.quant.kernels.selftest import judge_library
+from mudpuppy.quant.kernels.verdicts import VERDICT
 
 CPU = torch.device("cpu")
 SOURCE = compiler.SOURCE.read_text(encoding="utf-8")
