@@ -80,12 +80,15 @@ def quantise_per_channel(tensor: Tensor, axis: int = 0, *, symmetric: bool = Tru
 
 
 def dequantise(levels: Levels, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return the tensor that levels stand for, computed in float32 and rounded once to `dtype`."""
+    """Return the tensor that levels stand for, computed in float32 and rounded once to `dtype`.
+
+    The ends of an asymmetric grid may lie half a step beyond the tensor that it was made for: what
+    is larger than the largest number of `dtype`, floating, becomes that.
+    """
     values = levels.values.to(torch.float32)
     if levels.zero is not None:
         values = values - levels.zero.to(torch.float32)
-    # half a step beyond the largest number there is would be infinite
-    largest = torch.finfo(torch.float32).max
+    largest = min(torch.finfo(torch.float32).max, torch.finfo(dtype).max)
     return (values * levels.scale).clamp(-largest, largest).to(dtype)
 
 

@@ -98,6 +98,9 @@ def _inverse_root(centred: Tensor, eps: float, per_unit: Tensor) -> Tensor:
     """Return 1 / sqrt(mean square + eps), in the units of the input (tokens, 1)."""
     # in two steps: the square of a small unit is 0, and eps / 0 no number
     own_eps = (eps**0.5 / per_unit) ** 2
+    if eps > 0:
+        # that of a large unit is 0, and a constant row 0 / 0; no other variance is so small
+        own_eps = own_eps.clamp(min=2.0**-126)
     return torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + own_eps)
 
 

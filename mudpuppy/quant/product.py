@@ -94,7 +94,7 @@ class _Product(torch.autograd.Function):
                     grad, qweight, scales, None, layout, compute_dtype, not turned
                 )
             if ctx.needs_input_grad[3]:
-                grad_bias = grad.flatten(0, -2).sum(0)
+                grad_bias = grad.flatten(0, -2).sum(0) if grad.dim() > 1 else grad
         return grad_x, None, None, grad_bias, None, None, None
 
 

@@ -76,6 +76,18 @@ def test_the_largest_and_smallest_numbers_fit(symmetric, peak):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_the_largest_numbers_of_a_type_stay_numbers_of_it(symmetric, dtype, axis):
+    largest = torch.finfo(dtype).max
+    x = torch.tensor([[largest, -largest, 1.0]], dtype=dtype)
+    back = fake_quantise(x, axis, symmetric=symmetric)
+    assert back.dtype == dtype
+    assert bool(back.isfinite().all())
+    torch.testing.assert_close(back.double(), x.double(), rtol=1 / 127, atol=largest / 127)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
 def test_zero_is_exact_and_a_range_of_nothing_has_scale_one(symmetric):
     found = quantise_per_channel(torch.tensor([[0.0, 0.0], [0.0, 3.0]]), 0, symmetric=symmetric)
     assert found.scale[0] == 1

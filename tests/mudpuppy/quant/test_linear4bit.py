@@ -66,6 +66,16 @@ def test_output_and_gradient_equal_those_of_a_plain_layer(form, dtype, bias, sha
         assert torch.equal(got, expected)
 
 
+def test_a_trained_bias_has_its_gradient_for_inputs_of_any_shape():
+    for shape in [(70,), (0, 70), (5, 70), (2, 3, 70)]:
+        packed, plain = make_pair()
+        x = torch.randn(shape)
+        for layer in (packed, plain):
+            layer.bias.requires_grad_(True)
+            run(layer, x)
+        assert torch.equal(packed.bias.grad, plain.bias.grad), shape
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_what_it_gives_a_plain_layer(dtype):
     packed, plain = make_pair()
