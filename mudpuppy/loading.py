@@ -27,6 +27,7 @@ from mudpuppy.quant.gptq_read import refuse_as_base
 from mudpuppy.quant.kernels import choose as kernels
 from mudpuppy.quant.lazy_base import LazyBlocks, move_what_is_there
 from mudpuppy.quant.opening import open_base, read_base, require_use
+from mudpuppy.quant.plain import require_plain
 from mudpuppy.quant.registered import FourBitConfig, describe_packed
 from mudpuppy.runtime import Runtime
 
@@ -251,8 +252,12 @@ def _open(
     auto_class: Any = getattr(transformers, form.auto_class)
     if fourbit is not None:
         words["quantization_config"] = fourbit
-    if lazy is not None:
-        words |= lazy.settings(_without_weights(path, auto_class, config.trust_remote_code, form))
+    if folder is not None or lazy is not None:
+        empty = _without_weights(path, auto_class, config.trust_remote_code, form)
+        if folder is not None:
+            require_plain(path, empty, read_base(folder).tensors)
+        if lazy is not None:
+            words |= lazy.settings(empty)
     return auto_class.from_pretrained(path, output_loading_info=True, **words, **form.settings)
 
 

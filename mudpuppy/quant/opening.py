@@ -36,6 +36,7 @@ from mudpuppy.quant.declared import exchange, find_declared, read_settings
 from mudpuppy.quant.layer_files import find_layers
 from mudpuppy.quant.packed_files import OWN_METHOD, Entries, StoredLayer
 from mudpuppy.quant.places import find_linear, live_names
+from mudpuppy.quant.plain import require_plain
 from mudpuppy.quant.registered import FourBitConfig
 from mudpuppy.safefile import checkpoint_tensors
 from mudpuppy.stored import Later, Reader, read_later
@@ -138,6 +139,9 @@ def open_base(
     quantise = {} if fourbit is None or base.is_4bit else {"quantization_config": fourbit}
     read_by_us = base.tensors and base.method in ("", OWN_METHOD, BNB_METHOD)
     if not read_by_us or trust_remote_code:
+        if base.tensors and not base.method:
+            empty = _make_empty(kind, base.folder, settings, trust_remote_code)
+            require_plain(str(base.folder), empty, base.tensors)
         return kind.from_pretrained(  # type: ignore[no-any-return]
             str(base.folder),
             dtype=dtype,
@@ -149,11 +153,9 @@ def open_base(
     reader = Reader()
     try:
         state, declared, layers = _state(base, dtype, reader)
-        config = AutoConfig.from_pretrained(base.folder, **(settings or {}))
-        with torch.device("meta"):  # transformers chooses the class, and the part of the config
-            make = getattr(kind, "from_config", kind)  # an Auto class, or the model's own
-            empty = make(copy.deepcopy(config))
+        empty = _make_empty(kind, base.folder, settings)
         _require_shapes(empty, layers)
+        require_plain(str(base.folder), empty, base.tensors, _packed_weights(base, layers))
         config = empty.config
         exchange(config, declared)
         model, report = type(empty).from_pretrained(
@@ -168,6 +170,25 @@ def open_base(
         reader.close()
     _name(model, base.folder)
     return model, report
+
+
+def _make_empty(
+    kind: Any, folder: Path, settings: Mapping[str, Any] | None, trust_remote_code: bool = False
+) -> Any:
+    """Return the model on `meta`: transformers chooses the class, and the part of the config."""
+    words = {"trust_remote_code": True} if trust_remote_code else {}
+    config = AutoConfig.from_pretrained(folder, **words, **(settings or {}))
+    with torch.device("meta"):
+        make = getattr(kind, "from_config", kind)  # an Auto class, or the model's own
+        return make(copy.deepcopy(config), **words)
+
+
+def _packed_weights(base: Base, layers: Mapping[str, StoredLayer]) -> set[str]:
+    """Return the names of the weights that are levels."""
+    found = {f"{name}.weight" for name in layers}
+    if base.method == BNB_METHOD:
+        found |= {f"{name[:-4]}.weight" for name in base.tensors if name.endswith(".SCB")}
+    return found
 
 
 def _name(model: Any, folder: Path) -> None:

@@ -75,11 +75,22 @@ def find_names(model: nn.Module, names: list[str]) -> list[str]:
 
 def live_names(model: Any, names: list[str]) -> dict[str, str]:
     """Return what transformers calls some tensors of a file once they are in `model`."""
+    return {name: target for name, (target, _) in find_targets(model, names).items()}
+
+
+def find_targets(model: Any, names: list[str]) -> dict[str, tuple[str, bool]]:
+    """Return where transformers puts some tensors of a file, and whether each fills its place.
+
+    One that is only a part of its place, such as an expert of several, does not.
+    """
     conversions = get_model_conversion_mapping(model)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if isinstance(one, WeightConverter)]
     state = model.state_dict()
-    return {
-        name: rename_source_key(name, renamings, converters, model.base_model_prefix, state)[0]
-        for name in names
-    }
+    found: dict[str, tuple[str, bool]] = {}
+    for name in names:
+        target, pattern = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, state
+        )
+        found[name] = target, pattern is None
+    return found
