@@ -304,7 +304,8 @@ def _run_explain(words: list[str]) -> int:
         return _print_all()
     placeholder = {"model": "tiny", "dataset": "data.jsonl", "output": "out"}
     typed = {**placeholder, **typed_settings(arguments)}
-    print(describe(check_values(typed, name=flag_of).decide()))
+    values = {flag_of(name): str(value) for name, value in typed.items()}
+    print(describe(check_values(typed, name=flag_of).decide(), values))
     return 0
 
 

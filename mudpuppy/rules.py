@@ -6,7 +6,7 @@ library only: a rejection is spoken before torch is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
@@ -350,9 +350,14 @@ def every_single_feature() -> tuple[Decision, ...]:
     )
 
 
-def describe(decision: Decision) -> str:
-    """Return the decision as a person reads it: the combination, the verdict, why, what instead."""
-    flags = " ".join(FEATURES[name].flag for name in decision.features)
+def describe(decision: Decision, typed: Mapping[str, str] | None = None) -> str:
+    """Return the decision as a person reads it: the combination, the verdict, why, what instead.
+
+    Args:
+        decision: what the table says.
+        typed: the values that were typed, by their flags; examples stand for the others.
+    """
+    flags = " ".join(_as_typed(FEATURES[name].flag, typed or {}) for name in decision.features)
     asked = f"--method {decision.method} --precision {decision.precision} {flags}".rstrip()
     lines = [f"{asked}: {'accepted' if decision.accepted else 'rejected'}"]
     lines += [f"  needs {need}" for need in decision.needs]
@@ -363,3 +368,8 @@ def describe(decision: Decision) -> str:
             f"    instead  {rule.hint}",
         ]
     return "\n".join(lines)
+
+
+def _as_typed(example: str, typed: Mapping[str, str]) -> str:
+    flag, _, value = example.partition(" ")
+    return f"{flag} {typed.get(flag, value)}" if value else flag

@@ -90,6 +90,13 @@ class LayerError:
     """Bits of a level."""
     relative: float
     """|dequantised - base| / |base| over the outputs that were compared."""
+    cosine: float
+    """Of the angle between both; what is not finite leaves 0."""
+    factor: float
+    """The number that the base is multiplied with to be nearest; 1 where only noise was added."""
+    direct: bool
+    """Whether it was compared with the very weights that were rounded; else training may lie
+    between, whose length nothing bounds."""
     dead: int
     """Inputs that have no weight left, where the base has some."""
     inputs: int

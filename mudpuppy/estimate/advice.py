@@ -75,11 +75,17 @@ def _changes(config: TrainingConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     if config.max_length >= 1024:
         half = config.max_length // 2
         yield f"{' '.join(flags)} --max-length {half}".strip(), {**small, "max_length": half}
-    if not config.trains_adapter:
+    if not config.trains_adapter and not config.zero_offload and not config.stream:
         yield f"{' '.join(flags)} --zero-offload".strip(), {**small, "zero_offload": True}
+    if not config.trains_adapter and not config.stream:
         streamed = {**small, "stream": True, "gradient_checkpointing": False}
         rest = " ".join(flag for flag in flags if flag != "--gradient-checkpointing")
         yield f"{rest} --stream".strip(), streamed
+    if not config.trains_adapter:
+        given = {"--stream": config.stream, "--zero-offload": config.zero_offload}
+        small |= {"stream": False, "zero_offload": False}
+        if any(given.values()):
+            flags.append(f"(without {' '.join(flag for flag, on in given.items() if on)})")
         yield f"--method lora {' '.join(flags)}".strip(), {**small, "method": "lora"}
     if config.method in ("full", "lora"):
         yield f"--method qlora {' '.join(flags)}".strip(), {**small, "method": "qlora"}

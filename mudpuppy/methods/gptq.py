@@ -118,7 +118,7 @@ def quantise(
             store=store,
         )
         on_disk = store.bytes_on_disk
-    say(_tell(held_out.divergence))
+    say(_tell(held_out.divergence, len(chosen)))
     quantisation = {
         **_describe(settings, seen, held_out.divergence),
         "calibration_samples": len(chosen),
@@ -145,9 +145,15 @@ def _inputs(sample: Row, runtime: Runtime) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor([sample.input_ids], device=runtime.device)}
 
 
-def _tell(divergence: Divergence | None) -> str:
+def _tell(divergence: Divergence | None, calibrated: int) -> str:
+    if divergence is None and calibrated == 1:
+        return "no sample is left to compare on: the only one calibrates; give more samples"
     if divergence is None:
-        return "no sample is left to compare on: all calibrate (--calibration-samples)"
+        keeping = calibrated - min(HELD_OUT_SAMPLES, max(1, calibrated // 10))
+        return (
+            f"no sample is left to compare on: all {calibrated} calibrate; "
+            f"--calibration-samples {keeping} keeps some back"
+        )
     share = divergence.gptq / divergence.rtn if divergence.rtn else 1.0
     return (
         f"on {divergence.samples} other samples: KL from the full model {divergence.gptq:.3g} "

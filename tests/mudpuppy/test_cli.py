@@ -196,6 +196,19 @@ def test_explain_all_lists_every_method_precision_and_feature(capsys):
     assert "lora       bf16  streaming                rejected MP-R07" in lines
 
 
+def test_explain_repeats_the_values_that_were_typed(capsys):
+    asked = "--method qlora --quant int4 --quant-block-size 128 --merge-lora --merge-precision fp16"
+    run("explain", *asked.split())
+    head = capsys.readouterr().out.splitlines()[0]
+    for part in (
+        "--quant int4",
+        "--quant-block-size 128",
+        "--merge-lora",
+        "--merge-precision fp16",
+    ):
+        assert part in head
+
+
 def test_explain_reads_the_same_flags_as_training(capsys):
     assert 0 == run("explain", "--method", "full", "--stream", "--gradient-checkpointing")
     assert "accepted" in capsys.readouterr().out

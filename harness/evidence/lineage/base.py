@@ -14,6 +14,8 @@ from harness.registry import Missing, NotApplicable
 
 PROVENANCE = "mudpuppy.json"
 """What this project's engine writes beside an artefact."""
+OF_A_RUN = ("method", "base", "trainable", "labels")
+"""What is the same in the records of one run, whichever form of its model they lie beside."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """How a model hub names its models: owner/name."""
 
@@ -68,6 +70,28 @@ def read_origin(folder: Path) -> dict[str, Any]:
             except UnreadableJson:
                 continue
     return {}
+
+
+def find_output(folder: Path) -> Path | None:
+    """Return the output whose model a folder in it holds in another form, as `int8/` does.
+
+    None where the output holds no model beside its record, or the folder's is of another run.
+    """
+    output = folder.absolute().parent
+    record = _read_record(output)
+    if not record or not _is_model(output):
+        return None
+    own = _read_record(folder)
+    if own and (own.get("kind") == "model" or any(own.get(k) != record.get(k) for k in OF_A_RUN)):
+        return None
+    return output
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return read_object(folder / PROVENANCE)
+    except (UnreadableJson, OSError):
+        return {}
 
 
 def _locate_base(evidence: CheckpointEvidence) -> tuple[Path, str]:

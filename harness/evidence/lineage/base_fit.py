@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.evidence.lineage.base import read_origin
+from harness.evidence.lineage.base import find_output, read_origin
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.facts.checkpoint import Adapter, Base, Drift, Drifts, Lineage, Pair, Tensor
 from harness.facts.merges import BaseFit
@@ -133,6 +133,9 @@ def is_large_matrix(tensor: Tensor) -> bool:
 
 def _fingerprints(folder: Path, base: Base) -> tuple[str, str]:
     """Return the fingerprint stored while training, and that of the base as it is now."""
+    output = find_output(folder)
+    if output is not None and output.resolve() == Path(base.root).resolve():
+        return "", ""  # the record is that of the output and names what the output was made from
     origin = read_origin(folder).get("base")
     stored: Any = origin.get("fingerprint") if isinstance(origin, dict) else None
     if not isinstance(stored, str) or not stored:

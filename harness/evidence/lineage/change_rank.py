@@ -91,6 +91,13 @@ def rank_changes(evidence: CheckpointEvidence) -> ChangeRanks:
         one.name for one in drifts.tensors if one.relative > one.tolerance and one.name not in apart
     ]
     names = [n for n in moved if _is_matrix(weights.tensors[n]) and not is_outer(n)]
+    packed: frozenset[str] = evidence.get("quantised_parts")
+    inner = [one.name for one in drifts.tensors if not is_outer(one.name)]
+    if not names and packed and not any(_is_matrix(weights.tensors[name]) for name in inner):
+        raise Missing(
+            "no matrix inside the model could be compared: all are quantised, and what rounding "
+            f"left of a change from the base {base.root} has no rank"
+        )
     if not names:
         raise Missing(f"no matrix inside the model differs from the base {base.root}")
     low, full = {}, []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.evidence.lineage.base import find_output
 from harness.evidence.quantised.dequantise import read_awq, read_bnb, read_gptq, read_scaled
 from harness.evidence.quantised.names import Parts, group_parts
 from harness.evidence.quantised.own import KIND, read_own
@@ -35,21 +37,44 @@ def measure_errors(evidence: CheckpointEvidence) -> tuple[LayerError, ...]:
         Missing: there is no base, or it has none of the layers as plain weights.
     """
     quantised: Quantised = evidence.get("quantised")
-    base: Base = evidence.get("base")
+    trained = _trained_beside(evidence)
+    base = trained or _Source.of(evidence.get("base"))
     weights: Weights = evidence.get("weights")
     groups = group_parts(weights.tensors)
+    direct = trained is not None or evidence.get("origin").get("method") == "gptq"
     found = []
     for layer in quantised.layers:
         old = base.tensors.get(f"{layer.name}.weight")
         if layer.flaws or old is None or old.dtype not in FLOATS or len(old.shape) != 2:
             continue
         parts = groups[layer.name]
-        one = _measure(evidence.folder, Path(base.root), layer, parts, old, quantised.declared)
+        one = _measure(evidence.folder, base.root, layer, parts, old, quantised.declared)
         if one is not None:
-            found.append(one)
+            found.append(replace(one, direct=direct))
     if not found:
         raise Missing(f"the base {base.root} has none of the quantised layers as plain weights")
     return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """Plain weights that levels are compared with."""
+
+    root: Path
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, base: Base) -> _Source:
+        return cls(root=Path(base.root), tensors=base.tensors)
+
+
+def _trained_beside(evidence: CheckpointEvidence) -> _Source | None:
+    """Return the trained model whose levels these are: that of the output which they lie in."""
+    output = find_output(evidence.folder) if not evidence.file else None
+    weights: Weights | None = CheckpointEvidence(output).find("weights") if output else None
+    if output is None or weights is None:
+        return None
+    return _Source(root=output, tensors=weights.tensors)
 
 
 def _measure(
@@ -64,7 +89,8 @@ def _measure(
     rows, columns = old.shape
     if not _fits(layer, parts, rows, columns):
         return None
-    sums = [0.0, 0.0]  # GPTQ is read in both versions: which is right is another probe's question
+    # GPTQ is read in both versions: which is right is another probe's question.
+    sums, lengths, products = [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]
     size = 0.0
     dead, alive = np.ones(columns, bool), np.zeros(columns)
     for first, last in _spans(rows):
@@ -75,16 +101,23 @@ def _measure(
             return None
         for place, values in enumerate(found):
             sums[place] += _dot(values - plain)
+            lengths[place] += _dot(values)
+            products[place] += _dot(values, plain)
         size += _dot(plain)
         dead &= ~found[0].any(axis=0)
         alive += (plain.astype(np.float64) ** 2).sum(axis=0)
     if not size > 0:
         return None
     limit = ALIVE**2 * float(np.median(alive))
+    best = min(range(len(found)), key=sums.__getitem__)
+    span = float(np.sqrt(lengths[best] * size))
     return LayerError(
         name=layer.name,
         bits=layer.bits,
-        relative=float(np.sqrt(min(sums[: len(found)]) / size)),
+        relative=float(np.sqrt(sums[best] / size)),
+        cosine=products[best] / span if 0 < span < np.inf else 0.0,
+        factor=products[best] / size,
+        direct=False,
         dead=int(np.count_nonzero(dead & (alive > limit))),
         inputs=columns,
     )
@@ -145,6 +178,6 @@ def _read(
     return [one for one in found if one is not None]
 
 
-def _dot(values: Floats) -> float:
+def _dot(values: Floats, others: Floats | None = None) -> float:
     flat = values.ravel().astype(np.float64)
-    return float(np.dot(flat, flat))
+    return float(np.dot(flat, flat if others is None else others.ravel().astype(np.float64)))

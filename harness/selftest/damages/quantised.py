@@ -360,3 +360,32 @@ def spread_own_scales(patient: Patient) -> None:
 def swap_nibbles(patient: Patient) -> None:
     """Exchange the two levels of every byte of one layer, which only the base gives away."""
     _edit_part(patient, ".qweight", lambda value: (value >> 4) | (value << 4))
+
+
+@damage("trained-int8-scales-doubled", patient="bnb-int8-trained-far", mode="FM48", probe=FAR)
+def scale_all_trained(patient: Patient) -> None:
+    """Make every scale of every layer twice as large."""
+    edit_tensors(
+        patient.path,
+        lambda tensors: {
+            name: value * 2 if name.endswith("SCB") else value for name, value in tensors.items()
+        },
+    )
+
+
+@damage("trained-levels-of-another-layer", patient="gptq-trained-far", mode="FM48", probe=FAR)
+def swap_trained_levels(patient: Patient) -> None:
+    """Give one layer of a trained model the levels of another."""
+    swap_levels(patient)
+
+
+@damage("int8-off-the-model-of-its-run", patient="engine-qat-far", mode="FM48", probe=FAR)
+def scale_beside_its_model(patient: Patient) -> None:
+    """Make the scales of one int8 layer a quarter larger than the model beside it asks for."""
+    edit_tensors(
+        patient.path / "int8",
+        lambda tensors: {
+            name: value * 1.25 if name.endswith("1.mlp.up_proj.weight_scale") else value
+            for name, value in tensors.items()
+        },
+    )

@@ -7,6 +7,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from shutil import copytree
 
 from harness.selftest.registry import Patient, Ward, healthy
 from mudpuppy.errors import EngineError
@@ -36,6 +37,7 @@ RUNS: dict[str, str] = {
     "qlora-merged": "--method qlora --merge-lora",
     "gptq": "--method gptq --gptq-group-size 32",
     "qat": "--method qat",
+    "qat-far": "--method qat --learning-rate 2e-2",
     "streaming": "--method full --stream",
     "dpo": "--method dpo",
     "ipo": "--method ipo",
@@ -58,7 +60,8 @@ def run_engine(ward: Ward, *, words: str) -> Patient:
     if "--precision" not in asked:
         asked += ["--precision", "fp32"]
     if method != "gptq":
-        asked += ["--max-steps", "2", "--batch-size", "4", "--learning-rate", "2e-3"]
+        asked += ["--max-steps", "2", "--batch-size", "4"]
+        asked += [] if "--learning-rate" in asked else ["--learning-rate", "2e-3"]
     if "lora" in method or method in FILES:
         asked += ["--lora-r", "4"]
     model = "tiny:llava" if method == "multimodal" else "tiny:llama"
@@ -91,6 +94,14 @@ def write_rows(folder: Path, method: str, rows: int = 8) -> Path:
 for _name, _words in RUNS.items():
     _notes = ("adapter-scale-unportable",) if "dora" in _words or "rslora" in _words else ()
     healthy(f"engine-{_name}", notes=_notes)(partial(run_engine, words=_words))
+
+
+@healthy("engine-int8-of-its-model")
+def give_int8_alone(ward: Ward) -> Patient:
+    """Take the int8 form of a run that trained far, with the run's own model as its base."""
+    output = ward.folder / "out"
+    copytree(ward.get("engine-qat-far").path, output)
+    return Patient(path=output / "int8", options={"base": output})
 
 
 @healthy("engine-int8")

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.selftest.make import SIZES
 from harness.selftest.packing import (
     Pack,
@@ -199,6 +202,45 @@ def save_fp8(ward: Ward) -> Patient:
     save_file(tensors, ward.folder / "model.safetensors", {"format": "pt"})
     _declare(base, ward.folder, declared, "")
     return Patient(path=ward.folder, options={"base": base})
+
+
+def save_trained(ward: Ward, pack: Pack, declared: dict[str, Any], *, share: float) -> Patient:
+    """Pack a model that training moved by `share` of every norm, in low rank and beside it.
+
+    The base that is named is the one before training, as for the packed models of a hub.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(6)
+
+    def train(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        tuned = torch.from_numpy(weight)
+        left = torch.randn(weight.shape[0], 8, generator=generator)
+        change = left @ torch.randn(8, weight.shape[1], generator=generator)
+        change = change / change.norm() + torch.randn(weight.shape, generator=generator) / 1e4
+        moved: NDArray[np.float32] = (tuned + share * tuned.norm() * change / change.norm()).numpy()
+        return moved
+
+    return save_packed(ward, lambda weight: pack(train(weight)), declared)
+
+
+@healthy("bnb-int8-trained-far")
+def save_int8_trained(ward: Ward) -> Patient:
+    """Save LLM.int8 of a model that training moved by a third of its norm."""
+    declared = {**BNB, "_load_in_4bit": False, "load_in_4bit": False, "load_in_8bit": True}
+    return save_trained(ward, pack_int8, declared | {"_load_in_8bit": True}, share=0.35)
+
+
+@healthy("gptq-trained-far")
+def save_gptq_trained(ward: Ward) -> Patient:
+    """Save GPTQ of a model that training moved by half of its norm."""
+    return save_trained(ward, pack_gptq, GPTQ, share=0.5)
+
+
+@healthy("nf4-trained-far")
+def save_nf4_trained(ward: Ward) -> Patient:
+    """Save NF4 of a model that training moved by half of its norm."""
+    return save_trained(ward, pack_nf4, BNB, share=0.5)
 
 
 def save_own(ward: Ward, form: str, search: int = 0) -> Patient:
