@@ -20,7 +20,7 @@ from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ModelError, MudpuppyError, shown
 from mudpuppy.memory.placement import bytes_for_each_byte, place
 from mudpuppy.memory.streaming import place_for_streaming
-from mudpuppy.quant.declared import read_folder
+from mudpuppy.quant.declared import read_folder, require_readable
 from mudpuppy.quant.formats import find_format
 from mudpuppy.quant.formats.selftest import check_round_trip
 from mudpuppy.quant.gptq_read import refuse_as_base
@@ -85,6 +85,9 @@ def load(
     # One line a file is noise beside the lines a step.
     disable_progress_bar()
     form = form or ModelForm()
+    folder = local_folder(path)
+    if folder is not None:
+        require_readable(folder)  # transformers' tokenizers stumble over it first
     processor = _load_processor(path, config.trust_remote_code) if form.has_processor else None
     original = load_tokenizer(path, config.trust_remote_code)
     is_frozen = config.trains_adapter or config.method == "gptq"

@@ -25,7 +25,6 @@ from torch import Tensor
 from mudpuppy.errors import shown
 from mudpuppy.quant.checks import Form, refuse, require_parts, require_scales
 from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM, WRONG_SCALES
-from mudpuppy.quant.declared import MOST_BLOCK
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.formats.interface import Format, Packed
 from mudpuppy.quant.packed_files import Entries, StoredLayer, group_parts
@@ -40,6 +39,12 @@ BNB_PARTS = (
 )
 """What a 4-bit layer of bitsandbytes has beside `weight`."""
 MOST_STATE_BYTES = 1 << 16
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Block sizes that bitsandbytes has."""
+NESTED_BLOCK = 256
+"""Scales that share a nested one, always."""
+MOST_OFFSET = 3.4e38
+"""About the largest number of float32."""
 
 
 class Nested(NamedTuple):
@@ -113,6 +118,9 @@ def _bnb_layer(where: str, name: str, parts: Entries, reader: Reader) -> BnbLaye
         raise refuse(PART_MISSING, where, "the part weight.quant_state is missing")
     state = _read_state(where, parts[state_part], reader)
     kind = state_part.removeprefix(STATE)
+    if state.get("quant_type") != kind:
+        problem = f"quant_state of {kind} names the type {shown(state.get('quant_type'))}"
+        raise refuse(UNKNOWN_SCHEME, where, problem)
     (rows, columns), block = state["shape"], state["blocksize"]
     is_nested = "nested_offset" in state or "weight.nested_absmax" in parts
     nested = _read_nested(where, state) if is_nested else None
@@ -149,9 +157,12 @@ def _read_nested(where: str, state: Mapping[str, Any]) -> Nested:
         QuantisedModelError: MP-Q03 or MP-Q04, it is not said.
     """
     block, offset = state.get("nested_blocksize"), state.get("nested_offset")
-    if type(block) is not int or not 1 <= block <= MOST_BLOCK:
-        raise refuse(WRONG_FORM, where, f"the nested block size {shown(block)} is none")
-    if not isinstance(offset, int | float) or not math.isfinite(offset):
+    if type(block) is not int or block != NESTED_BLOCK:
+        problem = f"the nested block size {shown(block)} is none: it is always {NESTED_BLOCK}"
+        raise refuse(WRONG_FORM, where, problem)
+    is_number = isinstance(offset, int | float) and not isinstance(offset, bool)
+    # compared before anything else: an int may be too large for a float
+    if offset is None or not is_number or not abs(offset) <= MOST_OFFSET:
         raise refuse(WRONG_SCALES, where, f"the nested offset {shown(offset)} is no number")
     return Nested(block, float(offset))
 
@@ -191,6 +202,7 @@ def _read_state(where: str, entry: TensorEntry, reader: Reader) -> dict[str, Any
     sizes = shape if isinstance(shape, list) and len(shape) == 2 else [0]
     if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
         raise refuse(WRONG_FORM, where, f"quant_state names the shape {shown(shape)}")
-    if type(block) is not int or not 1 <= block <= MOST_BLOCK:
-        raise refuse(WRONG_FORM, where, f"quant_state names the block size {shown(block)}")
+    if type(block) is not int or block not in BLOCK_SIZES:
+        problem = f"quant_state names the block size {shown(block)}, none of {list(BLOCK_SIZES)}"
+        raise refuse(WRONG_FORM, where, problem)
     return dict(state)

@@ -11,7 +11,7 @@ from mudpuppy.errors import ModelError, shown
 from mudpuppy.quant.checks import refuse
 from mudpuppy.quant.codes import UNKNOWN_SCHEME
 
-MOST_BLOCK = 1 << 20
+MOST_BLOCK = 1 << 16
 """Columns that may share a scale."""
 _KEY = "quantization_config"
 
@@ -55,8 +55,36 @@ def find_declared(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         method = found.get("quant_method")
         if method is not None and not isinstance(method, str):
             raise refuse(UNKNOWN_SCHEME, where, f"the quant_method {shown(method)} is not known")
+        _require_one_width(where, found)
         return found
     return {}
+
+
+def _require_one_width(where: str, declared: Mapping[str, Any]) -> None:
+    """Refuse what bitsandbytes never writes: both of its widths, or one that is neither yes nor no.
+
+    Raises:
+        QuantisedModelError: MP-Q01.
+    """
+    widths = {key: declared.get(key) for key in ("load_in_4bit", "load_in_8bit")}
+    for key, value in widths.items():
+        if value is not None and not isinstance(value, bool):
+            raise refuse(UNKNOWN_SCHEME, where, f"{key} is {shown(value)}, not true or false")
+    if all(widths.values()):
+        raise refuse(UNKNOWN_SCHEME, where, f"both {' and '.join(widths)} are true")
+
+
+def require_readable(folder: Path) -> None:
+    """Refuse a declaration that no reader takes, before any other file of the folder is opened.
+
+    Raises:
+        QuantisedModelError: MP-Q01.
+    """
+    try:
+        settings = read_settings(folder)
+    except ModelError:
+        return  # whoever opens the model says what is wrong with the file itself
+    find_declared(folder, settings)
 
 
 def read_folder(folder: Path) -> dict[str, Any]:

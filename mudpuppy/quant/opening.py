@@ -31,13 +31,13 @@ from mudpuppy.errors import ModelError, shown
 from mudpuppy.quant.bnb_files import BNB_METHOD
 from mudpuppy.quant.bnb_opening import translate_4bit, translate_8bit
 from mudpuppy.quant.checks import QuantisedModelError, refuse
-from mudpuppy.quant.codes import WRONG_FORM, WRONG_USE
+from mudpuppy.quant.codes import UNKNOWN_SCHEME, WRONG_FORM, WRONG_USE
 from mudpuppy.quant.declared import exchange, find_declared, read_settings
 from mudpuppy.quant.layer_files import find_layers
 from mudpuppy.quant.packed_files import OWN_METHOD, Entries, StoredLayer
 from mudpuppy.quant.places import find_linear, live_names
 from mudpuppy.quant.plain import require_plain
-from mudpuppy.quant.registered import FourBitConfig
+from mudpuppy.quant.registered import OPENED, FourBitConfig
 from mudpuppy.safefile import checkpoint_tensors
 from mudpuppy.stored import Later, Reader, read_later
 
@@ -151,6 +151,7 @@ def open_base(
             **quantise,
         )
     reader = Reader()
+    token = OPENED.set(str(base.folder))
     try:
         state, declared, layers = _state(base, dtype, reader)
         empty = _make_empty(kind, base.folder, settings)
@@ -167,6 +168,7 @@ def open_base(
             **quantise,
         )
     finally:
+        OPENED.reset(token)
         reader.close()
     _name(model, base.folder)
     return model, report
@@ -178,6 +180,10 @@ def _make_empty(
     """Return the model on `meta`: transformers chooses the class, and the part of the config."""
     words = {"trust_remote_code": True} if trust_remote_code else {}
     config = AutoConfig.from_pretrained(folder, **words, **(settings or {}))
+    text = getattr(config, "text_config", None)
+    if isinstance(text, dict):
+        problem = f"a {config.model_type} model has no text_config"
+        raise refuse(UNKNOWN_SCHEME, f"{folder}/config.json", problem)
     with torch.device("meta"):
         make = getattr(kind, "from_config", kind)  # an Auto class, or the model's own
         return make(copy.deepcopy(config), **words)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mudpuppy.errors import shown
 from mudpuppy.quant.checks import Form, refuse, require_parts, require_scales
-from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM
+from mudpuppy.quant.codes import PART_MISSING, UNKNOWN_SCHEME, WRONG_FORM, WRONG_SCALES
 from mudpuppy.quant.declared import MOST_BLOCK
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.formats.interface import Format, Packed
@@ -100,6 +100,27 @@ def require_format_scales(where: str, form: Format, scales: Tensor) -> None:
     require_scales(where, "scales", form.scale_values(scales))
 
 
+def require_values(where: str, form: Format, packed: Packed, dtype: torch.dtype) -> None:
+    """Refuse a layer whose weights, or the sums of a row of them, are beyond its compute type.
+
+    Raises:
+        QuantisedModelError: MP-Q04.
+    """
+    require_format_scales(where, form, packed.scales)
+    if not packed.scales.numel():
+        return
+    scale = float(form.scale_values(packed.scales).max())
+    largest = scale * max(abs(level) for level in form.levels) * packed.in_features
+    if largest <= torch.finfo(dtype).max:
+        return
+    # levels that large need not be there: only now every weight is looked at
+    sums = form.dequantise(packed, dtype).abs().sum(dim=1, dtype=torch.float64)
+    if bool((sums <= torch.finfo(dtype).max).all()):
+        return
+    problem = f"scales up to {scale:.4g} give weights whose sums are beyond {str(dtype)[6:]}"
+    raise refuse(WRONG_SCALES, where, problem)
+
+
 def _rows(reader: Reader, entry: TensorEntry, start: int, stop: int) -> Tensor:
     """Return rows of a matrix, which lie together."""
     width = entry.size // entry.shape[0]
@@ -145,7 +166,7 @@ def own_layers(
     """Return every layer that we wrote, checked by headers and tables."""
     form, block = read_declared(f"{folder}/config.json", declared)
     groups = group_parts(tensors, ("qweight", "scales"))
-    ends = {_end(name) for name in declared.get("odd") or () if isinstance(name, str)}
+    ends = {_end(name) for name in _read_odd(f"{folder}/config.json", declared)}
     odd = {name for name in groups if _end(name) in ends}
     found: dict[str, StoredLayer] = {}
     for name, parts in groups.items():
@@ -168,6 +189,20 @@ def own_layers(
         )
     require_declared(str(folder), declared, found)
     return found
+
+
+def _read_odd(where: str, declared: Mapping[str, Any]) -> list[str]:
+    """Return the names of the layers with an odd number of inputs.
+
+    Raises:
+        QuantisedModelError: MP-Q01, they are no list of names.
+    """
+    odd = declared.get("odd")
+    if odd is None:
+        return []
+    if not isinstance(odd, list) or not all(isinstance(name, str) for name in odd):
+        raise refuse(UNKNOWN_SCHEME, where, f"odd is no list of layers: {shown(odd)}")
+    return odd
 
 
 def require_declared(where: str, declared: Mapping[str, Any], found: Mapping[str, object]) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -41,8 +42,8 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mudpuppy.base_path import not_finite
-from mudpuppy.errors import EngineError
+from mudpuppy.base_path import ask_the_doctor, not_finite
+from mudpuppy.errors import EngineError, ModelError
 from mudpuppy.quant.blocks import replace_module
 from mudpuppy.quant.checks import refuse, require_parts
 from mudpuppy.quant.codes import PART_MISSING
@@ -55,9 +56,12 @@ from mudpuppy.quant.packed_files import (
     read_declared,
     read_format,
     require_declared,
-    require_format_scales,
+    require_values,
 )
 from mudpuppy.quant.places import choose_layers, find_linear, find_names, group_files
+
+OPENED: ContextVar[str | None] = ContextVar("OPENED", default=None)
+"""The folder that is being opened, where transformers is not told it."""
 
 
 def register(
@@ -152,6 +156,7 @@ class FourBitQuantizer(EmptyLayers):
         self._wanted: dict[str, str] = {}
         self._dtype = torch.float32
         self._failed: tuple[str, torch.dtype] | None = None
+        self._misfit: str | None = None
 
     def _read(self) -> tuple[Format, int]:
         """Return format and block size.
@@ -203,12 +208,15 @@ class FourBitQuantizer(EmptyLayers):
             require_parts(f"{files[0].parent}: {name}", seen, wanted)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        path = str(cast(Any, model).config._name_or_path or type(model).__name__)
+        said = cast(Any, model).config._name_or_path or type(model).__name__
+        path = OPENED.get() or str(said)
+        if self._misfit is not None:
+            raise ModelError(f"{path}: {self._misfit}", hint=ask_the_doctor(path))
         if self._failed is not None:
             raise not_finite(path, *self._failed)
         layers = find_4bit(model)
         for name, layer in layers.items():
-            require_format_scales(f"{path}: {name}", self._format, layer.packed.scales)
+            require_values(f"{path}: {name}", layer.format, layer.packed, layer.compute_dtype)
             if layer.bias is not None and not hasattr(layer.bias, "_is_hf_initialized"):
                 nn.init.zeros_(layer.bias)  # it was not in the file, and transformers says so
         self._describe(layers)
@@ -230,15 +238,22 @@ class FourBitQuantizer(EmptyLayers):
     def quantise(self, model: nn.Module, name: str, weight: Tensor) -> None:
         """Put the 4-bit form of a loaded weight into the model.
 
-        A weight that is not finite is told when all are loaded: transformers would swallow it here.
+        What is wrong with a weight is told when all are loaded: transformers would swallow it here.
         """
         module = self._wanted[name]
         linear = find_linear(model, module)
         config = self.quantization_config
+        if weight.shape != linear.weight.shape:
+            self._misfit = self._misfit or (
+                f"the tensor {name} has the shape {list(weight.shape)}, and the model of "
+                f"config.json {list(linear.weight.shape)}"
+            )
+            return
         try:
             packed = self._format.quantise(weight, self._block_size, config.search)
         except EngineError:
-            self._failed = self._failed or (name, weight.dtype)
+            in_own = bool(weight.isfinite().all())
+            self._failed = self._failed or (name, torch.float32 if in_own else weight.dtype)
             zeros = torch.zeros_like(weight[:, :1]).expand_as(weight)
             packed = self._format.quantise(zeros, self._block_size)
         layer = Linear4bit.from_packed(packed, self._format, compute_dtype=self._dtype)

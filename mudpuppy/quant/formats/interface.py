@@ -226,10 +226,12 @@ class Format(ABC):
 
 
 def _refuse(weight: Tensor) -> None:
-    """Say how many weights are not finite.
+    """Say how many weights are not finite in float32, in which they are packed.
 
     Raises:
         EngineError: always.
     """
-    count = int((~torch.isfinite(weight)).sum())
-    raise EngineError(f"{count} of {weight.numel()} weights are NaN or infinite")
+    count = int((~torch.isfinite(weight.to(torch.float32))).sum())
+    beyond = count - int((~torch.isfinite(weight)).sum())
+    what = f", {beyond} of them only in float32" if beyond else ""
+    raise EngineError(f"{count} of {weight.numel()} weights are NaN or infinite{what}")

@@ -7,7 +7,7 @@ import pytest
 from mudpuppy.adapters.merge_inputs import _unpacked
 from mudpuppy.errors import ModelError
 from mudpuppy.quant.checks import QuantisedModelError
-from mudpuppy.quant.declared import find_declared, read_folder, read_settings
+from mudpuppy.quant.declared import find_declared, read_folder, read_settings, require_readable
 from mudpuppy.quant.gptq_read import open_gptq, refuse_as_base
 from mudpuppy.quant.int8 import load_int8
 from mudpuppy.quant.opening import read_base
@@ -50,6 +50,16 @@ def test_every_reader_refuses_other_types_alike(declared, in_text, tmp_path):
         with pytest.raises(QuantisedModelError, match=r"config\.json: ") as caught:
             reader(tmp_path)
         assert caught.value.code == "MP-Q01"
+
+
+def test_what_no_reader_takes_is_told_before_the_tokenizer(tmp_path):
+    (tmp_path / "config.json").write_text('{"quantization_config": [1]}')
+    with pytest.raises(
+        QuantisedModelError, match=r"config\.json: quantization_config is no object"
+    ):
+        require_readable(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    require_readable(tmp_path)  # that is told by who opens it
 
 
 @pytest.mark.parametrize("text", ["", "[]", "nul", "[" * 100_000, "\x00"])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -253,12 +254,23 @@ DAMAGES = [
     (lambda p: change_state(p, shape=[12, 120]), "MP-Q03", r"weight has the shape \[750, 1\]"),
     (lambda p: change_state(p, shape=[12, -1]), "MP-Q03", "names the shape"),
     (lambda p: change_state(p, shape=[12, 125, 1]), "MP-Q03", "names the shape"),
-    (lambda p: change_state(p, nested_blocksize=0), "MP-Q03", "nested block size 0 is none"),
-    (
-        lambda p: change_state(p, nested_blocksize=16),
-        "MP-Q03",
-        r"nested_absmax has the shape \[1\]",
+    (lambda p: change_state(p, blocksize=65), "MP-Q03", "names the block size 65, none of"),
+    (lambda p: change_state(p, quant_type="fp4"), "MP-Q01", "of nf4 names the type 'fp4'"),
+    *(
+        (
+            lambda p, size=size: change_state(p, nested_blocksize=size),
+            "MP-Q03",
+            f"nested block size {size} is none",
+        )
+        for size in (0, 16, 128, True)
     ),
+    (lambda p: change_state(p, nested_offset=True), "MP-Q04", "nested offset True is no number"),
+    (
+        lambda p: change_state(p, nested_offset=10**400),
+        "MP-Q04",
+        "nested offset a number of 1329 bits",
+    ),
+    (lambda p: change_state(p, nested_offset=math.nan), "MP-Q04", "nested offset nan"),
     (lambda p: change_state(p, nested_offset="x"), "MP-Q04", "nested offset 'x' is no number"),
     (spoil("weight.nested_absmax", float("nan")), "MP-Q04", "1 of 1 nested absmax are NaN"),
     (spoil("weight.nested_absmax", -1.0), "MP-Q04", "nested absmax are below zero"),
@@ -312,6 +324,52 @@ def test_an_unpacked_model_that_declares_bitsandbytes_is_refused(tmp_path):
     config["quantization_config"] = DECLARED
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"MP-Q01.*no layer is packed"):
+        open_model(tmp_path)
+
+
+def declare_as(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {**config["quantization_config"], **changes}
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("fourbit", [None, FourBitConfig()])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"load_in_8bit": True}, "MP-Q01.*both load_in_4bit and load_in_8bit are true"),
+        ({"load_in_8bit": "no"}, "MP-Q01.*load_in_8bit is 'no', not true or false"),
+        ({"load_in_8bit": True, "load_in_4bit": False}, "MP-Q03.*weight is of the type U8"),
+        ({"quant_method": None}, "MP-Q03.*weight is of the type U8.*lost its quantization_config"),
+    ],
+)
+def test_an_edited_declaration_is_refused(changes, message, fourbit, tmp_path):
+    folder, _ = bnb_model(tmp_path)
+    declare_as(folder, **changes)
+    with pytest.raises(ModelError, match=message):
+        open_model(folder, fourbit=fourbit)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e6, torch.float16), (3e38, torch.float32)])
+def test_scales_beyond_the_compute_type_are_refused_with_the_folder(scale, dtype, tmp_path):
+    folder, _ = bnb_model(tmp_path)
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    name = "model.layers.1.mlp.up_proj"
+    state[f"{name}.weight.absmax"][3] = scale
+    save_file(state, path, {"format": "pt"})
+    kind = str(dtype)[6:]
+    with pytest.raises(ModelError, match=rf"MP-Q04: {folder}: {name}: scales up to .*{kind}"):
+        open_model(folder, dtype)
+
+
+def test_a_text_part_that_is_none_is_refused(tmp_path):
+    make_llama().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    said = {"quantization_config": {"quant_method": "mudpuppy"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_config": said}))
+    with pytest.raises(ModelError, match=r"MP-Q01.*config\.json"):
         open_model(tmp_path)
 
 

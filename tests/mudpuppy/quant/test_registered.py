@@ -149,6 +149,34 @@ def test_a_weight_that_is_not_finite_is_named(value, tmp_path):
         )
 
 
+def test_a_weight_of_another_shape_is_named_with_both(tmp_path):
+    make_llama().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    name = "model.layers.1.mlp.up_proj.weight"
+    state = load_file(path)
+    save_file(state | {name: state[name].t().contiguous()}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} has the shape \[32, 72\].*\[72, 32\]"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=FourBitConfig())
+
+
+def test_an_exponent_beyond_float32_is_refused(tmp_path):
+    path = saved(tmp_path, "mxfp4") / "model.safetensors"
+    state = load_file(path)
+    state["model.layers.1.mlp.up_proj.scales"][0, 0] = 254
+    save_file(state, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"MP-Q04.*layers\.1\.mlp\.up_proj: scales up to 1\.7"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [5, "x", [1], {"a": 1}])
+def test_odd_layers_that_are_no_list_are_refused(odd, tmp_path):
+    config = json.loads((saved(tmp_path) / "config.json").read_text())
+    config["quantization_config"]["odd"] = odd
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"MP-Q01.*odd is no list of layers"):
+        open_model(tmp_path)
+
+
 def test_missing_and_unexpected_tensors_are_still_told(tmp_path):
     make_llama().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"

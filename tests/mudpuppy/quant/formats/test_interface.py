@@ -174,6 +174,14 @@ def test_a_weight_that_is_not_finite_is_refused_with_its_count(form, value):
 
 
 @every_format
+def test_a_weight_beyond_float32_is_counted(form):
+    weight = torch.ones(3, 5, dtype=torch.float64)
+    weight[1, 2], weight[0, 0] = 1e300, math.nan
+    with pytest.raises(EngineError, match=r"2 of 15 .* infinite, 1 of them only in float32"):
+        form.quantise(weight)
+
+
+@every_format
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 4), (4, 0)])
 def test_what_is_not_a_matrix_is_refused(form, shape):
     with pytest.raises(ValueError, match="expected a matrix"):
