@@ -11,9 +11,11 @@ What the levels mean is in `mudpuppy.quant.formats`, how a product is made in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,17 +29,21 @@ from mudpuppy.quant.product import packed_linear
 class PackedWeight(torch.Tensor):
     """The dense weight of a packed layer, made for one access; writing to it writes to the layer.
 
-    Caught are an assignment to `data` and every in-place operation on this tensor or its `data`.
-    A view of it (`weight[0]`) is a plain tensor: writing to that changes nothing.
+    Caught are an assignment to `data` and every in-place operation of torch on this tensor or its
+    `data`, also in lists (`torch._foreach_add_`). `set_` and `swap_tensors` are refused, and NumPy
+    gets an array that cannot be written to. A view of it (`weight[0]`, `weight.detach()`, what
+    DLPack or a storage hands on) and a copy are plain: writing to those changes nothing.
     """
 
     _owner: Linear4bit
+    _unswappable: weakref.ref[PackedWeight]
 
     @staticmethod
     def wrap(dense: Tensor, owner: Linear4bit) -> PackedWeight:
         """Return `dense` as the weight of `owner`; the memory is shared."""
         weight = dense.as_subclass(PackedWeight)
         weight._owner = owner
+        weight._unswappable = weakref.ref(weight)  # swap_tensors refuses what has one
         return weight
 
     @property
@@ -59,7 +65,7 @@ class PackedWeight(torch.Tensor):
     ) -> Any:
         """Run `func` on plain tensors, then hand what it wrote in place to the layer."""
         kwargs = dict(kwargs or {})
-        own = [value for value in (*args, *kwargs.values()) if isinstance(value, PackedWeight)]
+        own = list(_find_packed((args, tuple(kwargs.values()))))
         with torch._C.DisableTorchFunctionSubclass():
             # an in-place operation raises the version, whatever its name is
             before = [weight._version for weight in own]
@@ -67,7 +73,35 @@ class PackedWeight(torch.Tensor):
             written = [w for w, version in zip(own, before, strict=True) if w._version != version]
         for weight in written:
             weight._owner.set_dense(weight)
+        if own and isinstance(result, np.ndarray):
+            result.setflags(write=False)
         return result
+
+    def set_(self, *_: Any, **__: Any) -> NoReturn:  # torch shows it to no subclass
+        """Refuse new memory, of which the layer would not know.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(
+            "set_ on the weight of a packed layer would be lost",
+            hint="assign to it: layer.weight.data = tensor",
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Return a plain copy: there is one layer that this weight writes to."""
+        if id(self) not in memo:
+            memo[id(self)] = _plain(self).clone()
+        return cast(Tensor, memo[id(self)])
+
+
+def _find_packed(values: Sequence[Any]) -> Iterator[PackedWeight]:
+    """Yield the packed weights among arguments, and in the lists among them."""
+    for value in values:
+        if isinstance(value, PackedWeight):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _find_packed(value)
 
 
 def _plain(weight: Tensor) -> Tensor:
@@ -181,6 +215,36 @@ class Linear4bit(nn.Linear):
         if name == "weight" and param is not None:
             self._buffers.pop("qweight", None)
             self._buffers.pop("scales", None)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Say in the metadata what the levels mean: other formats have tensors of the same form."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_packed and hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["format"] = self.format.name
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load levels and scales of the layer's own format; others are an error."""
+        form = self.format
+        found = getattr(state_dict.get(f"{prefix}scales"), "dtype", form.scale_dtype)
+        said = local_metadata.get("format", form.name)
+        if self.is_packed and (said, found) != (form.name, form.scale_dtype):
+            error_msgs.append(
+                f"{prefix}scales are {found} of {said}, and this layer is in {form.name}, whose "
+                f"scales are {form.scale_dtype}"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias` in the dtype of `input`, or autocast's."""

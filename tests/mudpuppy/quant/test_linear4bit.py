@@ -4,6 +4,7 @@ import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,15 @@ def write_by_out(layer, delta):
     torch.add(weight, delta, out=weight)
 
 
+def write_in_a_list(layer, delta):
+    torch._foreach_add_([layer.weight], [delta])
+
+
+def write_in_a_list_of_data(layer, delta):
+    weight = layer.weight
+    torch._foreach_copy_((weight.data,), (weight + delta,))
+
+
 def write_a_parameter(layer, delta):
     layer.weight = nn.Parameter(layer.weight + delta, requires_grad=False)
 
@@ -172,6 +182,8 @@ def write_a_parameter(layer, delta):
         write_without_data,
         write_by_index,
         write_by_out,
+        write_in_a_list,
+        write_in_a_list_of_data,
         write_a_parameter,
     ],
 )
@@ -195,6 +207,53 @@ def test_reading_the_weight_leaves_the_layer_packed():
     weight.requires_grad_(False)
     assert "grad_fn" not in repr(weight)
     assert packed.is_packed
+
+
+def test_a_write_that_would_be_lost_is_refused():
+    packed, plain = make_pair()
+    weight, other = packed.weight, torch.zeros(24, 70)
+    with pytest.raises(EngineError, match="set_ on the weight of a packed layer would be lost"):
+        weight.set_(other)
+    for pair in ((weight, other), (other, weight)):
+        with pytest.raises(RuntimeError, match="Cannot swap"):
+            torch.utils.swap_tensors(*pair)
+        assert type(other) is torch.Tensor
+    for array in (
+        weight.numpy(),
+        np.asarray(weight),
+        weight.data.numpy(),
+        weight.numpy(force=True),
+    ):
+        assert np.array_equal(array, plain.weight.numpy())
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    assert packed.is_packed
+
+
+def test_a_copy_of_the_weight_is_a_plain_tensor():
+    packed, plain = make_pair()
+    twins = copy.deepcopy([packed.weight, packed.weight.data])
+    for twin in twins:
+        assert type(twin) is torch.Tensor
+        assert torch.equal(twin, plain.weight)
+        twin.zero_()
+    weight = packed.weight
+    first, second = copy.deepcopy([weight, weight])
+    assert first is second
+    assert packed.is_packed
+
+
+def test_the_state_of_another_format_is_refused():
+    state = nn.Sequential(make_pair(NF4)[0]).state_dict()
+    layer = make_pair(INT4)[0]
+    scales = layer.scales.clone()
+    with pytest.raises(RuntimeError, match=r"0\.scales are torch.bfloat16 of nf4, .* in int4"):
+        nn.Sequential(layer).load_state_dict(state)
+    assert torch.equal(layer.scales, scales)
+    # the tensors are of the same form, only the metadata tells them apart
+    state = make_pair(FORMATS["bnb-nf4"])[0].state_dict()
+    with pytest.raises(RuntimeError, match=r"of bnb-nf4, and this layer is in bnb-fp4"):
+        make_pair(FORMATS["bnb-fp4"])[0].load_state_dict(state)
 
 
 def test_a_weight_of_another_shape_is_refused():
