@@ -19,7 +19,7 @@ from mudpuppy.quant.block_walk import BlockWalk, Inputs, Route, evaluating
 from mudpuppy.quant.blocks import find_decoder_layers, find_linears, replace_module
 from mudpuppy.quant.gptq_compare import HeldOut
 from mudpuppy.quant.gptq_files import save_gptq
-from mudpuppy.quant.gptq_grid import GptqConfig
+from mudpuppy.quant.gptq_grid import GptqConfig, why_too_small
 from mudpuppy.quant.gptq_linear import GptqLinear
 from mudpuppy.quant.gptq_matrix import Factored, factorise, quantise_matrix
 from mudpuppy.quant.gptq_pack import GptqTensors, levels_per_unit
@@ -164,12 +164,12 @@ def _describe(error: LayerError) -> str:
 
 
 def _why_not(linear: nn.Linear, config: GptqConfig) -> str:
-    """Return why the layout cannot hold this layer, or an empty text."""
+    """Return why the layout or its grid cannot hold this layer, or an empty text."""
     unit = levels_per_unit(config.bits)
     for side, size in (("in", linear.in_features), ("out", linear.out_features)):
         if size % unit:
             return f"its {side}_features {size} is not divisible by {unit}"
-    return ""
+    return why_too_small(linear.weight, config)
 
 
 def _quantise_block(

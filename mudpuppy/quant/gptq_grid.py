@@ -99,6 +99,23 @@ def make_grid(weight: Tensor, config: GptqConfig) -> Grid:
     return _shrunk(weight, low, high, grid, config) if config.clip == "mse" else grid
 
 
+def why_too_small(weight: Tensor, config: GptqConfig) -> str:
+    """Return why the weights of a whole matrix are too small for the grid, or an empty text.
+
+    So small a scale is a multiple of 2^-24, at most half of that off. Times the levels this must be
+    no more than half of the largest step of the matrix. Single groups may need smaller scales: what
+    they lose is as little beside that step.
+    """
+    if not weight.numel():
+        return ""
+    low, high = (float(end) for end in weight.detach().aminmax())
+    span = 2 * max(high, -low) if config.symmetric else max(high, 0) - min(low, 0)
+    if not 0 < span / config.max_level < SMALLEST_SCALE * config.max_level:
+        return ""
+    largest = max(high, -low)
+    return f"its largest weight, {largest:.3g}, is too small for float16 scales"
+
+
 def _spanning(low: Tensor, high: Tensor, config: GptqConfig) -> Grid:
     """Return the grid whose levels reach from `low` to `high`."""
     if config.symmetric:

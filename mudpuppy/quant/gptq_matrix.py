@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.gptq_grid import GptqConfig, Grid, make_grid
+from mudpuppy.quant.gptq_grid import GptqConfig, Grid, make_grid, why_too_small
 from mudpuppy.quant.gptq_pack import GptqTensors, pack_matrix
 
 _DAMPING_TRIES = 8
@@ -74,7 +74,8 @@ def quantise_matrix(
         config: the grid.
 
     Raises:
-        EngineError: the weight or the Hessian is not finite, or no damping makes it invertible.
+        EngineError: the weight or the Hessian is not finite, the weight is too large or too small
+            for float16 scales, or no damping makes the Hessian invertible.
     """
     factored = hessian if isinstance(hessian, Factored) else factorise(hessian, config)
     original = _transposed(weight, factored.hessian.dtype)
@@ -100,7 +101,7 @@ def round_to_nearest(weight: Tensor, config: GptqConfig) -> Tensor:
     Groups are those of neighbouring inputs.
 
     Raises:
-        EngineError: a weight is not finite, or too large for a float16 scale.
+        EngineError: a weight is not finite, or too large or all too small for float16 scales.
     """
     original = _transposed(weight, torch.float32)
     order = torch.arange(original.shape[0], device=weight.device)
@@ -171,6 +172,9 @@ class _Rounding:
     """The state of rounding one matrix: what is left to round, and what came out."""
 
     def __init__(self, original: Tensor, config: GptqConfig, order: Tensor) -> None:
+        reason = why_too_small(original, config)
+        if reason:
+            raise EngineError(f"the matrix cannot be rounded: {reason}")
         self.config = config
         count = original.shape[0]
         self.size = count if config.group_size == -1 else min(config.group_size, count)

@@ -202,6 +202,24 @@ def test_a_layer_that_does_not_fit_the_layout_is_left_and_recorded(tmp_path):
     assert torch.equal(logits(load_gptq(tmp_path / "gptq", torch.float32)), logits(model))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_layer_too_small_for_the_scales_is_left_and_recorded(tmp_path, symmetric):
+    model = make_llama()
+    small = model.model.layers[0].self_attn.v_proj.weight
+    small.data *= 1e-9
+    before = small.detach().clone()
+    assert bool(before.any())
+    config = GptqConfig(group_size=32, symmetric=symmetric)
+    errors = {error.name: error for error in quantise_model(model, make_samples(4), config)}
+    name = "model.layers.0.self_attn.v_proj"
+    assert "too small for float16 scales" in errors[name].skipped
+    assert [error.name for error in errors.values() if error.skipped] == [name]
+    assert torch.equal(model.get_submodule(name).weight, before)
+    save_gptq(model, None, tmp_path / "gptq", config)
+    loaded = load_gptq(tmp_path / "gptq", torch.float32)
+    assert torch.equal(loaded.get_submodule(name).weight, before)
+
+
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
 SMALL |= {"num_key_value_heads": 2, "intermediate_size": 48, "pad_token_id": 0}
 FAMILIES = {

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mudpuppy.errors import EngineError
-from mudpuppy.quant.gptq_grid import SHRINKS, GptqConfig, make_grid
+from mudpuppy.quant.gptq_grid import (
+    SHRINKS,
+    SMALLEST_SCALE,
+    GptqConfig,
+    make_grid,
+    why_too_small,
+)
 
 
 def make_weights(seed: int = 0, inputs: int = 32, outputs: int = 8) -> torch.Tensor:
@@ -66,6 +72,25 @@ def test_the_whole_span_is_kept_where_it_is_exact():
     spans = [make_grid(weight, GptqConfig(symmetric=False, clip=clip)) for clip in ("none", "mse")]
     assert all(torch.equal(a, b) for a, b in zip(*spans, strict=True))
     assert float(squared_error(weight, GptqConfig(symmetric=False)).sum()) == 0.0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_a_matrix_is_too_small_or_nothing_in_it_is_off_by_more_than_a_step(bits, symmetric, spread):
+    config = GptqConfig(bits=bits, symmetric=symmetric)
+    weight = make_weights()
+    weight[:, 1:] *= spread  # the other outputs need far smaller scales
+    span = 2 * weight.abs().max() if symmetric else weight.max() - weight.min()
+    step = SMALLEST_SCALE * config.max_level * 1.01
+    weight *= step * config.max_level / float(span)
+    grid = make_grid(weight, config)
+    off = (grid.value(grid.round(weight, config.max_level)) - weight).abs().max()
+    # half a step by rounding, half by the scale, and half where the zero is rounded as well
+    assert float(off) <= step * (1.01 if symmetric else 1.51)
+    assert why_too_small(weight, config) == ""
+    assert "too small for float16 scales" in why_too_small(weight / 1.02, config)
+    assert why_too_small(weight * 0, config) == ""
 
 
 @pytest.mark.parametrize("clip", ["none", "mse"])
