@@ -34,7 +34,9 @@ def prior_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: every setting of the cell but `output`.
     """
-    kept = {name: value for name, value in config.items() if name not in _NOT_TAKEN_OVER}
+    is_packed = config.get("method") == "qlora"  # no other method reads what says how
+    dropped = _NOT_TAKEN_OVER if is_packed else _NOT_TAKEN_OVER | _OF_THE_BASE
+    kept = {name: value for name, value in config.items() if name not in dropped}
     return {**kept, "max_steps": PRIOR_STEPS}
 
 

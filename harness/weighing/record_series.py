@@ -105,7 +105,8 @@ def show(log: TrainingLog, name: str, expected: str = "") -> Evidence:
 
 def write_number(value: float) -> float | str:
     """Return a number as JSON can hold it, rounded to what people read."""
-    return float(f"{value:.5g}") if math.isfinite(value) else str(value)
+    shown = float(f"{value:.5g}")  # the largest numbers are rounded beyond what a float holds
+    return shown if math.isfinite(shown) else str(value)
 
 
 def ends_higher(losses: Sequence[float]) -> bool:

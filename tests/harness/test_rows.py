@@ -9,6 +9,8 @@ import pytest
 from harness.axes import settings_for
 from harness.matrix import Cell, load_cells
 from mudpuppy.errors import ConfigError
+from mudpuppy.features import FEATURES as EVERY_FEATURE
+from mudpuppy.features import METHODS, PRECISIONS
 
 HEAD = "schema_version: 1\nname: small\ndefaults: {model: tiny, dataset: data.jsonl}\n"
 FEATURES = "axes:\n  method: [lora, full]\n  feature: [none, packing, packing+dora]\n"
@@ -42,7 +44,7 @@ def test_all_stands_for_the_whole_table(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "axes: {method: all, precision: all, feature: all}\ninclude:\n"
                      "  - {method: grpo, reward_funcs: [length]}\n")  # fmt: skip
 
-    assert 13 * 4 * 24 == len(cells)
+    assert len(METHODS) * len(PRECISIONS) * (1 + len(EVERY_FEATURE)) == len(cells) == 1612
     assert cells["kto-fp8-no-evaluation"].config["eval_fraction"] == 0.0
 
 

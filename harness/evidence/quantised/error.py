@@ -12,7 +12,8 @@ import numpy as np
 from harness.evidence.lineage.base import find_output
 from harness.evidence.quantised.dequantise import read_awq, read_bnb, read_gptq, read_scaled
 from harness.evidence.quantised.names import Parts, group_parts
-from harness.evidence.quantised.own import KIND, read_own
+from harness.evidence.quantised.own import read_own
+from harness.evidence.quantised.own_names import KIND
 from harness.evidence.source import CheckpointEvidence, Depth, provides
 from harness.evidence.values.arrays import Floats, decode, read_bytes
 from harness.evidence.values.decodable import can_decode

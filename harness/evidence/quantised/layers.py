@@ -19,7 +19,8 @@ from harness.evidence.quantised.blocks import (
     examine_scaled,
 )
 from harness.evidence.quantised.names import Parts, find_declaration, group_parts
-from harness.evidence.quantised.own import METHOD, examine_own, lost_layers
+from harness.evidence.quantised.own import examine_own, lost_layers
+from harness.evidence.quantised.own_names import METHOD
 from harness.evidence.quantised.scales import mean_scale
 from harness.evidence.quantised.words import examine_awq, examine_gptq
 from harness.evidence.source import CheckpointEvidence, Depth, provides

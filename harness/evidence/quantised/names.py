@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.evidence.files.inventory import read_settings
 from harness.evidence.files.model import text_settings
-from harness.evidence.quantised.own import KIND, METHOD, is_listed
+from harness.evidence.quantised.own_names import KIND, METHOD, is_listed
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.checkpoint import Tensor, Weights
 from harness.facts.quantised import Quantisation

@@ -19,16 +19,13 @@ from numpy.typing import NDArray
 from harness.evidence.quantised.bitstream import unpack_nibbles
 from harness.evidence.quantised.blocks import SAMPLE_BYTES, judge_blocks
 from harness.evidence.quantised.blocks import TABLES as BNB_TABLES
+from harness.evidence.quantised.own_names import KIND, METHOD, MOST_NAMES, last_parts
 from harness.evidence.quantised.scales import MOST_BYTES, judge_scales, missing_part, shape_flaw
 from harness.evidence.values.arrays import Floats, decode, read_array, read_bytes
 from harness.facts.checkpoint import Tensor
 from harness.facts.quantised import Flaw, QuantisedLayer
 
-METHOD = "mudpuppy"
-"""What `quant_method` says of our checkpoints."""
-KIND = "mudpuppy-4bit"
 VERSION = 1
-MOST_NAMES = 100_000
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -81,25 +78,11 @@ def lost_layers(declared: Mapping[str, Any], found: Iterable[str]) -> Iterator[Q
     names = declared.get("modules")
     if declared.get("quant_method") != METHOD or not isinstance(names, list):
         return
-    ends = {_end(name) for name in found}
+    ends = {last_parts(name) for name in found}
     for name in names[:MOST_NAMES]:
-        if isinstance(name, str) and _end(name) not in ends:
+        if isinstance(name, str) and last_parts(name) not in ends:
             flaws = (missing_part(name, "qweight"),)
             yield QuantisedLayer(name=name, kind=KIND, bits=4, parts=(), flaws=flaws)
-
-
-def is_listed(name: str, declared: Mapping[str, Any]) -> bool:
-    """Whether our method lists a layer as packed."""
-    names = declared.get("modules")
-    listed = names[:MOST_NAMES] if isinstance(names, list) else ()
-    return _end(name) in {_end(one) for one in listed if isinstance(one, str)}
-
-
-def _end(name: str) -> str:
-    """Return a name from the number of its block on: files and live models differ before it."""
-    words = name.split(".")
-    first = next((place for place, word in enumerate(words) if word.isdigit()), 0)
-    return ".".join(words[first:])
 
 
 def _judge(folder: Path, name: str, parts: Parts, declared: Mapping[str, Any]) -> Iterator[Flaw]:

@@ -517,7 +517,7 @@ def test_a_quantised_base_is_refused_and_a_stale_declaration_goes(tmp_path):
         make_pair(folder, ONE | more, PAIR)
         config = {"quantization_config": {"quant_method": "bitsandbytes"}}
         (folder / "base" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="is quantised \\('bitsandbytes'\\)"):
+    with pytest.raises(ModelError, match=r"MP-Q02.*y: the levels have no quant_state"):
         merge_shards(tmp_path / "0/base", tmp_path / "0/adapter", tmp_path / "out")
 
     merge_shards(tmp_path / "1/base", tmp_path / "1/adapter", tmp_path / "out")
