@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -208,7 +209,18 @@ def put_nan(folder: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def hold_levels(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = (tensors[name] * 100).to(torch.int8)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 SPOILT = {
+    "levels without scales": (hold_levels, "up_proj.weight is of the type I8, not one of F64"),
+    "narrower than its files": (change(intermediate_size=96), "of config.json [64, 96]"),
+    "a list declares": (change(quantization_config=[1]), "quantization_config is no object"),
     "no bytes of weights": (cut(0.0), "the model cannot be loaded"),
     "half of the weights": (cut(0.5), "the model cannot be loaded"),
     "NaN": (put_nan, "model.layers.1.mlp.up_proj.weight is not finite in float32"),

@@ -364,15 +364,6 @@ def test_scales_beyond_the_compute_type_are_refused_with_the_folder(scale, dtype
         open_model(folder, dtype)
 
 
-def test_a_text_part_that_is_none_is_refused(tmp_path):
-    make_llama().save_pretrained(tmp_path)
-    path = tmp_path / "config.json"
-    said = {"quantization_config": {"quant_method": "mudpuppy"}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_config": said}))
-    with pytest.raises(ModelError, match=r"MP-Q01.*config\.json"):
-        open_model(tmp_path)
-
-
 def test_a_base_in_4_bits_is_for_qlora(tmp_path):
     folder, _ = bnb_model(tmp_path)
     base = read_base(folder)

@@ -177,6 +177,15 @@ def test_odd_layers_that_are_no_list_are_refused(odd, tmp_path):
         open_model(tmp_path)
 
 
+def test_a_text_part_of_a_model_of_text_alone_is_refused(tmp_path):
+    path = saved(tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"] = {"quantization_config": config.pop("quantization_config")}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"MP-Q01.*config\.json: a llama model has no text_config"):
+        open_model(tmp_path)
+
+
 def test_missing_and_unexpected_tensors_are_still_told(tmp_path):
     make_llama().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
