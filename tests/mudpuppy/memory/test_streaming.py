@@ -302,6 +302,11 @@ def test_a_model_saved_while_streamed_is_a_plain_one(tmp_path):
     model = make_model()
     expected = {name: t.clone() for name, t in model.state_dict().items()}
     with stream_layers(model, "cpu"):
+        # whoever saves takes views of one storage for tied weights, or writes all of it for each
+        storages = [t.untyped_storage() for t in model.state_dict().values()]
+        assert len({storage.data_ptr() for storage in storages}) == len(expected)
+        sizes = [size_of(t) for t in expected.values()]
+        assert [storage.nbytes() for storage in storages] == sizes
         model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert_equal_tensors(loaded.state_dict(), expected)

@@ -143,6 +143,22 @@ def test_a_wrong_kernel_is_refused_by_name(monkeypatch, tmp_path, bug):
 
 
 @needs_compiler
+@pytest.mark.parametrize("blind", ["the stored verdict", "the check in this process"])
+def test_either_check_alone_refuses_a_wrong_kernel(monkeypatch, tmp_path, blind):
+    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", ("",))
+    change_source(monkeypatch, tmp_path, *BUGS["nibbles swapped"])
+    if blind == "the stored verdict":
+        monkeypatch.setattr(chooser, "judge_library", lambda _: (True, "said to be right"))
+    else:
+        monkeypatch.setattr(chooser, "find_wrong_rows", lambda *_: (1, ""))
+
+    chosen = chooser.choose(CPU)
+
+    assert chosen.kernel is None
+    assert re.search(r"refused: \d+ values of (int4|nf4|mxfp4) \d+ x", chosen.choice.reason)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("line", "word"),
     [
