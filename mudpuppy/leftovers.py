@@ -5,10 +5,14 @@ Standard library only: it is asked before torch is imported.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
+from typing import IO
 
 from mudpuppy.errors import OutputError
 from mudpuppy.logs import LOG_FOLDERS
@@ -24,6 +28,8 @@ STEPS_FILE = "steps.jsonl"
 STAGING_PREFIX = ".saving-"
 ACTIVATIONS_PREFIX = ".activations-"
 """Begins the name of the folder in which GPTQ keeps hidden states that do not fit into memory."""
+BASE_PREFIX = "mudpuppy-base-"
+"""Begins the name of a temporary folder with the weights of a base that is read block by block."""
 MOVING_FILE = ".moving.json"
 """In a staging folder while its entries are moved into place: their names."""
 RUN_FILE = "run.json"
@@ -83,6 +89,34 @@ def remove_unfinished(output: Path) -> None:
             path.unlink()
         elif path.name.startswith(SCRATCH_PREFIXES):
             shutil.rmtree(path)
+
+
+def make_base_folder() -> tuple[Path, IO[str]]:
+    """Make a temporary folder for the weights of a base, and remove those of killed runs.
+
+    It cannot lie in the output folder, which is not there before the base is known to be sound.
+
+    Returns:
+        The folder, and its lock: who lets go of that lets the next run remove the folder.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{BASE_PREFIX}*/{LOCK_FILE}"):
+        _remove_unlocked(path)
+    folder = Path(tempfile.mkdtemp(prefix=BASE_PREFIX))
+    lock = (folder / LOCK_FILE).open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove the folder of a lock that nobody holds; another user's is left."""
+    try:
+        if path.is_symlink() or path.parent.is_symlink() or path.stat().st_uid != os.getuid():
+            return
+        with path.open("r+", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent)
+    except (BlockingIOError, FileNotFoundError):
+        return  # it is in use, or another run has just removed it
 
 
 def forget_moves(output: Path) -> None:

@@ -3,21 +3,24 @@
 transformers leaves the tensors of modules on "disk" where they are, and accelerate's hooks bring
 them for every call of every layer. Here the hooks are taken off again, and a block is brought once,
 as a whole. Weights that transformers renames or fuses while it loads are laid out by it in a
-temporary folder.
+temporary folder; where the run is killed, the next one removes it.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
+import shutil
+import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
 from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 
+from mudpuppy.leftovers import make_base_folder
 from mudpuppy.quant.blocks import find_decoder_layers
 
 
@@ -27,7 +30,8 @@ class LazyBlocks:
     def __init__(self) -> None:
         # it warns that tensors are on disk, which is what is wanted
         logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-        self._folder = tempfile.TemporaryDirectory(prefix="mudpuppy-")
+        self._folder, lock = make_base_folder()
+        weakref.finalize(self, _remove, self._folder, lock)
         self._sources: dict[str, tuple[Mapping[str, Tensor], str]] = {}
 
     def settings(self, empty: nn.Module) -> dict[str, Any]:
@@ -41,7 +45,7 @@ class LazyBlocks:
         """
         return {
             "device_map": _keep_on_disk(empty, find_decoder_layers(empty).name),
-            "offload_folder": self._folder.name,
+            "offload_folder": str(self._folder),
             "use_safetensors": True,
         }
 
@@ -78,6 +82,11 @@ class LazyBlocks:
                 weights, own = self._sources[f"{prefix}.{name}"]
                 set_module_tensor_to_device(block, name, device, value=weights[own])
         block.to(device)
+
+
+def _remove(folder: Path, lock: IO[str]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
 
 
 def _keep_on_disk(model: nn.Module, name: str) -> dict[str, str]:
