@@ -308,7 +308,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_loading_refuses_another_kind_of_checkpoint(tmp_path):
-    with pytest.raises(ModelError, match="has no config"):
+    with pytest.raises(ModelError, match=r"config.json cannot be read"):
         load_gptq(tmp_path, torch.float32)
     make_llama().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="expected quant_method gptq"):
