@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.evidence.quantised.own import FORMS, examine_own, is_listed, lost_layers, read_own
+from harness.evidence.quantised.own import FORMS, examine_own, lost_layers, read_own
+from harness.evidence.quantised.own_names import is_listed
 from harness.facts.checkpoint import Tensor
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.safefile import read_header
