@@ -7,6 +7,7 @@ so that all of these compute the same.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 
-class StepState(nn.Module):
+class StepState(nn.Module, ABC):
     """What a layer knows of the steps before; put into it as a submodule.
 
     Args:
@@ -41,9 +42,9 @@ class StepState(nn.Module):
     def begin_step(self, share: float) -> None:
         """Prepare for a step that begins when `share` of the run is done."""
 
+    @abstractmethod
     def end_step(self) -> None:
         """Take up what was noted."""
-        raise NotImplementedError
 
 
 def step_states(model: nn.Module) -> list[StepState]:
