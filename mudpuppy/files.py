@@ -132,15 +132,43 @@ def atomic_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield an empty file beside `target` that takes its name when the block ends, and is durable.
+
+    As `atomic_folder`: the rests of killed processes are removed first, and a file that is being
+    filled is locked. What `target` was before is replaced; a link stays a link.
+
+    Raises:
+        OSError: it cannot be written; nothing has then changed.
+    """
+    target = Path(os.path.realpath(target))
+    prefix = f".{target.name}."
+    _remove_abandoned(target.parent, prefix)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=".tmp")
+    work = Path(name)
+    try:
+        with suppress(OSError):  # a disk without locks, where nothing counts as abandoned
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        work.chmod(normal_file_mode())  # mkstemp makes the file private
+        yield work
+        fsync_folder(work)
+        work.replace(target)
+        fsync_folder(target.parent)
+    finally:
+        os.close(descriptor)
+        work.unlink(missing_ok=True)
+
+
 def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove the folders that `atomic_folder` made and that no process fills any more."""
+    """Remove what `atomic_folder` and `atomic_file` made and no process fills any more."""
     ours = re.compile(re.escape(prefix) + r"(old|[a-z0-9_]{8})\.tmp")
     for path in parent.iterdir():
-        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+        if ours.fullmatch(path.name) and not path.is_symlink():
             with suppress(OSError):  # it is locked, or somebody else's
-                descriptor = os.open(path, os.O_RDONLY)
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                 finally:
                     os.close(descriptor)

@@ -1,0 +1,328 @@
+"""What the families of models have in common: tables of tensors, and settings as metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mudpuppy.errors import shown
+from mudpuppy.export.gguf.refusals import ExportRefused
+
+Settings = Mapping[str, Any]
+"""A model's configuration as transformers completes it, those of its text part on top."""
+Entry = tuple[str, Any]
+"""Method of `gguf.GGUFWriter` without `add_`, and what it is given."""
+BLOCK = "model.layers.{block}."
+"""How the tensors of a block begin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One kind of tensor: what it is called on both sides, and its shape."""
+
+    stored: tuple[str, ...]
+    """Names in the checkpoint, the first that is there counts; `{block}` and `{expert}` are
+    numbers. Those of all experts are put on top of each other."""
+    name: str
+    """Name in the file."""
+    shape: tuple[str, ...]
+    """Names of its sizes, see `sizes_of`; those of one expert where it has `{expert}`."""
+    fused: str = ""
+    """The checkpoint's name for the tensors of all experts in one."""
+    half: int | None = None
+    """Which half of the rows of each expert of the fused tensor it is; None for all of them."""
+    heads: str = ""
+    """`heads` or `kv_heads` where its rows are reordered for the rotation of positions."""
+    shift: float = 0.0
+    """What is added to its values."""
+    is_optional: bool = False
+    """Whether a model may do without."""
+    is_exact: bool = False
+    """Whether it stays F32 although it is a matrix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A family of models that llama.cpp has one name for."""
+
+    name: str
+    """That name."""
+    classes: tuple[str, ...]
+    """Names of transformers' classes."""
+    rows: tuple[Row, ...]
+    """Its tensors."""
+    describe: Callable[[Settings], Iterable[Entry]]
+    """Settings as metadata."""
+    check: Callable[[Settings], Iterable[str]]
+    """Raises where llama.cpp would compute something else; yields what is worth telling."""
+    extra: Callable[[Settings], Iterable[tuple[str, tuple[float, ...]]]] = lambda _: ()
+    """Vectors that are computed from settings, by name."""
+    head: str = "optional"
+    """Whether llama.cpp takes an output layer of its own: `optional`, `required`, or `never`."""
+    activation: str = "silu"
+    """What its blocks compute with."""
+    skipped: tuple[str, ...] = field(default=())
+    """Beginnings of tensors of other parts, such as pictures, which are left out."""
+
+
+def refuse(message: str, hint: str = "") -> ExportRefused:
+    """Return the error for settings that cannot be said in the file."""
+    return ExportRefused("MP-X03", message, hint=hint)
+
+
+def find(settings: Settings, *keys: str) -> Any:
+    """Return the first of some settings that is there, None where none is."""
+    return next((settings[key] for key in keys if settings.get(key) is not None), None)
+
+
+def whole(settings: Settings, key: str) -> int:
+    """Return a setting that must be a positive whole number.
+
+    Raises:
+        ExportRefused: it is none.
+    """
+    value = settings.get(key)
+    if type(value) is not int or value <= 0:
+        raise refuse(f"config.json: {key} is {shown(value)}, not a positive whole number")
+    return value
+
+
+def head_size(settings: Settings) -> int:
+    """Return the length of a head.
+
+    Raises:
+        ExportRefused: it is not given, and the heads do not divide the width.
+    """
+    if settings.get("head_dim") is not None:
+        return whole(settings, "head_dim")
+    wide, heads = whole(settings, "hidden_size"), whole(settings, "num_attention_heads")
+    if wide % heads:
+        raise refuse(f"hidden_size {wide} is not a multiple of num_attention_heads {heads}")
+    return wide // heads
+
+
+def kv_heads(settings: Settings) -> int:
+    """Return the number of heads of keys and values."""
+    missing = settings.get("num_key_value_heads") is None
+    return whole(settings, "num_attention_heads" if missing else "num_key_value_heads")
+
+
+def sizes_of(settings: Settings) -> dict[str, int]:
+    """Return the sizes that shapes of tensors are made of, by name."""
+    size, feed = head_size(settings), whole(settings, "intermediate_size")
+    heads, keys = whole(settings, "num_attention_heads"), kv_heads(settings)
+    return {
+        "one": 1,
+        "rows": whole(settings, "vocab_size"),
+        "hidden": whole(settings, "hidden_size"),
+        "heads": heads,
+        "kv_heads": keys,
+        "head": size,
+        "q": heads * size,
+        "kv": keys * size,
+        "qkv": (heads + 2 * keys) * size,
+        "feed": feed,
+        "double_feed": 2 * feed,
+        "experts": find(settings, "num_local_experts", "num_experts") or 0,
+        "expert_feed": find(settings, "moe_intermediate_size") or feed,
+        "shared_feed": find(settings, "shared_expert_intermediate_size") or feed,
+    }
+
+
+def rotation(settings: Settings) -> dict[str, Any]:
+    """Return how positions are rotated, in transformers' words of today.
+
+    Older settings lie beside `rope_scaling`, or call its type otherwise.
+    """
+    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    rope = dict(given)
+    if "full_attention" in rope or "sliding_attention" in rope:
+        return rope
+    if (local := settings.get("rope_local_base_freq")) is not None:
+        rope["sliding_attention"] = {"rope_theta": local}
+    if "type" in rope:
+        rope.setdefault("rope_type", rope["type"])
+    for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        if key not in rope and settings.get(key) is not None:
+            rope[key] = settings[key]
+    return rope
+
+
+def main_rotation(settings: Settings) -> dict[str, Any]:
+    """Return how positions are rotated where attention reaches everything."""
+    rope = rotation(settings)
+    return dict(rope.get("full_attention", rope))
+
+
+def describe_common(settings: Settings) -> Iterator[Entry]:
+    """Yield the metadata that most families have."""
+    yield "block_count", whole(settings, "num_hidden_layers")
+    yield "context_length", whole(settings, "max_position_embeddings")
+    yield "embedding_length", whole(settings, "hidden_size")
+    yield "feed_forward_length", whole(settings, "intermediate_size")
+    yield "head_count", whole(settings, "num_attention_heads")
+    yield "head_count_kv", kv_heads(settings)
+    yield from describe_scaling(main_rotation(settings))
+    rope = rotation(settings)
+    if (theta := main_rotation(settings).get("rope_theta")) is not None:
+        yield "rope_freq_base", theta
+    if (local := rope.get("sliding_attention", {}).get("rope_theta")) is not None:
+        yield "rope_freq_base_swa", local
+    yield "layer_norm_rms_eps", settings["rms_norm_eps"]
+    if (experts := find(settings, "num_local_experts", "num_experts")) is not None:
+        yield "expert_count", experts
+    if (used := find(settings, "num_experts_per_tok")) is not None:
+        yield "expert_used_count", used
+    if settings.get("head_dim") is not None:
+        yield "key_length", head_size(settings)
+        yield "value_length", head_size(settings)
+
+
+def describe_scaling(rope: Mapping[str, Any]) -> Iterator[Entry]:
+    """Yield how the rotation is stretched; what has tensors for it is written elsewhere."""
+    kind, factor = rope.get("rope_type"), rope.get("factor")
+    if kind not in ("linear", "yarn") or factor is None:
+        return
+    yield "rope_scaling_type", kind
+    yield "rope_scaling_factor", factor
+    if kind == "linear":
+        return
+    yield "rope_scaling_orig_ctx_len", rope["original_max_position_embeddings"]
+    attention = rope.get("attention_factor", rope.get("attn_factor"))
+    for name, value in (
+        ("ext_factor", rope.get("extrapolation_factor")),
+        ("attn_factor", attention),
+        ("beta_fast", rope.get("beta_fast")),
+        ("beta_slow", rope.get("beta_slow")),
+    ):
+        if value is not None:
+            yield f"rope_scaling_yarn_{name}", value
+
+
+def check_rotation(settings: Settings, *, also: tuple[str, ...] = ()) -> Iterator[str]:
+    """Refuse a rotation that the file cannot say.
+
+    Args:
+        settings: of the model.
+        also: types that this family has tensors for.
+
+    Raises:
+        ExportRefused: there is one.
+    """
+    rope = rotation(settings)
+    for part in (rope.get("full_attention", rope), rope.get("sliding_attention", {})):
+        kind = str(part.get("rope_type") or "default")
+        if kind == "dynamic":
+            yield (
+                "rope_type dynamic has no word in GGUF: up to "
+                f"{settings.get('max_position_embeddings')} tokens nothing changes, beyond it does"
+            )
+        elif kind not in ("default", "linear", "yarn", *also):
+            raise refuse(
+                f"config.json: rope_type {shown(kind)} is not written for this architecture",
+                "default, linear and yarn are, llama3 for Llama, longrope for Phi-3",
+            )
+        if kind == "yarn" and part.get("original_max_position_embeddings") is None:
+            raise refuse("config.json: rope_type yarn needs original_max_position_embeddings")
+        share = part.get("partial_rotary_factor", 1.0)
+        if share != 1.0 and "longrope" not in also:
+            raise refuse(f"config.json: partial_rotary_factor {share} is not written here")
+
+
+def check_windows(settings: Settings) -> Iterator[str]:
+    """Tell of a sliding window that llama.cpp does not know for the family."""
+    window, reach = settings.get("sliding_window"), settings.get("max_position_embeddings") or 0
+    if type(window) is int and 0 < window < reach:
+        yield (
+            f"sliding_window {window} is not used by llama.cpp here: beyond it, "
+            "answers may differ from transformers'"
+        )
+
+
+EMBEDDING = Row(
+    stored=("model.embed_tokens.weight",), name="token_embd.weight", shape=("rows", "hidden")
+)
+NORM = Row(stored=("model.norm.weight",), name="output_norm.weight", shape=("hidden",))
+HEAD = Row(
+    stored=("lm_head.weight",), name="output.weight", shape=("rows", "hidden"), is_optional=True
+)
+
+
+def block_row(stored: str, name: str, *shape: str, **more: Any) -> Row:
+    """Return a tensor that every block has."""
+    return Row(stored=(BLOCK + stored,), name="blk.{block}." + name, shape=shape, **more)
+
+
+def attention_rows(*, turned: bool = False, output_bias: bool = False) -> tuple[Row, ...]:
+    """Return queries, keys, values and output, with or without biases.
+
+    Args:
+        turned: whether heads are reordered for the rotation of positions.
+        output_bias: whether llama.cpp knows a bias of the output.
+    """
+    found = []
+    for letter, size, heads in (("q", "q", "heads"), ("k", "kv", "kv_heads"), ("v", "kv", "")):
+        turn = heads if turned else ""
+        stored, name = f"self_attn.{letter}_proj", f"attn_{letter}"
+        found += [
+            block_row(f"{stored}.weight", f"{name}.weight", size, "hidden", heads=turn),
+            block_row(f"{stored}.bias", f"{name}.bias", size, heads=turn, is_optional=True),
+        ]
+    found.append(block_row("self_attn.o_proj.weight", "attn_output.weight", "hidden", "q"))
+    if output_bias:
+        found.append(
+            block_row("self_attn.o_proj.bias", "attn_output.bias", "hidden", is_optional=True)
+        )
+    return tuple(found)
+
+
+def feed_rows(stored: str = "mlp", *, end: str = "", size: str = "feed") -> tuple[Row, ...]:
+    """Return gate, up and down of a block without experts, or of the one that all tokens share."""
+    return (
+        block_row(f"{stored}.gate_proj.weight", f"ffn_gate{end}.weight", size, "hidden"),
+        block_row(f"{stored}.up_proj.weight", f"ffn_up{end}.weight", size, "hidden"),
+        block_row(f"{stored}.down_proj.weight", f"ffn_down{end}.weight", "hidden", size),
+    )
+
+
+def norm_rows(shift: float = 0.0) -> tuple[Row, ...]:
+    """Return the two norms that most blocks have."""
+    return (
+        block_row("input_layernorm.weight", "attn_norm.weight", "hidden", shift=shift),
+        block_row("post_attention_layernorm.weight", "ffn_norm.weight", "hidden", shift=shift),
+    )
+
+
+def expert_rows(stored: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+    """Return the router and the stacked experts.
+
+    Args:
+        stored: what comes before `gate.weight` and `experts.` in the checkpoint.
+        gate: name of the gate of an expert.
+        up: name of its way up.
+        down: name of its way down.
+    """
+    fused = f"{BLOCK}mlp.experts."
+
+    def one(part: str, name: str, half: int | None, *shape: str) -> Row:
+        end = "down_proj" if half is None else "gate_up_proj"
+        return Row(
+            stored=(f"{BLOCK}{stored}.experts.{{expert}}.{part}.weight",),
+            name=f"blk.{{block}}.{name}.weight",
+            shape=shape,
+            fused=fused + end,
+            half=half,
+        )
+
+    return (
+        Row(
+            stored=(f"{BLOCK}{stored}.gate.weight", f"{BLOCK}mlp.gate.weight"),
+            name="blk.{block}.ffn_gate_inp.weight",
+            shape=("experts", "hidden"),
+            is_exact=True,
+        ),
+        one(gate, "ffn_gate_exps", 0, "expert_feed", "hidden"),
+        one(up, "ffn_up_exps", 1, "expert_feed", "hidden"),
+        one(down, "ffn_down_exps", None, "hidden", "expert_feed"),
+    )

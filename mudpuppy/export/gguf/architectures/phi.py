@@ -1,0 +1,107 @@
+"""Phi-3, Phi-3.5 and Phi-4: fused projections, and long contexts by tables of factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from mudpuppy.errors import shown
+from mudpuppy.export.gguf.architectures.family import (
+    EMBEDDING,
+    HEAD,
+    NORM,
+    Entry,
+    Family,
+    Settings,
+    block_row,
+    check_rotation,
+    head_size,
+    kv_heads,
+    main_rotation,
+    norm_rows,
+    refuse,
+    whole,
+)
+
+
+def _rotated(settings: Settings) -> int:
+    """Return how much of a head is rotated."""
+    share = main_rotation(settings).get("partial_rotary_factor", 1.0)
+    wide, heads = whole(settings, "hidden_size"), whole(settings, "num_attention_heads")
+    return int(share * wide) // heads
+
+
+def _trained_context(settings: Settings) -> int:
+    """Return how long the texts were that the model was first trained with."""
+    found = main_rotation(settings).get("original_max_position_embeddings")
+    if type(found) is not int or found <= 1:
+        raise refuse(f"config.json: original_max_position_embeddings is {shown(found)}")
+    return found
+
+
+def _describe(settings: Settings) -> Iterator[Entry]:
+    yield "context_length", whole(settings, "max_position_embeddings")
+    yield "rope_scaling_orig_ctx_len", _trained_context(settings)
+    yield "embedding_length", whole(settings, "hidden_size")
+    yield "feed_forward_length", whole(settings, "intermediate_size")
+    yield "block_count", whole(settings, "num_hidden_layers")
+    yield "head_count", whole(settings, "num_attention_heads")
+    yield "head_count_kv", kv_heads(settings)
+    yield "layer_norm_rms_eps", settings["rms_norm_eps"]
+    yield "rope_dimension_count", _rotated(settings)
+    yield "rope_freq_base", main_rotation(settings)["rope_theta"]
+    yield "sliding_window", settings.get("sliding_window") or 0
+    if main_rotation(settings).get("long_factor"):
+        yield "rope_scaling_attn_factors", _attention_factor(settings)
+
+
+def _attention_factor(settings: Settings) -> float:
+    """Return what attention is multiplied by, for the whole context."""
+    trained = _trained_context(settings)
+    scale = whole(settings, "max_position_embeddings") / trained
+    return math.sqrt(1 + math.log(scale) / math.log(trained)) if scale > 1.0 else 1.0
+
+
+def _check(settings: Settings) -> Iterator[str]:
+    yield from check_rotation(settings, also=("longrope", "su"))
+    heads, size = whole(settings, "num_attention_heads"), head_size(settings)
+    if heads * size != whole(settings, "hidden_size"):
+        raise refuse(f"{heads} heads of {size} do not make hidden_size {settings['hidden_size']}")
+    rope = main_rotation(settings)
+    if rope.get("rope_type") in ("yarn", "linear"):
+        raise refuse(f"config.json: rope_type {rope['rope_type']} is not written for Phi-3")
+    if rope.get("rope_type") not in ("longrope", "su"):
+        return
+    for key in ("long_factor", "short_factor"):
+        table = rope.get(key)
+        if not isinstance(table, list | tuple) or len(table) != _rotated(settings) // 2:
+            raise refuse(
+                f"config.json: {key} must have {_rotated(settings) // 2} numbers, one for every "
+                "frequency"
+            )
+    if rope.get("attention_factor") not in (None, _attention_factor(settings)):
+        raise refuse("config.json: attention_factor is not the one that llama.cpp is told")
+
+
+def _factors(settings: Settings) -> Iterator[tuple[str, tuple[float, ...]]]:
+    rope = main_rotation(settings)
+    if rope.get("long_factor"):
+        yield "rope_factors_long.weight", tuple(map(float, rope["long_factor"]))
+        yield "rope_factors_short.weight", tuple(map(float, rope["short_factor"]))
+
+
+PHI3 = Family(
+    name="phi3",
+    classes=("Phi3ForCausalLM",),
+    rows=(
+        *(EMBEDDING, NORM, HEAD),
+        *norm_rows(),
+        block_row("self_attn.qkv_proj.weight", "attn_qkv.weight", "qkv", "hidden"),
+        block_row("self_attn.o_proj.weight", "attn_output.weight", "hidden", "q"),
+        block_row("mlp.gate_up_proj.weight", "ffn_up.weight", "double_feed", "hidden"),
+        block_row("mlp.down_proj.weight", "ffn_down.weight", "hidden", "feed"),
+    ),
+    describe=_describe,
+    check=_check,
+    extra=_factors,
+)
