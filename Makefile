@@ -5,7 +5,7 @@
 #   make doctor CKPT=path    diagnose a checkpoint
 #   make selftest            is the doctor any good? recall and false alarms of every probe
 #   make fuzz                200,000 hostile checkpoints: the doctor survives and touches nothing
-#   make bench               measure everything against the best there is (15 minutes; ROWS="merge loss" for some)
+#   make bench               measure everything against the best there is (20 minutes; ROWS="merge loss" for some)
 #   make bench-quick         small sizes: did anything get worse than its committed result? (2 minutes)
 #   make setup               the installation alone
 # PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.

@@ -68,15 +68,21 @@ def command(
     threads: int = 1,
     codes: Sequence[int] = (0,),
     more: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Ended:
-    """Run a command and return `wall_s`, `cpu_s` and what it printed.
+    """Run a command, in `folder` if given, and return `wall_s`, `cpu_s` and what it printed.
 
     Raises:
         RuntimeError: it ended with another exit code than one of `codes`.
     """
     wall, cpu = time.perf_counter(), _children_s()
     done = subprocess.run(
-        list(words), capture_output=True, text=True, env=environment(threads, more), check=False
+        list(words),
+        capture_output=True,
+        text=True,
+        env=environment(threads, more),
+        cwd=folder,
+        check=False,
     )
     timed = {"wall_s": time.perf_counter() - wall, "cpu_s": _children_s() - cpu}
     if done.returncode not in codes:

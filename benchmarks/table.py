@@ -1,6 +1,6 @@
 """The table of everything that is measured: run rows, print them, keep the results.
 
-    make bench         every row (about 15 minutes on two cores)
+    make bench         every row (about 20 minutes on two cores)
     make bench-quick   small sizes; fails where a row got worse than its committed result
     python -m benchmarks.table [NAME...] [--quick] [--rounds N] [--no-write] [--list] [--render]
 

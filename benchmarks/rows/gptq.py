@@ -103,7 +103,11 @@ def _theirs(
     stored, made = plan.folder / "rows.json", plan.folder / "theirs"
     stored.write_text(json.dumps(rows), encoding="utf-8")
     words = [python or sys.executable, str(SIDE), base, str(stored), str(made)]
-    done = command([*words, str(BITS), str(GROUP_SIZE), "0"], more={"GPTQMODEL_CPU_WORKERS": "2"})
+    done = command(
+        [*words, str(BITS), str(GROUP_SIZE), "0"],
+        more={"GPTQMODEL_CPU_WORKERS": "2"},
+        folder=plan.folder,  # it leaves logs where it runs
+    )
     seconds: Figures = json.loads(done.output.splitlines()[-1])
     models = [AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)]
     models.append(load_gptq(made, torch.float32))

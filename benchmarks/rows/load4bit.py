@@ -94,7 +94,7 @@ def measure(plan: Plan) -> Sides:
     )
     folder = build_model(plan.folder / "model", shape, "bf16")
     plan.facts["checkpoint"] = f"{2 * shape.parameters / 1e9:.2f} GB in bf16"
-    plan.rounds = min(plan.rounds, plan.pick(full=3, quick=1))
+    plan.rounds = min(plan.rounds, plan.pick(full=2, quick=1))
 
     def ours(name: str) -> Work:
         return lambda: call(

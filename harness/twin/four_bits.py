@@ -44,9 +44,7 @@ def round_to_4_bits(weight: Tensor, asked: Any) -> Tensor:
 
 def _in_levels(blocks: Tensor, name: str, search: int) -> Tensor:
     full = blocks.abs().amax(dim=1, keepdim=True) / (7 if name == "int4" else 1)
-    store: Callable[[Tensor], Tensor] = (
-        (lambda scale: scale) if name == "int4" else (lambda scale: scale.bfloat16().float())
-    )
+    store: Callable[[Tensor], Tensor] = (lambda scale: scale) if name == "int4" else _cut_to_8_bits
     scale = store(full)
     least = _distance(blocks, scale, name)
     for step in range(search):
@@ -56,6 +54,12 @@ def _in_levels(blocks: Tensor, name: str, search: int) -> Tensor:
         scale = torch.where(error < least, tried, scale)
         least = torch.minimum(error, least)
     return _snap(blocks, scale, name)
+
+
+def _cut_to_8_bits(scale: Tensor) -> Tensor:
+    """Return the nearest numbers towards zero that have 8 significant bits, as bfloat16 has."""
+    share, exponent = torch.frexp(scale)
+    return torch.ldexp((share * 256).floor() / 256, exponent)
 
 
 def _distance(blocks: Tensor, scale: Tensor, name: str) -> Tensor:

@@ -77,7 +77,8 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=torch.float32))
-        self.register_buffer("input_scale", torch.ones(1) if static else None)
+        scale = torch.ones(1, dtype=torch.float32) if static else None  # a load may default to half
+        self.register_buffer("input_scale", scale)
         values = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         self.register_parameter("bias", values)
 

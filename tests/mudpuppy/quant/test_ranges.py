@@ -190,6 +190,20 @@ def test_the_int8_model_answers_as_its_twin_bit_for_bit(kind, tmp_path):
     assert static == [settings.per_tensor] * 14
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_scale_of_the_inputs_is_never_rounded_whatever_the_model_computes_in(dtype, tmp_path):
+    model = make_llama(spread=1.0)
+    with fake_quantised(model, RangeSettings(per_tensor=True)):
+        train(model, 2)
+    scales = {name: ranges_of(layer).input.view(1) for name, layer in find_quantised(model).items()}
+    save_int8(model, None, tmp_path / "int8", quantise_weights(model), dtype)
+    found = load_int8(tmp_path / "int8").to("cpu").to(dtype)
+    for name, scale in scales.items():
+        layer = found.get_submodule(name)
+        assert layer.input_scale.dtype == torch.float32
+        assert torch.equal(layer.input_scale, scale), name
+
+
 @pytest.mark.parametrize("kind", ["learned", "tensor learned"])
 def test_learned_ranges_move_and_pay(kind):
     """From ranges of 40 times what is needed (3 bits are left), learning them lowers the loss."""

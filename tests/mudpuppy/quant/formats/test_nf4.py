@@ -47,6 +47,13 @@ def test_every_weight_gets_the_nearest_level(numbers, scale):
     assert bool((away <= nearest * (1 + 1e-5) + float(held) * 1e-6 + 1e-44).all())
 
 
+@given(st.integers(0, 0x7F7F0000))
+def test_a_scale_is_the_largest_number_of_bfloat16_that_is_not_above_absmax(bits):
+    peak = torch.tensor([bits], dtype=torch.int32).view(torch.float32)  # also subnormal ones
+    scale = FORM.round_scale(peak).view(torch.int16).to(torch.int32) << 16
+    assert int(scale) <= bits < int(scale) + (1 << 16)
+
+
 def test_of_two_equally_near_levels_the_lower_is_taken():
     low, high = FORM.levels[9], FORM.levels[10]
     weight = torch.tensor([[1.0, (low + high) / 2, -1.0]])
@@ -67,7 +74,7 @@ def test_scales_span_the_range_of_float32():
     assert bool(torch.isfinite(value).all())
     assert value[0].tolist() == pytest.approx([largest, -largest, 0.0], rel=0.004)
     assert value[1, 0] == pytest.approx(1e-38, rel=0.01)
-    assert not value[2].any()  # below the smallest scale of bfloat16: 4.6e-41
+    assert not value[2].any()  # below the smallest scale of bfloat16: 9.2e-41
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +94,7 @@ def test_the_error_is_no_worse_than_with_scales_of_32_bits(weights, kind):
     theirs = relative_error(bitsandbytes_round(weight), weight)
     plain = relative_error(FORM.dequantise(FORM.quantise(weight)), weight)
     searched = relative_error(FORM.dequantise(FORM.quantise(weight, 64, 16)), weight)
-    assert plain <= 1.001 * theirs
+    assert plain <= theirs
     assert searched <= 0.96 * theirs
     if kind == "gaussian":
         assert theirs == pytest.approx(0.0920, abs=2e-4)
