@@ -78,11 +78,13 @@ def test_rows_have_names_of_their_own_and_a_file_is_short(subject: Subject):
 def test_what_cannot_run_here_is_a_row_with_its_reason(
     wide_console: Console, monkeypatch: pytest.MonkeyPatch
 ):
-    code = table.main(["export", "--no-write"])
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")
+    code = table.main(["accelerator", "--no-write"])
 
     shown = wide_console.export_text()
     assert 0 == code
-    assert "not run: mudpuppy writes no GGUF yet (issue 7)" in shown
+    assert "not run: no GPU here" in shown
 
 
 def test_a_measurement_that_crashes_is_an_outcome_and_the_exit_code_says_so(
@@ -152,14 +154,14 @@ def test_a_result_is_kept_and_one_that_was_not_run_does_not_replace_it(tmp_path:
 def test_the_page_names_what_is_short_not_run_and_not_measured():
     rows = [made_result(2.0, "short")["rows"][0], made_result(0, "not run")["rows"][0]]
     page = render.write_page(
-        {"some": SOME, "other": SUBJECTS["export"]},
+        {"some": SOME, "other": SUBJECTS["gguf"]},
         {"some": made_result(1.0) | {"rows": rows}, "other": None},
     )
 
     assert "0 reached, 1 short, 1 not run." in page
     assert "- short: what (some), 2 (goal ≤ 1)" in page
     assert "- not run: what (some), no GPU here" in page
-    assert "Not measured: `python -m benchmarks.table export`." in page
+    assert "Not measured: `python -m benchmarks.table gguf`." in page
 
 
 def test_the_child_writes_samples_facts_and_verdicts(tmp_path: Path):
