@@ -1,0 +1,22 @@
+"""The stable codes of what keeps a tokenizer from becoming a GGUF vocabulary."""
+
+from __future__ import annotations
+
+DAMAGED = "MP-V01"
+"""The tokenizer's files are missing, cannot be read, or contradict themselves."""
+UNKNOWN_KIND = "MP-V02"
+"""A kind of tokenizer that llama.cpp's two kinds of BPE cannot stand for."""
+UNKNOWN_CUTS = "MP-V03"
+"""Text is cut, or changed, before the tokenizer works in a way that llama.cpp does not know."""
+UNKNOWN_NAME = "MP-V04"
+"""A pre-tokenizer was named that llama.cpp does not know."""
+CONTRADICTION = "MP-V05"
+"""The vocabulary is a published one, and tokenizer.json cuts text otherwise than that one does."""
+TOO_MANY = "MP-V06"
+"""The tokenizer has ids that the embedding has no rows for."""
+TWICE = "MP-V07"
+"""Two ids have one text, or two tokens one id; llama.cpp stops at the first."""
+NO_END = "MP-V08"
+"""No token ends an answer; llama.cpp would take an arbitrary one."""
+OTHER_MERGES = "MP-V09"
+"""The order of the merges cannot be said as one score a token, as llama.cpp wants it."""

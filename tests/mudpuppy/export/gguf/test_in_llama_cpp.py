@@ -1,0 +1,188 @@
+"""Every family of tokenizers reads text in llama.cpp as it does in transformers, id by id."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Regex, pre_tokenizers
+from transformers import AutoTokenizer
+
+from mudpuppy.export.gguf import pretokenizer_rules as rules
+from mudpuppy.export.gguf.sentencepiece_scores import DOUBLED
+from mudpuppy.export.gguf.vocabulary import read_vocabulary
+from mudpuppy.tiny import resolve_model
+from tests.mudpuppy.export.gguf.folders import (
+    count_rows,
+    edit_json,
+    save_byte_level,
+    save_sentencepiece,
+    write_config,
+)
+from tests.mudpuppy.export.gguf.texts import EVERYTHING
+
+pytest.importorskip("gguf", reason="pip install gguf writes the model for llama.cpp")
+pytest.importorskip("xllamacpp", reason="pip install xllamacpp brings a llama.cpp server")
+
+from tests.mudpuppy.export.gguf.llama_cpp import LlamaCpp, write_model
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> Iterator[LlamaCpp]:
+    process = LlamaCpp()
+    yield process
+    process.close()
+
+
+def stages(*parts: Any) -> Any:
+    """Return a pre-tokenizer of expressions and others, in their order."""
+    made = [
+        pre_tokenizers.Split(Regex(part), "isolated") if isinstance(part, str) else part
+        for part in parts
+    ]
+    return pre_tokenizers.Sequence(made)
+
+
+def plain_bytes() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def gpt2_bytes() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def digits(*, single: bool) -> Any:
+    return pre_tokenizers.Digits(individual_digits=single)
+
+
+def cut_by(name: str) -> Any:
+    """Return the pre-tokenizer of a rule, written as its published tokenizers do."""
+    rule = rules.rule_of(name)
+    parts: list[Any] = []
+    for stage in rule.stages:
+        if stage == rules.BYTES:
+            parts += [] if rules.GPT2 in rule.stages else [plain_bytes()]
+        elif stage == rules.GPT2:
+            parts.append(gpt2_bytes())
+        elif stage in (rules.DIGITS, rules.DIGIT_RUNS):
+            parts.append(digits(single=stage == rules.DIGITS))
+        elif stage == "punctuation:contiguous":
+            parts.append(pre_tokenizers.Punctuation("contiguous"))
+        else:
+            parts.append(stage)
+    return stages(*parts)
+
+
+BYTE_LEVEL = [names[0] for rule in rules.RULES for names in map(rule.names, (True, False)) if names]
+OTHERWISE = {
+    "tekken": {"decomposed", "hindi", "the converter's"},
+    "gpt-4o": {"decomposed", "hindi"},
+}
+"""Texts that llama.cpp reads otherwise, by rule: it knows no combining marks there."""
+
+
+MARKED_UP = {
+    "special": "<|user|>Hi<|stop|>\n <|bot|> there<|begin|>",
+    "special alone": "<|stop|>",
+    "nearly special": "<|stop |> <|stop <stop|> |>",
+}
+"""Texts with special tokens inside; a tokenizer without them reads plain text."""
+
+
+def differing(folder: Path, server: Any, texts: dict[str, str]) -> dict[str, tuple[Any, Any]]:
+    """Return the texts whose ids differ, with both."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = {}
+    for name, text in texts.items():
+        ours = tokenizer.encode(text)
+        theirs = server.tokenize(text, add_special=True)
+        if ours != theirs:
+            found[name] = tuple(map(tokenizer.convert_ids_to_tokens, (ours, theirs)))
+    return found
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+def test_byte_level_reads_alike(name, tmp_path, llama_cpp):
+    keeps = name in rules.rule_of(name).kept.split()
+    folder = save_byte_level(tmp_path / "m", cut_by(name), ignore_merges=keeps, begins=True)
+    vocabulary = read_vocabulary(folder, count_rows(folder))
+    assert vocabulary.pre == name
+    assert (rules.CASELESS in vocabulary.notes) is (name in OTHERWISE)
+    server = llama_cpp.serve(write_model(tmp_path / "m.gguf", vocabulary))
+    found = differing(folder, server, EVERYTHING | MARKED_UP)
+    assert set(found) == OTHERWISE.get(name, set()), found
+
+
+PREPEND = {"type": "Prepend", "prepend": "▁"}
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+IDLE = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory) -> Path:
+    pytest.importorskip("sentencepiece", reason="pip install sentencepiece trains the tokenizer")
+    return save_sentencepiece(tmp_path_factory.mktemp("sentencepiece"))
+
+
+def in_form(form: str, made: Path, folder: Path) -> Path:
+    """Return the tokenizer as one of the families has it."""
+    shutil.copytree(made, folder)
+    if form == "tokenizer.model":
+        return folder
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    if form == "llama 2":
+        return folder
+    steps, cut, class_name = {
+        "phi-3": ([PREPEND, REPLACE], None, "PreTrainedTokenizerFast"),
+        "gemma": ([REPLACE], {**IDLE, "invert": False}, "GemmaTokenizer"),
+    }[form]
+    normalizer = {"type": "Sequence", "normalizers": steps}
+    edit_json(
+        folder / "tokenizer.json",
+        lambda value: value.update(normalizer=normalizer, pre_tokenizer=cut),
+    )
+    edit_json(
+        folder / "tokenizer_config.json", lambda value: value.update(tokenizer_class=class_name)
+    )
+    write_config(folder, 0, model_type={"phi-3": "phi3", "gemma": "gemma2"}[form])
+    return folder
+
+
+@pytest.mark.parametrize("form", ["tokenizer.model", "llama 2", "phi-3", "gemma"])
+def test_sentencepiece_reads_alike(form, sentencepiece_folder, tmp_path, llama_cpp):
+    folder = in_form(form, sentencepiece_folder, tmp_path / "m")
+    vocabulary = read_vocabulary(folder, count_rows(folder) + 3)
+    assert (vocabulary.model, vocabulary.pre) == ("llama", "default")
+    assert vocabulary.add_space_prefix is (form != "gemma")
+    server = llama_cpp.serve(write_model(tmp_path / "m.gguf", vocabulary))
+    # a text that begins with a blank: transformers' own way for Llama, told in the notes
+    doubled = {"one blank", "leading blanks"} if form in ("tokenizer.model", "llama 2") else set()
+    assert (DOUBLED in vocabulary.notes) is bool(doubled)
+    found = differing(folder, server, EVERYTHING)
+    assert set(found) == doubled, found
+
+
+CONVERSATION = [
+    {"role": "user", "content": "  What is   the capital of France?\n"},
+    {"role": "assistant", "content": "Paris, <b>of</b> course.  "},
+    {"role": "user", "content": "Und von Österreich? 👍🏽"},
+]
+
+
+def test_the_embedded_model_reads_and_renders_alike(tmp_path, llama_cpp):
+    folder = Path(resolve_model("tiny"))
+    vocabulary = read_vocabulary(folder, 2048)
+    assert vocabulary.pre == "smollm"
+    server = llama_cpp.serve(write_model(tmp_path / "m.gguf", vocabulary))
+    marked = {"special": "<|user|>Hi<|end|><|assistant|> there<|pad|>"}
+    assert differing(folder, server, EVERYTHING | marked) == {}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for messages in (CONVERSATION, [{"role": "system", "content": "Be short."}, *CONVERSATION]):
+        expected = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        assert server.apply_template(messages) == expected
