@@ -52,6 +52,8 @@ class Job:
     """Samples as the model sees them."""
     dropped: int
     """Samples left out, since nothing in them would be learnt."""
+    held_out: Sequence[Row] = ()
+    """Samples to evaluate on that came apart from the others, as the model sees them."""
     records_dir: Path
     """Where `steps.jsonl` and `run.json` go."""
     started: float = field(default_factory=time.monotonic)
@@ -84,6 +86,7 @@ def progress_of(result: FitResult) -> dict[str, Any]:
         "eval_loss": evals[-1] if evals else None,
         "learnt_nothing": bool(losses) and not any(r.grad_norm for r in result.records),
         "train_s": round(result.seconds, 3),
+        "metrics": result.metrics,
     }
 
 

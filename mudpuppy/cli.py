@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -27,9 +25,10 @@ from mudpuppy.flags import add_training_flags, typed_settings
 from mudpuppy.interruption import describe as describe_end
 from mudpuppy.interruption import raising_when_terminated
 from mudpuppy.parser import FriendlyParser
-from mudpuppy.records import RunRecord, StepRecord
+from mudpuppy.records import RunRecord
 from mudpuppy.ruleform import Rule
 from mudpuppy.rules import RULES, describe, every_single_feature
+from mudpuppy.telling import hush_libraries, mute, report_step, say
 from mudpuppy.tiny.names import is_tiny_name
 from mudpuppy.yamlfile import find_lines, read_settings
 
@@ -80,12 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(error)
         return error.exit_code
     except BrokenPipeError:
-        _mute()  # the reader has seen enough, as with `| head`
+        mute()  # the reader has seen enough, as with `| head`
         return 0
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:
             return _crash()
-        _mute()
+        mute()
         print("mud-puppy: error: cannot print: no space left on the device", file=sys.stderr)
         return MudpuppyError.exit_code
     except KeyboardInterrupt as error:
@@ -167,16 +166,16 @@ def _run_train(words: list[str]) -> int:
 
     samples = preflight(config)
     is_quiet = arguments.quiet or not team.is_first()
-    say = _be_silent if is_quiet else _say
+    tell = _be_silent if is_quiet else say
     from mudpuppy.engine import train
 
-    _hush_libraries()
+    hush_libraries()
     unread = unread_settings(config)
     if unread:
-        say(f"not read by this run: {', '.join(map(call, unread))}")
-    report = None if is_quiet else _report_step
+        tell(f"not read by this run: {', '.join(map(call, unread))}")
+    report = None if is_quiet else report_step
     try:
-        record = train(config, samples=samples, say=say, report=report)
+        record = train(config, samples=samples, say=tell, report=report)
     except KeyboardInterrupt as error:
         word, code = describe_end(error)
         print(f"\nmud-puppy: {word}, the run is not finished", file=sys.stderr)
@@ -186,17 +185,8 @@ def _run_train(words: list[str]) -> int:
         _print_error(error)
         _say_what_is_left(config.output)
         return error.exit_code
-    say(_summary(record))
+    tell(_summary(record))
     return 0
-
-
-def _hush_libraries() -> None:
-    """Let transformers speak of errors only: what matters is checked, and said in our words."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    # PEFT and TRL ask transformers by the old name; it is not our call.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
 
 
 def _say_what_is_left(output: Path) -> None:
@@ -210,21 +200,6 @@ def _say_what_is_left(output: Path) -> None:
             print("  go on from the newest: the same command with --resume", file=sys.stderr)
 
 
-def _say(text: str) -> None:
-    """Print a line; a reader that went away, as `| head` does, costs the line and not the run."""
-    try:
-        print(printable(text), flush=True)
-    except OSError:
-        _mute()
-
-
-def _mute() -> None:
-    """Send what is still to be printed nowhere; Python would complain when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
-
-
 def _print_error(error: MudpuppyError) -> None:
     if not team.is_first() and not error.is_own:
         return  # the first process says it
@@ -234,24 +209,6 @@ def _print_error(error: MudpuppyError) -> None:
 
 def _be_silent(text: str) -> None:
     del text
-
-
-def _report_step(record: StepRecord, num_steps: int) -> None:
-    """Print one line a step: what a person watches, and what a log keeps."""
-    parts = [f"step {record.step}/{num_steps}"]
-    if record.loss is not None:
-        parts.append(f"loss {record.loss:.4f}")
-    if record.eval_loss is not None:
-        parts.append(f"eval loss {record.eval_loss:.4f}")
-    if record.reward is not None:
-        parts.append(f"reward {record.reward:.4f}")
-    if record.grad_norm is not None:
-        parts.append(f"grad norm {record.grad_norm:.3f}")
-    elif record.loss is not None:
-        parts.append("gradient overflowed, weights not changed")
-    if record.learning_rate is not None:
-        parts.append(f"lr {record.learning_rate:.2e}")
-    _say("  ".join([*parts, f"{record.elapsed_s:.1f} s"]))
 
 
 def _summary(record: RunRecord) -> str:

@@ -82,6 +82,8 @@ def train(
     config: TrainingConfig,
     *,
     samples: Sequence[Sample] | None = None,
+    held_out: Sequence[Sample] = (),
+    keep_checkpoints: bool = False,
     watcher: Watcher | None = None,
     records_dir: Path | None = None,
     report: Report | None = None,
@@ -92,6 +94,8 @@ def train(
     Args:
         config: the settings; `mudpuppy.config_check.load_config` makes and checks them.
         samples: the dataset, when `preflight` has read it already.
+        held_out: evaluated every `eval_steps` and at the end; nothing of the dataset then is.
+        keep_checkpoints: whether what a run goes on from stays once it has ended.
         watcher: sees the model before the first and after the last step.
         records_dir: where `steps.jsonl` and `run.json` go; by default the output folder.
         report: called with every step.
@@ -114,14 +118,15 @@ def train(
             held.enter_context(telling_of_memory(config.method, LESS_MEMORY))
             for sentence in settle_environment(config):
                 speak(sentence)
-            job = team.agree(lambda: _prepare(config, read, records_dir, speak, started))
+            job = team.agree(lambda: _prepare(config, read, held_out, records_dir, speak, started))
             held.enter_context(telling_of_failed_writes(config.output))
             team.first_only(lambda: held.enter_context(locked(config.output, resume=config.resume)))
             job.records_dir.mkdir(parents=True, exist_ok=True)
             if config.method == "gptq":
                 return _quantise(job, watcher, speak)
             record = _fine_tune(job, watcher, report, speak)
-            team.first_only(lambda: remove_checkpoints(config.output))
+            if not keep_checkpoints:
+                team.first_only(lambda: remove_checkpoints(config.output))
             return record
     finally:
         if is_new and config.output.is_dir() and not any(config.output.iterdir()):
@@ -132,6 +137,7 @@ def train(
 def _prepare(
     config: TrainingConfig,
     samples: Sequence[Sample],
+    held_out: Sequence[Sample],
     records_dir: Path | None,
     say: Say,
     started: float,
@@ -178,6 +184,7 @@ def _prepare(
         runtime=runtime,
         loaded=loaded,
         rows=rows,
+        held_out=render_rows(loaded, held_out, config) if held_out else (),
         dropped=dropped,
         records_dir=config.output if records_dir is None else records_dir,
         started=started,
@@ -328,6 +335,7 @@ def _fit(
             job.rows,
             config,
             runtime,
+            held_out=job.held_out,
             steps_file=job.records_dir / "steps.jsonl",
             identity=job.identity,
             resumed=resumed,

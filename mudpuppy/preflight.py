@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -41,8 +41,12 @@ from mudpuppy.tiny import is_tiny_name
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
+def preflight(config: TrainingConfig, given: Sequence[Sample] | None = None) -> tuple[Sample, ...]:
     """Check output folder, model path and dataset, in the order of their cost; return the samples.
+
+    Args:
+        config: the settings.
+        given: the samples, where somebody else has read them; the dataset is then not opened.
 
     Raises:
         OutputError: the output folder is not empty or cannot be made.
@@ -60,7 +64,7 @@ def preflight(config: TrainingConfig) -> tuple[Sample, ...]:
         check_model(config.model)
     if config.adapter is not None and config.trains_adapter:
         require_continuable(config.adapter, config)
-    samples = read_dataset(config.dataset, config.method).samples
+    samples = read_dataset(config.dataset, config.method).samples if given is None else tuple(given)
     if config.resume and team.is_first():
         found = find_resumable(config.output, deep=False)
         require_same(found, identify(config, samples))

@@ -100,6 +100,8 @@ class RunRecord:
     """Device, precision and the like, each with its reason."""
     quantisation: dict[str, Any] = field(default_factory=dict)
     """Scheme, bits, block size and per-layer errors of a quantised model."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The trainer's own figures by its names, such as `train_runtime` and `eval_loss`."""
     train_s: float = 0.0
     """Seconds inside the trainer."""
     total_s: float = 0.0

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from statistics import NormalDist, fmean
+from statistics import fmean
 
 from harness.findings import Evidence, Finding
 from harness.registry import ControlFailed, Missing
+from mudpuppy.intervals import wilson_interval as wilson_interval  # for the probes, too
 
 FLOOR = 0.2
 """Score of the base below which it is no control: half of less cannot be told from nothing by
@@ -107,12 +108,3 @@ def _is_paired_lower(mine: Sequence[float], theirs: Sequence[float]) -> bool:
     draw = random.Random(0)
     means = sorted(math.fsum(draw.choices(lost, k=len(lost))) for _ in range(RESAMPLES))
     return means[math.ceil(0.975 * RESAMPLES) - 1] < 0
-
-
-def wilson_interval(share: float, total: int, sureness: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of a share; of scores between 0 and 1 it is too wide."""
-    z = NormalDist().inv_cdf((1 + sureness) / 2)
-    scale = 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return middle - half, middle + half

@@ -51,6 +51,8 @@ class FitResult:
     """Whether the run ended before its last planned step."""
     seconds: float
     """Time inside the trainer."""
+    metrics: dict[str, float]
+    """The trainer's own figures, by its names."""
 
 
 def fit(
@@ -63,6 +65,7 @@ def fit(
     *,
     steps_file: Path,
     identity: Identity,
+    held_out: Sequence[Row] = (),
     resumed: Resumable | None = None,
     report: Report | None = None,
 ) -> FitResult:
@@ -77,6 +80,7 @@ def fit(
         runtime: device and precision.
         steps_file: where every step is written down.
         identity: what the run is made of, for its checkpoints.
+        held_out: rows to evaluate on; without them some of `rows` are, where early stopping asks.
         resumed: the checkpoint to go on from.
         report: called with every step.
 
@@ -85,7 +89,8 @@ def fit(
         ConfigError: the warm-up would not end before the run.
         EngineError: the loss became NaN or infinite.
     """
-    train, held_out = (arrange(part, config) for part in split_samples(rows, config))
+    parts = (rows, held_out) if held_out else split_samples(rows, config)
+    train, held_out = (arrange(part, config) for part in parts)
     batches = token_batches(train, config)
     check_warmup(config, count_steps(len(train), config, batches), name=flag_of)
     writer = StepWriter(
@@ -106,7 +111,7 @@ def fit(
                 loaded=loaded,
                 train=as_dataset(train),
                 held_out=as_dataset(held_out) if held_out else None,
-                arguments=shared_arguments(config, runtime),
+                arguments=shared_arguments(config, runtime, evaluates=bool(held_out)),
                 callbacks=callbacks,
                 config=config,
                 runtime=runtime,
@@ -116,13 +121,28 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         trainer.offload = config.zero_offload
         trainer.was_over = resumed is not None and resumed.is_over
-        trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
+        done = trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
         _require_steps(trainer.state.global_step, len(train), config)
     return FitResult(
         records=writer.records,
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
         seconds=time.monotonic() - started,
+        metrics=_figures({**_last_evaluation(trainer.state.log_history), **done.metrics}),
     )
+
+
+def _last_evaluation(logs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the trainer logged of its last evaluation, or nothing where there was none."""
+    return next((one for one in reversed(logs) if "eval_loss" in one), {})
+
+
+def _figures(logged: dict[str, Any]) -> dict[str, float]:
+    """Return the finite numbers of a log, the step apart."""
+    return {
+        name: float(value)
+        for name, value in logged.items()
+        if name != "step" and isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _require_steps(steps: int, num_rows: int, config: TrainingConfig) -> None:
@@ -149,9 +169,16 @@ def count_steps(
     return math.ceil(config.epochs * math.ceil(num_batches / config.gradient_accumulation))
 
 
-def shared_arguments(config: TrainingConfig, runtime: Runtime) -> dict[str, Any]:
-    """Translate the settings into what `TrainingArguments` and its descendants take."""
+def shared_arguments(
+    config: TrainingConfig, runtime: Runtime, *, evaluates: bool = False
+) -> dict[str, Any]:
+    """Translate the settings into what `TrainingArguments` and its descendants take.
+
+    `evaluates` says that there are rows to evaluate on though nothing is to stop early.
+    """
     evaluation: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no"}
+    if evaluates:
+        evaluation |= {"eval_strategy": "steps", "eval_steps": config.eval_steps}
     if config.save_steps is not None:
         evaluation |= {
             "save_strategy": "steps",

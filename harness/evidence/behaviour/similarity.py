@@ -1,22 +1,13 @@
-"""How near answers are to the right ones in meaning, by a sentence-transformers model of one's own.
-
-An optional measure (`--embeddings FOLDER`): nothing is downloaded. What two unrelated answers of
-the quiz have in common is taken off, so that 0 is chance and 1 the same, whatever the model.
-"""
+"""Evidence about how near answers are to the right ones in meaning, by a model of one's own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from harness.registry import ControlFailed, Missing
-
-ALIVE = 0.95
-"""Mean cosine of unrelated answers from which on a model tells nothing apart."""
-FEW = 3
-"""Right answers below which chance cannot be measured."""
+from mudpuppy import similarity
+from mudpuppy.errors import EngineError, UsageError
 
 
 def measure_similarity(
@@ -29,39 +20,9 @@ def measure_similarity(
             that can be used.
         ControlFailed: the model tells unrelated answers not apart.
     """
-    if len(golds) < FEW:
-        raise Missing(f"{len(golds)} right answers are too few to know what chance is")
-    model = _load(folder)
     try:
-        said, right = (
-            model.encode(list(texts), normalize_embeddings=True) for texts in (answers, golds)
-        )
-    except Exception as problem:  # whatever the parts of the model raise
-        raise Missing(f"{folder} reads no text: {problem}") from problem
-    alike = right @ right.T
-    count = len(golds)
-    chance = float((alike.sum() - alike.trace()) / (count * (count - 1)))
-    if chance >= ALIVE:
-        raise ControlFailed(f"{folder.name} finds unrelated answers {chance:.2f} alike")
-    near = ((said * right).sum(axis=1) - chance) / (1 - chance)
-    return tuple(
-        min(1.0, max(0.0, float(value))) if text.strip() else 0.0
-        for value, text in zip(near, answers, strict=True)
-    )
-
-
-@cache
-def _load(folder: Path) -> Any:
-    """Load the model, which the person at the keyboard vouches for, without code of its folder."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as problem:
-        raise Missing(
-            "--embeddings needs sentence-transformers: pip install 'mudpuppy[embeddings]'"
-        ) from problem
-    try:
-        return SentenceTransformer(
-            str(folder), device="cpu", trust_remote_code=False, local_files_only=True
-        )
-    except Exception as problem:  # each part of a model has errors of its own
-        raise Missing(f"{folder} is no model of sentence-transformers: {problem}") from problem
+        return similarity.measure_similarity(folder, answers, golds)
+    except UsageError as problem:
+        raise Missing(problem.message) from problem
+    except EngineError as problem:
+        raise ControlFailed(problem.message) from problem

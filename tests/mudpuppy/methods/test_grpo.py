@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from mudpuppy.cli import _report_step
 from mudpuppy.config_check import load_config
 from mudpuppy.errors import ConfigError, DatasetError, EngineError, UnsupportedCombination
 from mudpuppy.methods.grpo import ReadyPromptsGRPOTrainer
 from mudpuppy.records import StepRecord
+from mudpuppy.telling import report_step
 from mudpuppy.tiny import resolve_model
 from tests.mudpuppy.methods.pairs import prompts, run
 
@@ -134,5 +134,5 @@ def test_features_without_a_meaning_are_refused(method, feature, code):
 
 
 def test_a_person_sees_the_reward(capsys):
-    _report_step(StepRecord(step=1, epoch=0.5, loss=0.0, reward=0.25), 2)
+    report_step(StepRecord(step=1, epoch=0.5, loss=0.0, reward=0.25), 2)
     assert "step 1/2  loss 0.0000  reward 0.2500" in capsys.readouterr().out
