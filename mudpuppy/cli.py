@@ -37,6 +37,7 @@ MODULES: dict[str, str] = {
     "env": "mudpuppy.env.command",
     "estimate": "mudpuppy.estimate.command",
     "merge": "mudpuppy.adapters.command",
+    "serve": "mudpuppy.serving.command",
     "tiny": "mudpuppy.tiny.command",
 }
 """Commands that live beside what they are about; each module has a `DESCRIPTION`,
@@ -54,6 +55,7 @@ commands:
   mud-puppy explain ...         say whether method, precision and features work together
   mud-puppy data DATASET ...    say what a dataset is, and what a model learns from it
   mud-puppy merge ...           fold an adapter into its base on disk
+  mud-puppy serve FILE.gguf     put a model behind llama.cpp's OpenAI-compatible server
   mud-puppy env                 what this machine is, which traps it is in, and what to type
   mud-puppy estimate MODEL ...  predict the memory of a run from the configuration alone
   mud-puppy tiny build|show     the embedded model that `tiny` names

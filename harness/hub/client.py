@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any
 
-from harness.deadline import Overdue, call_within
 from harness.hub.names import endpoint, find_token
+from mudpuppy.deadline import Overdue, call_within
 from mudpuppy.errors import ModelError, MudpuppyError
 
 SOCKET_S = 20.0

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from harness.evidence.behaviour.answers import judge_answers, read_quiz, read_voice
 from harness.evidence.behaviour.behaviour import MAX_NEW_TOKENS
-from harness.evidence.behaviour.endpoint_client import Endpoint
 from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.evidence.source import CheckpointEvidence, provides
 from harness.facts.behaviour import Answers, BehaviourFacts
-from harness.facts.served import Reply, Served
+from harness.facts.served import Served
 from harness.registry import ControlFailed, NotApplicable
+from mudpuppy.asking.endpoint import Endpoint
+from mudpuppy.asking.reply import Reply
 
 PATIENT_PROMPTS, PATIENT_TOKENS = 4, 256
 """Of how many unfinished answers it is seen whether they end at all, and within how many tokens."""

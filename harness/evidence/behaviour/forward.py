@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.facts.forward import END, Forward
+from mudpuppy.asking.generate import encode, end_ids
 
 BATCH = 16
 """Rows that are read at once."""
@@ -38,22 +39,6 @@ class Reading:
     """Every id that ends an answer."""
 
 
-def encode(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the ids of a prompt under the chat template, where there is one."""
-    if not tokenizer.chat_template:
-        return list(tokenizer(prompt)["input_ids"])
-    try:
-        return _templated(tokenizer, prompt)
-    except TypeError:  # templates of models that see take a list of parts
-        return _templated(tokenizer, [{"type": "text", "text": prompt}])
-
-
-def _templated(tokenizer: Any, content: Any) -> list[int]:
-    messages = [{"role": "user", "content": content}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return list(ids)
-
-
 def prepare(
     model: Any,
     tokenizer: Any,
@@ -73,16 +58,6 @@ def prepare(
         texts=tuple(tuple(tokenizer(text)["input_ids"]) for text in texts),
         ends=tuple(end_ids(model, tokenizer)),
     )
-
-
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return every id that tokenizer, configuration and generation settings end an answer with."""
-    found = [tokenizer.eos_token_id] if tokenizer is not None else []
-    found.append(getattr(model.config.get_text_config(), "eos_token_id", None))
-    found.append(getattr(model.config, "eos_token_id", None))
-    found.append(getattr(getattr(model, "generation_config", None), "eos_token_id", None))
-    flat = [i for one in found for i in (one if isinstance(one, (list, tuple)) else [one])]
-    return sorted({i for i in flat if type(i) is int and i >= 0})
 
 
 def measure(model: Any, tokenizer: Any, reading: Reading) -> tuple[Forward, list[Any]]:

@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.evidence.behaviour.forward import encode, end_ids
 from harness.facts.behaviour import Answers
 from harness.facts.forward import END, Forward
 from harness.facts.text import find_loop, is_repetitive
+from mudpuppy.asking.generate import cut_at_end, encode, end_ids, generate_all
 
-BATCH = 16
-"""Prompts of equal length that are asked at once."""
 SETTLED_SHARE = 0.5
 """Share of the base's P(end) at the end of the reference answer that a settled prompt keeps."""
 SURE_END = 0.3
@@ -79,14 +77,14 @@ def answer(
     places = range(len(prompts)) if wanted is None else wanted
     encoded = {place: encode(tokenizer, prompts[place]) for place in places}
     ends = end_ids(model, tokenizer)
-    rows = _answer_all(model, encoded, ends, max_new_tokens, deadline, tell)
+    rows = generate_all(model, encoded, ends, max_new_tokens, deadline=deadline, tell=tell)
     texts = [""] * len(prompts)
     counts: list[int | None] = [None] * len(prompts)
     ended: list[bool | None] = [None] * len(prompts)
     for place in empty:
         counts[place], ended[place] = 0, True
     for place, row in rows.items():
-        new = _cut(row, ends)
+        new = cut_at_end(row, ends)
         texts[place] = tokenizer.decode(new, skip_special_tokens=True)
         counts[place], ended[place] = len(new), any(i in ends for i in row)
     if not be_patient or time.monotonic() > deadline:
@@ -118,67 +116,8 @@ def _be_patient(
     if len(unfinished) < max(2, SETTLED_SHARE * total):
         return ()
     few = dict(list(unfinished.items())[:PATIENT_PROMPTS])
-    rows = _answer_all(model, few, ends, PATIENT_TOKENS, deadline)
+    rows = generate_all(model, few, ends, PATIENT_TOKENS, deadline=deadline)
     return tuple(any(i in ends for i in row) for row in rows.values())
-
-
-def _answer_all(
-    model: Any,
-    encoded: dict[int, list[int]],
-    ends: list[int],
-    max_new_tokens: int,
-    deadline: float = math.inf,
-    tell: Callable[[int], None] = lambda number: None,
-    **how: Any,
-) -> dict[int, list[int]]:
-    """Return the new tokens of every prompt by its place; of those only that were in time."""
-    groups: dict[int, list[int]] = {}
-    for place, ids in encoded.items():
-        groups.setdefault(len(ids), []).append(place)
-    found: dict[int, list[int]] = {}
-    begun = 0
-    for places in groups.values():
-        for first in range(0, len(places), BATCH):
-            batch = places[first : first + BATCH]
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return found
-            tell(begun + 1)
-            begun += len(batch)
-            rows = [encoded[place] for place in batch]
-            limit = {} if math.isinf(left) else {"max_time": left}
-            new = _generate(model, rows, ends, max_new_tokens, **limit, **how)
-            in_time = time.monotonic() < deadline
-            found |= {
-                place: row
-                for place, row in zip(batch, new, strict=True)
-                if in_time or any(i in ends for i in row)
-            }
-    return found
-
-
-def _generate(
-    model: Any, rows: list[list[int]], ends: list[int], max_new_tokens: int, **how: Any
-) -> list[list[int]]:
-    """Return the new tokens of each row; stops when all have ended."""
-    import torch
-
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if room is not None and room > len(rows[0]):
-        max_new_tokens = min(max_new_tokens, room - len(rows[0]))
-    ids = torch.tensor(rows, device=model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            num_beams=1,
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
-            **({"do_sample": False} | how),
-        )
-    new: list[list[int]] = output[:, ids.shape[1] :].tolist()
-    return new
 
 
 def _sample(
@@ -195,13 +134,8 @@ def _sample(
     }
     torch.manual_seed(SEED)
     try:
-        found = _answer_all(model, dict(enumerate(rows)), ends, max_new_tokens, **how)
+        found = generate_all(model, dict(enumerate(rows)), ends, max_new_tokens, **how)
     except RuntimeError:  # probabilities that are no numbers cannot be sampled from
         return ()
-    cut = [_cut(found[place], ends) for place in sorted(found)]
+    cut = [cut_at_end(found[place], ends) for place in sorted(found)]
     return tuple(tokenizer.decode(ids, skip_special_tokens=True) for ids in cut)
-
-
-def _cut(row: list[int], ends: Sequence[int]) -> list[int]:
-    stop = next((place for place, number in enumerate(row) if number in ends), len(row))
-    return row[:stop]

@@ -12,33 +12,23 @@ from safetensors.torch import load_file, save_file
 
 from harness.doctor import Judging, diagnose
 from harness.doctor.served import diagnose_served, examine_served
-from harness.evidence.behaviour import endpoint_client
 from harness.evidence.behaviour.endpoint import PATIENT_TOKENS
-from harness.evidence.behaviour.endpoint_client import (
-    KEY_VARIABLE,
-    Endpoint,
-    EndpointError,
-    clean_url,
-)
 from harness.evidence.behaviour.reference_texts import PROMPTS
 from harness.findings import Status, Verdict
 from harness.hub.visit import Places
 from harness.registry import Missing
-from mudpuppy.errors import UsageError
 from reports.commands.doctor import main
 from reports.diagnosis_console import write_console
 from tests.harness.checkpoints import save_base
-from tests.harness.evidence.servers import (
+from tests.mudpuppy.asking.servers import (
     Answer,
     busy,
     raw,
-    redirect,
     reply,
     says,
     serve,
     stream,
     strict,
-    trickle,
     vllm,
 )
 
@@ -73,15 +63,6 @@ def test_a_healthy_model_is_healthy_behind_every_server(answer):
         diagnosis = diagnose_served(server.url)
     assert diagnosis.verdict is Verdict.HEALTHY, diagnosis.why
     assert diagnosis.probes
-
-
-def test_questions_are_put_as_the_interface_wants_them():
-    with serve(vllm(FINE)) as server:
-        reply = Endpoint(server.url).chat("model", "Hello?", 5)
-    (body,) = server.asked
-    assert body["messages"] == [{"role": "user", "content": "Hello?"}]
-    assert (body["temperature"], body["max_tokens"], body["stream"]) == (0, 5, False)
-    assert (reply.text, reply.ended, reply.tokens, reply.first_logprob) == (FINE, True, 7, -0.25)
 
 
 def test_what_a_server_refuses_is_not_asked_again():
@@ -229,64 +210,11 @@ def test_prompts_without_an_answer_are_found_and_the_others_judged():
     assert flood.message == "0 of 4 answers are empty"
 
 
-DEEP = b"[" * 200_000
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (raw(b"<html>hello</html>", "text/html"), "no JSON"),
-        (raw(b'{"choices": ['), "no JSON"),
-        (raw(DEEP), "no JSON"),
-        (raw(b"[1, 2]"), "no JSON object"),
-        (raw(b'{"choices": []}'), "no message"),
-        (raw(b'{"choices": [{"message": "text"}]}'), "no message"),
-        (raw(b'{"error": {"message": "out of memory"}}'), "out of memory"),
-        (raw(b"x" * (endpoint_client.MAX_BYTES + 10)), "longer than"),
-        (raw(b"", status=204), "status 204"),
-        (redirect("http://127.0.0.1:9/v1/chat/completions"), "status 307"),
-        (busy(99, says(FINE)), "status 503: loading model after 3 tries"),
-        (raw(b"{}", status=401), "MUDPUPPY_ENDPOINT_KEY"),
-    ],
-)
-def test_a_hostile_answer_is_a_problem_in_one_line(answer, said):
-    with serve(answer) as server:
-        reply = Endpoint(server.url).chat("model", "Hello?", 5)
-    assert said in reply.problem
-    assert len(reply.problem) < 400
-    assert "\n" not in reply.problem
-
-
 def test_a_server_that_answers_nothing_leaves_the_verdict_open():
     with serve(raw(b"nonsense")) as server:
         diagnosis = diagnose_served(server.url)
     assert diagnosis.verdict is Verdict.UNKNOWN
     assert all(result.status is Status.CRASHED for result in diagnosis.probes)
-
-
-def test_a_stream_without_an_end_is_given_up():
-    with serve(stream("on and on ", ends=False)) as server:
-        started = time.monotonic()
-        reply = Endpoint(server.url, reply_s=0.5).chat("model", "Hello?", 5)
-    assert reply.problem == "the answer did not end in time"
-    assert time.monotonic() - started < 10
-
-
-def test_a_server_that_says_nothing_is_given_up():
-    def sleep(handler, body):
-        time.sleep(2)
-
-    with serve(sleep) as server:
-        reply = Endpoint(server.url, reply_s=0.3).chat("model", "Hello?", 5)
-    assert "timed out" in reply.problem
-
-
-def test_a_head_that_never_ends_is_given_up():
-    with serve(trickle) as server:
-        started = time.monotonic()
-        reply = Endpoint(server.url, reply_s=0.3).chat("model", "Hello?", 5)
-    assert reply.problem == "the answer did not end in time"
-    assert time.monotonic() - started < 10
 
 
 def test_the_time_limit_holds_for_all_questions():
@@ -300,40 +228,6 @@ def test_the_time_limit_holds_for_all_questions():
     assert 1 <= len(server.asked) < len(PROMPTS)
 
 
-def test_the_key_is_sent_and_never_repeated(monkeypatch):
-    monkeypatch.setenv(KEY_VARIABLE, "secret-123")
-
-    def echo(handler, body):
-        said = {"error": {"message": f"bad key {handler.headers['Authorization']}"}}
-        handler.send(418, said)
-
-    with serve(echo) as server:
-        reply = Endpoint(server.url).chat("model", "Hello?", 5)
-    assert server.seen[-1][1]["Authorization"] == "Bearer secret-123"
-    assert "secret-123" not in reply.problem
-    assert "***" in reply.problem
-
-
-def test_the_model_is_chosen_or_asked_for():
-    with serve(says(FINE), ["text-embedding-nomic", "qwen"]) as server:
-        assert Endpoint(server.url).choose_model(None) == "qwen"
-        with pytest.raises(UsageError, match="no model 'qwem'"):
-            Endpoint(server.url).choose_model("qwem")
-    with serve(says(FINE), ["a", "b"]) as server, pytest.raises(UsageError, match="lists 2 models"):
-        Endpoint(server.url).choose_model(None)
-    with serve(says(FINE), ["llama3:latest"]) as server:
-        assert Endpoint(server.url).choose_model("llama3") == "llama3"
-    with serve(says(FINE), None) as server:
-        assert Endpoint(server.url).choose_model("any") == "any"
-        with pytest.raises(EndpointError, match="status 404"):
-            Endpoint(server.url).choose_model(None)
-
-
-def test_a_server_that_is_not_there_is_named():
-    with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1/models"):
-        Endpoint("http://127.0.0.1:9").choose_model("any")
-
-
 def test_the_command_says_that_a_server_that_is_not_there_could_not_be_checked(capsys):
     assert main(["--endpoint", "http://127.0.0.1:9"]) == 3
     assert "is the server running?" in capsys.readouterr().err
@@ -344,28 +238,6 @@ def test_a_folder_is_no_control_of_a_server_alone(tmp_path, capsys):
         assert main(["--endpoint", server.url, "--base", str(tmp_path)]) == 2
         assert not server.asked
     assert "--endpoint-base URL or --base-model NAME" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("given", "url"),
-    [
-        ("http://127.0.0.1:1234", "http://127.0.0.1:1234/v1"),
-        ("http://localhost:8000/v1/", "http://localhost:8000/v1"),
-        ("https://host/api/v1/chat/completions", "https://host/api/v1"),
-        ("http://[::1]:8080/v1", "http://[::1]:8080/v1"),
-    ],
-)
-def test_an_address_is_taken_as_people_write_it(given, url):
-    assert clean_url(given) == url
-
-
-@pytest.mark.parametrize(
-    "given",
-    ["", "localhost:1234", "ftp://host", "http://", "http://a:b@host", "http://h:x", "file:///"],
-)
-def test_what_is_no_address_is_refused(given):
-    with pytest.raises(UsageError, match="--endpoint"):
-        clean_url(given)
 
 
 def test_the_command_asks_a_server_without_a_path(capsys):

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.deadline import call_within
 from harness.doctor import diagnose
 from harness.evidence.files.headers import read_weight_file
 from harness.evidence.files.inventory import leaves_folder
@@ -23,6 +22,7 @@ from harness.evidence.values.arrays import decode
 from harness.evidence.values.numbers import measure
 from harness.facts.checkpoint import Tensor
 from harness.findings import Status, Verdict
+from mudpuppy.deadline import call_within
 from mudpuppy.errors import MudpuppyError
 from tests.fuzz.seeds import lay_out, make_seeds
 

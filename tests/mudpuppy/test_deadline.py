@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness.deadline import Overdue, call_within
+from mudpuppy.deadline import Overdue, call_within
 
 
 def test_what_is_returned_and_raised_comes_through():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 Answer = Callable[["Handler", dict[str, Any]], None]
 
 
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {key.lower(): text for key, text in headers.items()}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
     def do_GET(self) -> None:
-        self.server.seen.append((self.path, dict(self.headers), {}))
+        self.server.seen.append((self.path, _lower(self.headers), {}))
         if self.server.models is None:
             self.send(404, {"error": "not found"})
         else:
@@ -26,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, dict(self.headers), body))
+        self.server.seen.append((self.path, _lower(self.headers), body))
         self.server.answer(self, body)
 
     def send(self, status: int, value: Any, kind: str = "application/json", **headers: str) -> None:
@@ -125,8 +130,8 @@ def raw(value: bytes, kind: str = "application/json", status: int = 200) -> Answ
     return lambda handler, body: handler.send(status, value, kind)
 
 
-def stream(*texts: str, ends: bool = True) -> Answer:
-    """Streams though it was not asked to; without an end when told so."""
+def stream(*texts: str, ends: bool = True, holds_on: bool = False) -> Answer:
+    """Streams though it was not asked to; without an end when told so, or with an open line."""
 
     def answer(handler: Handler, body: dict[str, Any]) -> None:
         handler.send_response(200)
@@ -145,6 +150,9 @@ def stream(*texts: str, ends: bool = True) -> Answer:
             time.sleep(0.02)
         last = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
         handler.wfile.write(b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n")
+        if holds_on:
+            handler.wfile.flush()
+            time.sleep(0.5)
         handler.close_connection = True
 
     return answer
@@ -163,3 +171,23 @@ def trickle(handler: Handler, body: dict[str, Any]) -> None:
         except OSError:
             return
         time.sleep(0.05)
+
+
+def dies(handler: Handler, body: dict[str, Any]) -> None:
+    """Goes away without a word, as a server that was killed."""
+    handler.close_connection = True
+
+
+def breaks_off(handler: Handler, body: dict[str, Any]) -> None:
+    """Goes away in the middle of its answer."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": [{"message": {"content": "The sk')
+    handler.close_connection = True
+
+
+def packed(handler: Handler, body: dict[str, Any]) -> None:
+    """Packs what nobody asked to be packed: 10 MB in 10 kB."""
+    handler.send(200, gzip.compress(bytes(10**7), 9), Content_Encoding="gzip")
