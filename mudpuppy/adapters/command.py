@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="load both, compare logits and answers, and keep the result only if they agree",
     )
     parser.add_argument(
+        "--notes",
+        action="store_true",
+        help="write into the folder how it is served: an Ollama Modelfile, and SERVING.md",
+    )
+    parser.add_argument(
         "--other-base",
         action="store_true",
         help="merge although the base is not the one that the adapter was trained on",
@@ -104,6 +109,11 @@ def run(args: argparse.Namespace) -> int:
         f"merged {report.changed} of {report.tensors} tensors in {seconds:.1f} s: {report.output} "
         f"({report.bytes / 1e9:.2f} GB {report.precision}, {report.shards} weights files)"
     )
+    if args.notes:
+        from mudpuppy.export.serving_notes import write_notes
+
+        for path in write_notes(Path(report.output), Path(report.output)):
+            say(f"how to serve it: {path}")
     say(f"check it: mudpuppy-doctor {report.output}")
     return 0
 
