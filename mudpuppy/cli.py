@@ -36,6 +36,7 @@ MODULES: dict[str, str] = {
     "data": "mudpuppy.data.command",
     "env": "mudpuppy.env.command",
     "estimate": "mudpuppy.estimate.command",
+    "export": "mudpuppy.export.command",
     "merge": "mudpuppy.adapters.command",
     "serve": "mudpuppy.serving.command",
     "tiny": "mudpuppy.tiny.command",
@@ -55,6 +56,7 @@ commands:
   mud-puppy explain ...         say whether method, precision and features work together
   mud-puppy data DATASET ...    say what a dataset is, and what a model learns from it
   mud-puppy merge ...           fold an adapter into its base on disk
+  mud-puppy export gguf ...     write a model as one GGUF file, quantised in one pass
   mud-puppy serve FILE.gguf     put a model behind llama.cpp's OpenAI-compatible server
   mud-puppy env                 what this machine is, which traps it is in, and what to type
   mud-puppy estimate MODEL ...  predict the memory of a run from the configuration alone

@@ -5,12 +5,12 @@ from __future__ import annotations
 from mudpuppy.errors import near_names, shown
 from mudpuppy.export.gguf.architectures.family import Family, Settings
 from mudpuppy.export.gguf.architectures.gemma import GEMMA2, GEMMA3
-from mudpuppy.export.gguf.architectures.llama import LLAMA, MIXTRAL
+from mudpuppy.export.gguf.architectures.llama import LLAMA, MISTRAL, MIXTRAL
 from mudpuppy.export.gguf.architectures.phi import PHI3
 from mudpuppy.export.gguf.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from mudpuppy.export.gguf.refusals import ExportRefused
 
-FAMILIES = (LLAMA, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, GEMMA2, GEMMA3, PHI3)
+FAMILIES = (LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, GEMMA2, GEMMA3, PHI3)
 CLASSES = {name: family for family in FAMILIES for name in family.classes}
 """Families by transformers' classes."""
 

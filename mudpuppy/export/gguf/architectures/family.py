@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mudpuppy.errors import shown
@@ -52,6 +53,8 @@ class Family:
     """Names of transformers' classes."""
     rows: tuple[Row, ...]
     """Its tensors."""
+    defaults: Mapping[str, Any]
+    """What transformers takes where config.json is silent."""
     describe: Callable[[Settings], Iterable[Entry]]
     """Settings as metadata."""
     check: Callable[[Settings], Iterable[str]]
@@ -62,8 +65,40 @@ class Family:
     """Whether llama.cpp takes an output layer of its own: `optional`, `required`, or `never`."""
     activation: str = "silu"
     """What its blocks compute with."""
-    skipped: tuple[str, ...] = field(default=())
+    fills_head: bool = False
+    """Whether transformers computes the length of a head where it is not given."""
+    alternates: bool = False
+    """Whether blocks with and without a window rotate positions differently."""
+    skipped: tuple[str, ...] = ()
     """Beginnings of tensors of other parts, such as pictures, which are left out."""
+
+
+def defaults(
+    vocabulary: int, shape: tuple[int, int, int, int, int | None], reach: int, **more: Any
+) -> dict[str, Any]:
+    """Return the settings that every family has.
+
+    Args:
+        vocabulary: tokens.
+        shape: width, inner width, blocks, heads, and heads of keys and values.
+        reach: positions.
+        more: what else there is, or is otherwise.
+    """
+    wide, feed, blocks, heads, keys = shape
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": wide,
+        "intermediate_size": feed,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys,
+        "max_position_embeddings": reach,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "rope_theta": 10_000.0,
+        **more,
+    }
 
 
 def refuse(message: str, hint: str = "") -> ExportRefused:
@@ -86,6 +121,20 @@ def whole(settings: Settings, key: str) -> int:
     if type(value) is not int or value <= 0:
         raise refuse(f"config.json: {key} is {shown(value)}, not a positive whole number")
     return value
+
+
+def number(settings: Settings, key: str) -> float:
+    """Return a setting that must be a positive number.
+
+    Raises:
+        ExportRefused: it is none.
+    """
+    value: Any = settings.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
+        raise refuse(f"config.json: {key} is {shown(value)}, not a positive number")
+    found: float = value
+    return found
 
 
 def head_size(settings: Settings) -> int:
@@ -130,29 +179,11 @@ def sizes_of(settings: Settings) -> dict[str, int]:
     }
 
 
-def rotation(settings: Settings) -> dict[str, Any]:
-    """Return how positions are rotated, in transformers' words of today.
-
-    Older settings lie beside `rope_scaling`, or call its type otherwise.
-    """
-    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    rope = dict(given)
-    if "full_attention" in rope or "sliding_attention" in rope:
-        return rope
-    if (local := settings.get("rope_local_base_freq")) is not None:
-        rope["sliding_attention"] = {"rope_theta": local}
-    if "type" in rope:
-        rope.setdefault("rope_type", rope["type"])
-    for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-        if key not in rope and settings.get(key) is not None:
-            rope[key] = settings[key]
-    return rope
-
-
-def main_rotation(settings: Settings) -> dict[str, Any]:
+def main_rotation(settings: Settings) -> Mapping[str, Any]:
     """Return how positions are rotated where attention reaches everything."""
-    rope = rotation(settings)
-    return dict(rope.get("full_attention", rope))
+    rope: Mapping[str, Any] = settings["rope_parameters"]
+    main: Mapping[str, Any] = rope.get("full_attention", rope)
+    return main
 
 
 def describe_common(settings: Settings) -> Iterator[Entry]:
@@ -164,12 +195,10 @@ def describe_common(settings: Settings) -> Iterator[Entry]:
     yield "head_count", whole(settings, "num_attention_heads")
     yield "head_count_kv", kv_heads(settings)
     yield from describe_scaling(main_rotation(settings))
-    rope = rotation(settings)
-    if (theta := main_rotation(settings).get("rope_theta")) is not None:
-        yield "rope_freq_base", theta
-    if (local := rope.get("sliding_attention", {}).get("rope_theta")) is not None:
-        yield "rope_freq_base_swa", local
-    yield "layer_norm_rms_eps", settings["rms_norm_eps"]
+    yield "rope_freq_base", number(main_rotation(settings), "rope_theta")
+    if "sliding_attention" in (rope := settings["rope_parameters"]):
+        yield "rope_freq_base_swa", number(rope["sliding_attention"], "rope_theta")
+    yield "layer_norm_rms_eps", number(settings, "rms_norm_eps")
     if (experts := find(settings, "num_local_experts", "num_experts")) is not None:
         yield "expert_count", experts
     if (used := find(settings, "num_experts_per_tok")) is not None:
@@ -185,10 +214,10 @@ def describe_scaling(rope: Mapping[str, Any]) -> Iterator[Entry]:
     if kind not in ("linear", "yarn") or factor is None:
         return
     yield "rope_scaling_type", kind
-    yield "rope_scaling_factor", factor
+    yield "rope_scaling_factor", number(rope, "factor")
     if kind == "linear":
         return
-    yield "rope_scaling_orig_ctx_len", rope["original_max_position_embeddings"]
+    yield "rope_scaling_orig_ctx_len", whole(rope, "original_max_position_embeddings")
     attention = rope.get("attention_factor", rope.get("attn_factor"))
     for name, value in (
         ("ext_factor", rope.get("extrapolation_factor")),
@@ -210,7 +239,7 @@ def check_rotation(settings: Settings, *, also: tuple[str, ...] = ()) -> Iterato
     Raises:
         ExportRefused: there is one.
     """
-    rope = rotation(settings)
+    rope = settings["rope_parameters"]
     for part in (rope.get("full_attention", rope), rope.get("sliding_attention", {})):
         kind = str(part.get("rope_type") or "default")
         if kind == "dynamic":
@@ -223,8 +252,6 @@ def check_rotation(settings: Settings, *, also: tuple[str, ...] = ()) -> Iterato
                 f"config.json: rope_type {shown(kind)} is not written for this architecture",
                 "default, linear and yarn are, llama3 for Llama, longrope for Phi-3",
             )
-        if kind == "yarn" and part.get("original_max_position_embeddings") is None:
-            raise refuse("config.json: rope_type yarn needs original_max_position_embeddings")
         share = part.get("partial_rotary_factor", 1.0)
         if share != 1.0 and "longrope" not in also:
             raise refuse(f"config.json: partial_rotary_factor {share} is not written here")

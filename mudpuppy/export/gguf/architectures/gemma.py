@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from mudpuppy.export.gguf.architectures.family import (
     EMBEDDING,
@@ -14,12 +15,14 @@ from mudpuppy.export.gguf.architectures.family import (
     attention_rows,
     block_row,
     check_rotation,
+    defaults,
     describe_common,
     describe_scaling,
     feed_rows,
     head_size,
     kv_heads,
     main_rotation,
+    number,
     refuse,
     whole,
 )
@@ -35,11 +38,11 @@ def _describe_gemma2(settings: Settings) -> Iterator[Entry]:
     yield "feed_forward_length", whole(settings, "intermediate_size")
     yield "head_count", whole(settings, "num_attention_heads")
     yield "head_count_kv", kv_heads(settings)
-    yield "layer_norm_rms_eps", settings["rms_norm_eps"]
+    yield "layer_norm_rms_eps", number(settings, "rms_norm_eps")
     yield "key_length", head_size(settings)
     yield "value_length", head_size(settings)
-    yield "attn_logit_softcapping", settings["attn_logit_softcapping"]
-    yield "final_logit_softcapping", settings["final_logit_softcapping"]
+    yield "attn_logit_softcapping", number(settings, "attn_logit_softcapping")
+    yield "final_logit_softcapping", number(settings, "final_logit_softcapping")
     yield "sliding_window", whole(settings, "sliding_window")
     rope = main_rotation(settings)
     yield from describe_scaling(rope)
@@ -50,18 +53,19 @@ def _describe_gemma2(settings: Settings) -> Iterator[Entry]:
 def _describe_gemma3(settings: Settings) -> Iterator[Entry]:
     yield from describe_common(settings)
     if settings.get("final_logit_softcapping"):
-        yield "final_logit_softcapping", settings["final_logit_softcapping"]
+        yield "final_logit_softcapping", number(settings, "final_logit_softcapping")
     yield "sliding_window", whole(settings, "sliding_window")
 
 
 def _check_windows(settings: Settings, period: int) -> None:
     """Refuse another order of windows than llama.cpp's: every `period`-th block sees everything."""
-    kinds = settings.get("layer_types") or []
+    kinds = settings.get("layer_types")
     wanted = [
         "sliding_attention" if (block + 1) % period else "full_attention"
         for block in range(whole(settings, "num_hidden_layers"))
     ]
-    if kinds and list(kinds) != wanted:
+    is_other = kinds is None and settings.get("sliding_window_pattern", period) != period
+    if is_other or (kinds is not None and list(kinds) != wanted):
         raise refuse(
             "config.json: layer_types is not what llama.cpp takes for granted: attention to "
             f"everything in every {period}th block, a sliding window in the others"
@@ -120,10 +124,27 @@ _SHARED = (
     *feed_rows(),
 )
 
+_SHAPE = (2304, 9216, 26, 8, 4)
+_ALIKE: dict[str, Any] = {
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
 GEMMA2 = Family(
     name="gemma2",
     classes=("Gemma2ForCausalLM",),
     rows=_SHARED,
+    defaults=defaults(
+        256_000,
+        _SHAPE,
+        8192,
+        final_logit_softcapping=30.0,
+        attn_logit_softcapping=50.0,
+        **_ALIKE,
+    ),
     describe=_describe_gemma2,
     check=_check_gemma2,
     head="never",
@@ -137,8 +158,15 @@ GEMMA3 = Family(
         _norm("self_attn.q_norm", "attn_q_norm", "head"),
         _norm("self_attn.k_norm", "attn_k_norm", "head"),
     ),
+    defaults=defaults(
+        262_208,
+        _SHAPE,
+        131_072,
+        **{**_ALIKE, "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0},
+    ),
     describe=_describe_gemma3,
     check=_check_gemma3,
     activation="gelu_pytorch_tanh",
+    alternates=True,
     skipped=("vision_tower.", "multi_modal_projector."),
 )

@@ -17,6 +17,7 @@ from mudpuppy.export.gguf.architectures.family import (
     block_row,
     check_rotation,
     check_windows,
+    defaults,
     describe_common,
     expert_rows,
     feed_rows,
@@ -72,18 +73,41 @@ _BIASES = tuple(
 )
 _SHARED = (EMBEDDING, NORM, HEAD, *norm_rows(), *attention_rows(turned=True, output_bias=True))
 
+_WIDE = (4096, 14336, 32, 32, 8)
+
 LLAMA = Family(
     name="llama",
-    classes=("LlamaForCausalLM", "MistralForCausalLM"),
+    classes=("LlamaForCausalLM",),
     rows=(*_SHARED, *feed_rows(), *_BIASES),
+    defaults=defaults(32_000, (4096, 11008, 32, 32, None), 2048),
     describe=_describe,
     check=_check,
     extra=_frequencies,
+    fills_head=True,
+)
+MISTRAL = Family(
+    name="llama",
+    classes=("MistralForCausalLM",),
+    rows=(*_SHARED, *feed_rows()),
+    defaults=defaults(32_000, _WIDE, 131_072, sliding_window=4096),
+    describe=_describe,
+    check=_check,
+    extra=_frequencies,
+    fills_head=True,
 )
 MIXTRAL = Family(
     name="llama",
     classes=("MixtralForCausalLM",),
     rows=(*_SHARED, *expert_rows("block_sparse_moe", "w1", "w3", "w2")),
+    defaults=defaults(
+        32_000,
+        _WIDE,
+        131_072,
+        rms_norm_eps=1e-5,
+        rope_theta=1_000_000.0,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    ),
     describe=_describe,
     check=_check,
     extra=_frequencies,

@@ -15,13 +15,18 @@ from mudpuppy.export.gguf.architectures.family import (
     Settings,
     block_row,
     check_rotation,
+    defaults,
     head_size,
     kv_heads,
     main_rotation,
     norm_rows,
+    number,
     refuse,
     whole,
 )
+
+LONG = ("longrope", "su", "yarn")
+"""Names of the rotation by tables; the first models called it otherwise."""
 
 
 def _rotated(settings: Settings) -> int:
@@ -47,9 +52,9 @@ def _describe(settings: Settings) -> Iterator[Entry]:
     yield "block_count", whole(settings, "num_hidden_layers")
     yield "head_count", whole(settings, "num_attention_heads")
     yield "head_count_kv", kv_heads(settings)
-    yield "layer_norm_rms_eps", settings["rms_norm_eps"]
+    yield "layer_norm_rms_eps", number(settings, "rms_norm_eps")
     yield "rope_dimension_count", _rotated(settings)
-    yield "rope_freq_base", main_rotation(settings)["rope_theta"]
+    yield "rope_freq_base", number(main_rotation(settings), "rope_theta")
     yield "sliding_window", settings.get("sliding_window") or 0
     if main_rotation(settings).get("long_factor"):
         yield "rope_scaling_attn_factors", _attention_factor(settings)
@@ -63,14 +68,14 @@ def _attention_factor(settings: Settings) -> float:
 
 
 def _check(settings: Settings) -> Iterator[str]:
-    yield from check_rotation(settings, also=("longrope", "su"))
+    yield from check_rotation(settings, also=LONG)
     heads, size = whole(settings, "num_attention_heads"), head_size(settings)
     if heads * size != whole(settings, "hidden_size"):
         raise refuse(f"{heads} heads of {size} do not make hidden_size {settings['hidden_size']}")
     rope = main_rotation(settings)
-    if rope.get("rope_type") in ("yarn", "linear"):
-        raise refuse(f"config.json: rope_type {rope['rope_type']} is not written for Phi-3")
-    if rope.get("rope_type") not in ("longrope", "su"):
+    if rope["rope_type"] == "linear":
+        raise refuse("config.json: rope_type linear is not written for Phi-3")
+    if rope["rope_type"] not in LONG:
         return
     for key in ("long_factor", "short_factor"):
         table = rope.get(key)
@@ -100,6 +105,13 @@ PHI3 = Family(
         block_row("self_attn.o_proj.weight", "attn_output.weight", "hidden", "q"),
         block_row("mlp.gate_up_proj.weight", "ffn_up.weight", "double_feed", "hidden"),
         block_row("mlp.down_proj.weight", "ffn_down.weight", "hidden", "feed"),
+    ),
+    defaults=defaults(
+        32_064,
+        (3072, 8192, 32, 32, None),
+        4096,
+        rms_norm_eps=1e-5,
+        original_max_position_embeddings=4096,
     ),
     describe=_describe,
     check=_check,

@@ -15,6 +15,7 @@ from mudpuppy.export.gguf.architectures.family import (
     block_row,
     check_rotation,
     check_windows,
+    defaults,
     describe_common,
     expert_rows,
     feed_rows,
@@ -88,10 +89,14 @@ _SHARED_EXPERT = (
     ),
 )
 
+_WINDOW = {"use_sliding_window": False, "sliding_window": 4096}
+_SPARSE = {"decoder_sparse_step": 1, "mlp_only_layers": None, "norm_topk_prob": False}
+
 QWEN2 = Family(
     name="qwen2",
     classes=("Qwen2ForCausalLM",),
     rows=(*_SHARED, *feed_rows()),
+    defaults=defaults(151_936, (4096, 22016, 32, 32, 32), 32_768, **_WINDOW),
     describe=describe_common,
     check=_check_plain_heads,
 )
@@ -99,6 +104,7 @@ QWEN3 = Family(
     name="qwen3",
     classes=("Qwen3ForCausalLM",),
     rows=(*_SHARED, *_HEAD_NORMS, *feed_rows()),
+    defaults=defaults(151_936, (4096, 22016, 32, 32, 32), 32_768, head_dim=128, **_WINDOW),
     describe=describe_common,
     check=_check,
 )
@@ -106,6 +112,17 @@ QWEN2_MOE = Family(
     name="qwen2moe",
     classes=("Qwen2MoeForCausalLM",),
     rows=(*_SHARED, *_EXPERTS, *_SHARED_EXPERT),
+    defaults=defaults(
+        151_936,
+        (2048, 5632, 24, 16, 16),
+        32_768,
+        moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632,
+        num_experts_per_tok=4,
+        num_experts=60,
+        **_WINDOW,
+        **_SPARSE,
+    ),
     describe=_describe_experts,
     check=_check_qwen2_moe,
     head="required",
@@ -114,6 +131,16 @@ QWEN3_MOE = Family(
     name="qwen3moe",
     classes=("Qwen3MoeForCausalLM",),
     rows=(*_SHARED, *_HEAD_NORMS, *_EXPERTS),
+    defaults=defaults(
+        151_936,
+        (2048, 6144, 24, 32, 4),
+        32_768,
+        moe_intermediate_size=768,
+        num_experts_per_tok=8,
+        num_experts=128,
+        **_WINDOW,
+        **_SPARSE,
+    ),
     describe=_describe_experts,
     check=_check_qwen3_moe,
 )
