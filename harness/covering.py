@@ -16,11 +16,11 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+from mudpuppy.cache import cache_root
 from mudpuppy.errors import OutputError
 from mudpuppy.files import write_json_atomic
 from mudpuppy.ruleform import Rule
 from mudpuppy.rules import RULES
-from mudpuppy.tiny.cache import cache_root
 
 Features = frozenset[str]
 """Those that are on; every other one is off."""

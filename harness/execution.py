@@ -18,8 +18,8 @@ from harness.matrix import Cell
 from harness.pools.base import THREAD_VARIABLES, Job, Pool, Running
 from harness.pools.warm import WarmPool
 from harness.results import CellResult, Outcome, WorkerExit
+from mudpuppy.cache import cache_root
 from mudpuppy.errors import OutputError
-from mudpuppy.tiny.cache import cache_root
 
 MANY_CORES = 4
 """Cores of a share from which on compiling in several processes is worth starting them."""

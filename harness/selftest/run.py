@@ -20,8 +20,8 @@ from harness.selftest.examine import examine_damage, examine_healthy
 from harness.selftest.registry import Damage, Healthy, load_damages, load_healthy
 from harness.selftest.results import Accuracy, Examination
 from harness.selftest.ward import Recovery
+from mudpuppy.cache import cache_root
 from mudpuppy.errors import MudpuppyError, OutputError, UsageError, near_names
-from mudpuppy.tiny.cache import cache_root
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors")
 """What builds the healthy checkpoints, besides this project."""

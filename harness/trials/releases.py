@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from harness.environment import PROJECT
+from mudpuppy.cache import cache_root
 from mudpuppy.errors import EngineError
-from mudpuppy.tiny.cache import cache_root
 
 Releases = Literal["oldest", "pinned", "newest"]
 MOVING = ("transformers", "peft", "trl")

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from mudpuppy.errors import OutputError
-from mudpuppy.files import atomic_folder
+from mudpuppy import cache
+from mudpuppy.cache import cache_root
 from mudpuppy.tiny.build import MANIFEST, build_tiny
 from mudpuppy.tiny.fingerprint import family_hash, file_sha256, recipe_hash
 from mudpuppy.tiny.names import check_family, is_tiny_name
 from mudpuppy.tiny.training import Progress, Recipe
-
-
-def cache_root() -> Path:
-    """Return the cache folder: MUDPUPPY_CACHE, or mudpuppy under the user's cache folder."""
-    chosen = os.environ.get("MUDPUPPY_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "mudpuppy"
 
 
 def cache_folder(family: str | None = None, *, seed: int = 0) -> Path:
@@ -84,28 +72,5 @@ def resolve_model(name: str) -> str:
 
 
 def fill(target: Path, build: Callable[[Path], object], *, force: bool = False) -> Path:
-    """Return `target`, built beside its place and renamed unless it is already complete.
-
-    A lock lets a second process wait for the first; the kernel drops it with a killed one, and
-    what that one left behind is removed here.
-    """
-    if not force and is_complete(target):
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.parent / f".{target.name}.lock"):
-            if not force and is_complete(target):
-                return target
-            with atomic_folder(target, replace=True) as folder:
-                build(folder)
-    except OSError as problem:
-        hint = "name a folder that can be written in MUDPUPPY_CACHE"
-        raise OutputError(f"{target}: cannot be built: {problem}", hint=hint) from problem
-    return target
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a", encoding="utf-8") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    """Return `target`, built as `mudpuppy.cache.fill` does; it is complete with its manifest."""
+    return cache.fill(target, build, is_complete, force=force)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from mudpuppy.cache import cache_root
 from mudpuppy.errors import ModelError, OutputError
 from mudpuppy.tiny import cache_folder, is_tiny_name, resolve_model
 from mudpuppy.tiny.build import MANIFEST, write_manifest
-from mudpuppy.tiny.cache import cache_root, fill, is_complete
+from mudpuppy.tiny.cache import fill, is_complete
 from mudpuppy.tiny.command import add_arguments, print_progress, run
 
 

@@ -18,15 +18,11 @@ import torch
 from torch import Tensor
 
 from mudpuppy.errors import OutputError
+from mudpuppy.native.builds import VARIABLE, get_build
+from mudpuppy.native.compiler import KernelUnavailable, find_compiler
 from mudpuppy.quant.formats.interface import Format, Packed, require_part
 from mudpuppy.quant.kernels.common import Kernel, Range
-from mudpuppy.quant.kernels.compiler import (
-    VARIABLE,
-    KernelUnavailable,
-    find_compiler,
-    get_build,
-    get_device_verdict,
-)
+from mudpuppy.quant.kernels.compiler import get_device_verdict, get_source
 from mudpuppy.quant.kernels.native import NativeKernel
 from mudpuppy.quant.kernels.selftest import find_wrong_rows, judge_device, judge_library
 from mudpuppy.quant.kernels.triton_kernel import TritonKernel
@@ -137,7 +133,7 @@ def _decide(device: torch.device) -> Chosen:
 
 def _native() -> Chosen:
     compiler = find_compiler()
-    build = get_build(compiler, judge_library)
+    build = get_build(get_source(), compiler, judge_library)
     if not build.verdict.passed:
         return _pytorch(f"the compiled kernel was refused: {build.verdict.why} ({build.folder})")
     try:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mudpuppy.native.apart import run_apart
 from mudpuppy.quant.formats.interface import Packed
 from mudpuppy.quant.kernels import trial
 from mudpuppy.quant.kernels.cases import Sample, count_differing, make_samples
 from mudpuppy.quant.kernels.common import Kernel
-from mudpuppy.quant.kernels.compiler import KernelUnavailable
 from mudpuppy.quant.kernels.triton_kernel import TritonKernel
 
 TRIAL_LIMIT_S = 60
@@ -83,31 +81,6 @@ def judge_device(device: torch.device) -> tuple[bool, str]:
         return False, failure
     passed, why = json.loads(answer.rpartition("\n")[2])
     return bool(passed), str(why)
-
-
-def run_apart(command: list[str], words: str, limit_s: float) -> tuple[str, str]:
-    """Run a command that may die.
-
-    Returns:
-        How it failed, empty where it did not, and what it printed.
-
-    Raises:
-        KernelUnavailable: it took too long or was killed from outside.
-    """
-    try:
-        done = subprocess.run(
-            command, input=words, capture_output=True, text=True, timeout=limit_s, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelUnavailable(f"the self-test did not end: {error}") from None
-    if done.returncode == -signal.SIGKILL:
-        raise KernelUnavailable("the self-test was killed from outside")
-    if done.returncode < 0:
-        return f"the self-test died of {signal.Signals(-done.returncode).name}", ""
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        return f"the self-test ended with {done.returncode}: {last}", ""
-    return "", done.stdout
 
 
 def judge_triton(device: torch.device) -> tuple[bool, str]:

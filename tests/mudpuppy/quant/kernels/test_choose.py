@@ -13,20 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mudpuppy.native import compiler as compilers
+from mudpuppy.native.apart import run_apart
+from mudpuppy.native.builds import Build, find_build, get_build, library_path
+from mudpuppy.native.compiler import KernelUnavailable, find_compiler
+from mudpuppy.native.verdicts import VERDICT
 from mudpuppy.quant.formats import FORMATS
 from mudpuppy.quant.kernels import choose as chooser
 from mudpuppy.quant.kernels import compiler, selftest
-from mudpuppy.quant.kernels.compiler import (
-    LIBRARY,
-    KernelUnavailable,
-    build_folder,
-    describe_kernel,
-    find_build,
-    find_compiler,
-    get_build,
-)
+from mudpuppy.quant.kernels.compiler import describe_kernel, get_source
 from mudpuppy.quant.kernels.selftest import judge_library
-from mudpuppy.quant.kernels.verdicts import VERDICT
 
 CPU = torch.device("cpu")
 SOURCE = compiler.SOURCE.read_text(encoding="utf-8")
@@ -51,6 +47,14 @@ def change_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new
     monkeypatch.setattr(compiler, "SOURCE", changed)
 
 
+def build_here() -> Build:
+    return get_build(get_source(), find_compiler(), judge_library)
+
+
+def library_here() -> Path:
+    return library_path(get_source(), find_compiler())
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -62,10 +66,11 @@ def test_the_compiled_kernel_is_chosen_and_built_once(cache: Path):
     assert chosen.choice.value == "compiled C", chosen.choice.reason
     assert "bits of the PyTorch path" in chosen.choice.reason
     (folder,) = [path for path in (cache / "kernels").iterdir() if path.is_dir()]
-    written = (folder / LIBRARY).stat().st_mtime_ns
+    assert library_here().parent == folder
+    written = library_here().stat().st_mtime_ns
     chooser.forget()
     assert chooser.choose(CPU).choice == chosen.choice
-    assert (folder / LIBRARY).stat().st_mtime_ns == written
+    assert library_here().stat().st_mtime_ns == written
 
 
 WRONG_PARTS = {
@@ -110,9 +115,9 @@ def test_levels_and_scales_of_two_matrices_are_refused_before_a_kernel_reads_the
 def test_every_path_through_the_source_gives_the_same_bits(monkeypatch, tmp_path, flag):
     if flag == "-mssse3" and os.uname().machine != "x86_64":
         pytest.skip("that flag is for x86")
-    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", (flag,))
+    monkeypatch.setattr(compilers, "FOR_THIS_PROCESSOR", (flag,))
 
-    build = get_build(find_compiler(), judge_library)
+    build = build_here()
 
     assert build.verdict.passed, build.verdict.why
 
@@ -132,20 +137,20 @@ BUGS = {
 @needs_compiler
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_wrong_kernel_is_refused_by_name(monkeypatch, tmp_path, bug):
-    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", ("",))
+    monkeypatch.setattr(compilers, "FOR_THIS_PROCESSOR", ("",))
     change_source(monkeypatch, tmp_path, *BUGS[bug])
 
     chosen = chooser.choose(CPU)
 
     assert chosen.kernel is None
     assert re.search(r"refused: \d+ values of (int4|nf4|mxfp4) \d+ x", chosen.choice.reason)
-    assert str(build_folder(find_compiler())) in chosen.choice.reason
+    assert str(library_here().parent) in chosen.choice.reason
 
 
 @needs_compiler
 @pytest.mark.parametrize("blind", ["the stored verdict", "the check in this process"])
 def test_either_check_alone_refuses_a_wrong_kernel(monkeypatch, tmp_path, blind):
-    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", ("",))
+    monkeypatch.setattr(compilers, "FOR_THIS_PROCESSOR", ("",))
     change_source(monkeypatch, tmp_path, *BUGS["nibbles swapped"])
     if blind == "the stored verdict":
         monkeypatch.setattr(chooser, "judge_library", lambda _: (True, "said to be right"))
@@ -181,8 +186,9 @@ def test_a_kernel_that_kills_its_process_is_an_outcome(monkeypatch, tmp_path, li
 @needs_compiler
 def test_a_test_that_was_killed_from_outside_says_nothing_of_the_kernel(monkeypatch, cache: Path):
     command = ["sh", "-c", "kill -9 $$"]
-    run = selftest.run_apart
-    monkeypatch.setattr(selftest, "run_apart", lambda _, words, limit: run(command, words, limit))
+    monkeypatch.setattr(
+        selftest, "run_apart", lambda _, words, limit: run_apart(command, words, limit)
+    )
 
     assert chooser.choose(CPU).choice.reason == "the self-test was killed from outside"
     assert not [name for name in names_in(cache / "kernels") if not name.endswith(".lock")]
@@ -191,7 +197,7 @@ def test_a_test_that_was_killed_from_outside_says_nothing_of_the_kernel(monkeypa
 @needs_compiler
 def test_a_library_that_changed_in_the_cache_is_built_again(cache: Path):
     chooser.choose(CPU)
-    library = build_folder(find_compiler()) / LIBRARY
+    library = library_here()
     good = library.read_bytes()
     library.unlink()  # the old one stays mapped
     library.write_bytes(good[:1000])
@@ -203,7 +209,7 @@ def test_a_library_that_changed_in_the_cache_is_built_again(cache: Path):
 
 @needs_compiler
 def test_a_library_that_others_can_write_is_not_loaded():
-    build = get_build(find_compiler(), judge_library)
+    build = build_here()
     build.library.chmod(0o777)
 
     assert "can be written by them" in chooser.choose(CPU).choice.reason
@@ -211,11 +217,11 @@ def test_a_library_that_others_can_write_is_not_loaded():
 
 @needs_compiler
 def test_each_kind_of_processor_has_a_build_of_its_own(monkeypatch):
-    here = build_folder(find_compiler())
-    monkeypatch.setattr(compiler, "processor", lambda: "another one")
+    here = library_here()
+    monkeypatch.setattr(compilers, "processor", lambda: "another one")
 
-    assert build_folder(find_compiler()) != here
-    assert find_build(find_compiler()) is None
+    assert library_here() != here
+    assert find_build(get_source(), find_compiler()) is None
 
 
 @pytest.mark.parametrize("named", ["/no/such/compiler", '"', "false"])
@@ -260,7 +266,7 @@ def test_what_will_compute_is_told_without_compiling(monkeypatch, tmp_path):
     assert describe_kernel() == "PyTorch (MUDPUPPY_KERNELS=0)"
     monkeypatch.delenv("MUDPUPPY_KERNELS")
     change_source(monkeypatch, tmp_path, "bits + 0x7fffu", "bits")
-    monkeypatch.setattr(compiler, "FOR_THIS_PROCESSOR", ("",))
+    monkeypatch.setattr(compilers, "FOR_THIS_PROCESSOR", ("",))
     chooser.forget()
     chooser.choose(CPU)
     assert describe_kernel().startswith("PyTorch (the compiled kernel was refused: ")
@@ -287,7 +293,7 @@ def test_rows_are_the_same_with_and_without():
 
 
 def _build_here(_: int) -> str:
-    return get_build(find_compiler(), judge_library).verdict.why
+    return build_here().verdict.why
 
 
 @needs_compiler
@@ -302,9 +308,9 @@ def test_processes_that_start_together_build_once(cache: Path):
 
 
 def test_an_unknown_ending_of_a_process_is_told():
-    said, _ = selftest.run_apart(["sh", "-c", "echo one >&2; echo two >&2; exit 7"], "", 10)
+    said, _ = run_apart(["sh", "-c", "echo one >&2; echo two >&2; exit 7"], "", 10)
     assert said == "the self-test ended with 7: two"
-    said, _ = selftest.run_apart(["sh", "-c", f"kill -{int(signal.SIGSEGV)} $$"], "", 10)
+    said, _ = run_apart(["sh", "-c", f"kill -{int(signal.SIGSEGV)} $$"], "", 10)
     assert said == "the self-test died of SIGSEGV"
     with pytest.raises(KernelUnavailable, match="did not end"):
-        selftest.run_apart(["sleep", "5"], "", 0.1)
+        run_apart(["sleep", "5"], "", 0.1)
