@@ -33,6 +33,7 @@ def describe_rows(folder: Path, found: Found) -> RowFacts | None:
     zeros = sum(one.zeros for one in found.sums)
     rows, width = squares.size, form[1]
     total = float(squares.sum(dtype=np.float64))
+    is_finite = np.isfinite(total) and not found.extremes.nonfinite
     dead = np.flatnonzero(zero)
     marks = np.concatenate([one.marks for one in found.sums])
     whole = found.is_complete
@@ -40,7 +41,7 @@ def describe_rows(folder: Path, found: Found) -> RowFacts | None:
         tensor=found.tensor,
         rows=rows,
         width=width,
-        rms=(total / (rows * width)) ** 0.5 if np.isfinite(total) else float("inf"),
+        rms=(total / (rows * width)) ** 0.5 if is_finite else float("inf"),
         zeros=zeros,
         zero_rows=tuple(int(row) for row in dead[:KEPT]) if whole else (),
         zero_row_count=int(dead.size),

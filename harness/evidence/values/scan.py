@@ -2,7 +2,8 @@
 
 Files are read with `preadv`, not mapped: a file that shrinks while it is examined gives an error,
 not a crash. Half a megabyte at a time stays in the cache of a core, so the values are read from
-memory once, whatever is asked about them.
+memory once, whatever is asked about them. What is here is the whole pass, in numpy; where much is
+to be read, a compiled one takes its place (`compiled`), which tells the same.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.evidence.files.header_only import require_values
 from harness.evidence.values.bits import FORMS, Bytes, Extremes
 from harness.evidence.values.blocks import BLOCKS, decode_blocks, is_decoded
+from harness.evidence.values.reading import Slice, fill
 from harness.evidence.values.rowsums import RowSums, shape_rows, sum_rows
 from harness.facts.checkpoint import Tensor
 from harness.registry import Missing
+
+if TYPE_CHECKING:
+    from harness.evidence.values.compiled.kernel import ScanKernel
 
 CHUNK_BYTES = 1 << 19
 """Bytes that are read at once."""
@@ -30,32 +35,14 @@ JOB_BYTES = 1 << 23
 """Bytes that one thread takes on at once."""
 THREADS = min(8, os.cpu_count() or 1)
 """Threads; more than eight wait for memory."""
+COMPILED_FROM_BYTES = 1 << 28
+"""Bytes from which on compiled C is asked for; to look for it takes as long as reading less."""
 PLACES = 688
 """Places of a tensor that a sample reads: a fault in 1% of them is seen with 99.9%."""
 LEAST_SAMPLED = 32
 """How many times larger than its sample a tensor must be for the sample to save time."""
 PLACE_BYTES = 1 << 12
 """Size of a place, unless a row is longer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """Consecutive bytes of one tensor."""
-
-    number: int
-    """Position of the tensor in the order it was given in."""
-    tensor: Tensor
-    """The tensor."""
-    start: int
-    """First byte, counted from the tensor's first."""
-    stop: int
-    """One past the last."""
-    unit: int
-    """Bytes of a row; where rows are not summed, of a few whole values."""
-    rows: int
-    """Rows in it; 0 when they are not summed."""
-    is_last: bool = False
-    """Whether it is the tensor's last one."""
 
 
 @dataclass
@@ -99,10 +86,11 @@ def scan(
     """
     wanted = [one for one in tensors if one.dtype in FORMS or is_decoded(one.dtype)]
     jobs = list(_gather(_slice(wanted, rows=rows, quick=quick, seed=seed)))
+    kernel = find_kernel(sum(one.stop - one.start for job in jobs for one in job))
     open_: Found | None = None
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for part, is_last in _flatten(pool, folder, jobs):
+            for part, is_last in _flatten(pool, folder, jobs, kernel):
                 if open_ is None:
                     open_ = part
                 else:
@@ -114,10 +102,20 @@ def scan(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def find_kernel(total_bytes: int) -> ScanKernel | None:
+    """Return the compiled pass, or None where numpy is to do it."""
+    if total_bytes < COMPILED_FROM_BYTES:
+        return None
+    from harness.evidence.values.compiled.choose import choose
+
+    return choose(total_bytes).kernel
+
+
 def _flatten(
-    pool: ThreadPoolExecutor, folder: Path, jobs: list[list[Slice]]
+    pool: ThreadPoolExecutor, folder: Path, jobs: list[list[Slice]], kernel: ScanKernel | None
 ) -> Iterator[tuple[Found, bool]]:
-    for job, parts in zip(jobs, pool.map(lambda job: _work(folder, job), jobs), strict=True):
+    done = pool.map(lambda job: _work(folder, job, kernel), jobs)
+    for job, parts in zip(jobs, done, strict=True):
         yield from zip(parts, (one.is_last for one in job), strict=True)
 
 
@@ -190,7 +188,7 @@ def _buffer(size: int) -> Bytes:
     return held
 
 
-def _work(folder: Path, job: list[Slice]) -> list[Found]:
+def _work(folder: Path, job: list[Slice], kernel: ScanKernel | None) -> list[Found]:
     """Read the slices of one file."""
     require_values(folder)
     name = job[0].tensor.file
@@ -199,12 +197,20 @@ def _work(folder: Path, job: list[Slice]) -> list[Found]:
     except OSError as problem:
         raise Missing(f"{name} cannot be read: {problem.strerror}") from problem
     try:
-        return [_read(handle, one) for one in job]
+        return [_read(handle, one, kernel) for one in job]
     finally:
         os.close(handle)
 
 
-def _read(handle: int, part: Slice) -> Found:
+def _read(handle: int, part: Slice, kernel: ScanKernel | None) -> Found:
+    if kernel is None or not kernel.takes(part):
+        return _read_with_numpy(handle, part)
+    extremes, sums = kernel.read(handle, part)
+    size = part.stop - part.start
+    return Found(tensor=part.tensor, extremes=extremes, sums=sums, bytes_read=size)
+
+
+def _read_with_numpy(handle: int, part: Slice) -> Found:
     tensor, unit = part.tensor, part.unit
     is_plain = tensor.dtype in FORMS
     dtype = tensor.dtype if is_plain else "F32"  # what blocks of levels are decoded to
@@ -219,20 +225,3 @@ def _read(handle: int, part: Slice) -> Found:
         if part.rows:
             found.sums.append(sum_rows(values, dtype, (stop - start) // unit))
     return found
-
-
-def fill(handle: int, tensor: Tensor, start: int, raw: NDArray[np.uint8]) -> None:
-    """Fill a buffer with the bytes of a tensor from `start` on.
-
-    Raises:
-        Missing: the file cannot be read, or is shorter than that.
-    """
-    done = 0
-    try:
-        while done < raw.size:
-            count = os.preadv(handle, [raw[done:].data], tensor.start + start + done)
-            if not count:
-                raise Missing(f"{tensor.file} ends inside {tensor.name}")
-            done += count
-    except OSError as problem:
-        raise Missing(f"{tensor.file} cannot be read: {problem.strerror}") from problem

@@ -12,6 +12,8 @@ from harness.evidence.source import Options
 from harness.evidence.values import scan as scanning
 from harness.evidence.values.arrays import FLOAT_TYPES, decode
 from harness.evidence.values.bits import FORMS
+from harness.evidence.values.compiled import kernel as kernels
+from harness.evidence.values.compiled.choose import COMPILE_BYTES, choose
 from harness.evidence.values.numbers import measure
 from harness.evidence.values.rows import describe_rows
 from harness.evidence.values.scan import scan
@@ -30,10 +32,16 @@ BUFFER = 64
 """Bytes that are read at once here, so that a few values have many edges."""
 
 
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch):
+@pytest.fixture(autouse=True, params=["numpy", "compiled"])
+def _path(request, monkeypatch):
+    """Both passes, with chunks that are small."""
     monkeypatch.setattr(scanning, "CHUNK_BYTES", BUFFER)
     monkeypatch.setattr(scanning, "JOB_BYTES", 5 * BUFFER)
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", BUFFER)
+    kernel = choose(COMPILE_BYTES).kernel if request.param == "compiled" else None
+    if kernel is None and request.param == "compiled":
+        pytest.skip(choose(COMPILE_BYTES).why)
+    monkeypatch.setattr(scanning, "find_kernel", lambda total_bytes: kernel)
 
 
 def save(folder, values, dtype, shape=None):
