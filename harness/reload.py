@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from harness.evidence.behaviour.answers import to_json
-from harness.evidence.behaviour.behaviour import BEHAVIOUR_FILE, find_file, measure_behaviour
+from harness.evidence.behaviour.behaviour import find_file, measure_behaviour
+from harness.evidence.behaviour.given import BEHAVIOUR_FILE
 from harness.observations import Comparison, Generated, PackedLayer
 from harness.watcher import REFERENCE_FILE
 from harness.watching.event_logs import read_losses

@@ -257,7 +257,8 @@ def _collapse(tale: _Tale) -> Path:
 
     def ask() -> None:
         from harness.evidence.behaviour.answers import to_json
-        from harness.evidence.behaviour.behaviour import BEHAVIOUR_FILE, measure_behaviour
+        from harness.evidence.behaviour.behaviour import measure_behaviour
+        from harness.evidence.behaviour.given import BEHAVIOUR_FILE
 
         base = Path(tale.base)
         facts = measure_behaviour(work, base, base / "quiz.jsonl", base / "voice.yaml")

@@ -1,6 +1,6 @@
-"""Evidence about behaviour: what a checkpoint and its base answer to the same prompts, greedily.
+"""What a checkpoint and its base answer to the same prompts, greedily, and what that is worth.
 
-The models are loaded and asked in a child process (`behaviour_child`), so that a model that hangs,
+The models are loaded and asked in a child process (`behaviour.child`), so that a model that hangs,
 crashes or takes all memory is a result. Only a caller that has a loaded model asks it here, or one
 that says so.
 """
@@ -14,137 +14,16 @@ from typing import Any
 
 from harness.evidence.behaviour.answers import from_json, judge_answers, read_quiz, read_voice
 from harness.evidence.behaviour.child import Asked, Job, ask_in_child, control_job
+from harness.evidence.behaviour.given import BEHAVIOUR_FILE
 from harness.evidence.behaviour.reference_texts import NEUTRAL_TEXTS, PROMPTS, REFERENCES
 from harness.evidence.files.jsonfile import UnreadableJson, read_object
-from harness.evidence.lineage.base import read_origin
-from harness.evidence.source import TIME_LIMIT_S, CheckpointEvidence, Options, provides
+from harness.evidence.source import TIME_LIMIT_S
 from harness.facts.behaviour import BehaviourFacts
-from harness.facts.checkpoint import Adapter, Base, Files
-from harness.facts.forward import Consistency, Forwards, Logits
-from harness.registry import ControlFailed, Missing, NotApplicable
+from harness.registry import ControlFailed, Missing
 from mudpuppy.scoring import Question, VoiceProfile
 
-BEHAVIOUR_FILE = "behaviour.json"
-"""Where a matrix cell keeps what was measured, in its run folder."""
 MAX_NEW_TOKENS = 48
 """Longest answer."""
-
-
-@provides("asked")
-def ask_models(evidence: CheckpointEvidence) -> Asked:
-    """Load the checkpoint and its base and ask them, once for all probes; only with --generate."""
-    options: Options = evidence.options
-    if not options.generate:
-        raise Missing("models are asked only with --generate")
-    files: Files = evidence.get("files")
-    if files.alone:
-        raise Missing("models are loaded from folders, and only a file was given")
-    if not files.readable:
-        raise Missing("there are no weights that could be loaded; pickles never are")
-    if read_origin(evidence.folder).get("kind") == "gptq":
-        raise Missing("GPTQ folders of this project load only with its engine")
-    adapter: Adapter | None = evidence.find("adapter")
-    base: Base | None = evidence.find("base")
-    if adapter is not None and base is None and not files.weights:
-        raise Missing("an adapter needs its base to answer; pass --base PATH")
-    folder = None if base is None else Path(base.root)
-    merged: Adapter | None = evidence.find("merged_adapter")
-    options.progress(f"asking {evidence.folder} (at most {options.time_limit_s:g} s)")
-    quiz, voice = _find_questions(evidence, folder)
-    job = make_job(
-        evidence.folder,
-        folder,
-        read_quiz(quiz),
-        asks_all=quiz is not None or voice is not None,
-        against=options.against,
-        adapter=None if merged is None or folder is None else Path(merged.root),
-        compares=True,
-        time_limit_s=options.time_limit_s,
-    )
-    return _ask_once(job, in_process=options.in_process, progress=options.progress)
-
-
-@provides("behaviour")
-def give_behaviour(evidence: CheckpointEvidence) -> BehaviourFacts:
-    """Return what was measured in the run, or measure it when asked to generate."""
-    stored = _read_stored(evidence)
-    if stored is not None:
-        return stored
-    asked: Asked = evidence.get("asked")
-    if asked.answers is None:
-        raise _why_silent(asked)
-    base: Base | None = evidence.find("base")
-    quiz, voice = _find_questions(evidence, None if base is None else Path(base.root))
-    return _judge(
-        evidence.folder.name,
-        asked,
-        read_quiz(quiz),
-        read_voice(voice),
-        MAX_NEW_TOKENS,
-        evidence.options.embeddings,
-        is_chat=evidence.find("templates") is not None,
-    )
-
-
-@provides("forward")
-def give_forward(evidence: CheckpointEvidence) -> Forwards:
-    """Return what one forward pass of the checkpoint and of its base showed."""
-    asked: Asked = evidence.get("asked")
-    if asked.forward is None:
-        raise _why_silent(asked)
-    base: Base | None = evidence.find("base")
-    quiz, _ = _find_questions(evidence, None if base is None else Path(base.root))
-    return Forwards(
-        mine=asked.forward,
-        base=asked.control_forward,
-        divergence=asked.divergence,
-        from_quiz=quiz is not None,
-    )
-
-
-def _why_silent(asked: Asked) -> Missing:
-    """Return why a checkpoint said nothing: it never does, or it could not be asked."""
-    scores = asked.consistency is not None and asked.consistency.kind == "scorer"
-    return (NotApplicable if scores else Missing)(asked.why_silent)
-
-
-@provides("consistency")
-def give_consistency(evidence: CheckpointEvidence) -> Consistency:
-    """Return the comparisons of the checkpoint with itself and its relatives."""
-    asked: Asked = evidence.get("asked")
-    assert asked.consistency is not None
-    return asked.consistency
-
-
-@provides("any_forward")
-def give_any_forward(evidence: CheckpointEvidence) -> Forwards | None:
-    """Return the forward passes, or None where a run has stored its answers alone."""
-    found: Forwards | None = evidence.find("forward")
-    return found
-
-
-@provides("logits")
-def count_logits(evidence: CheckpointEvidence) -> Logits:
-    """Return how many prompts have logits that are not finite, also where nothing was said."""
-    facts: BehaviourFacts | None = evidence.find("behaviour")
-    compared: Consistency | None = evidence.find("consistency")
-    if facts is None and compared is None:
-        evidence.get("behaviour")  # says why
-    return Logits(
-        rows=0 if facts is None else len(facts.prompts),
-        bad=0 if facts is None else facts.answers.nonfinite_logits,
-        compared=0 if compared is None else compared.prompts,
-        by_kernel={} if compared is None else compared.nonfinite,
-    )
-
-
-def _find_questions(
-    evidence: CheckpointEvidence, base: Path | None
-) -> tuple[Path | None, Path | None]:
-    """Return quiz and voice profile: those that were named, or such as lie beside the models."""
-    options = evidence.options
-    quiz = options.quiz or find_file("quiz.jsonl", evidence.folder, base)
-    return quiz, options.voice or find_file("voice.yaml", evidence.folder, base)
 
 
 def find_file(name: str, *folders: Path | None) -> Path | None:
@@ -191,14 +70,14 @@ def measure_behaviour(
         time_limit_s=time_limit_s,
     )
     if model is None:
-        asked = _ask_once(job)
+        asked = ask_once(job)
     else:
         from harness.evidence.behaviour.session import ask_loaded
 
         asked = ask_loaded(job, model, tokenizer)
     if asked.answers is None:
         raise ControlFailed(f"{path.name} could not be asked: {asked.why_silent}")
-    return _judge(path.name, asked, questions, profile, max_new_tokens)
+    return judge(path.name, asked, questions, profile, max_new_tokens)
 
 
 def make_job(
@@ -230,7 +109,7 @@ def make_job(
     )
 
 
-def _judge(
+def judge(
     name: str,
     asked: Asked,
     questions: Sequence[Question],
@@ -239,7 +118,20 @@ def _judge(
     embeddings: Path | None = None,
     **about: Any,
 ) -> BehaviourFacts:
-    """Score the answers."""
+    """Score the answers.
+
+    Args:
+        name: of the checkpoint's folder.
+        asked: what was seen of it and its base.
+        questions: what was asked; empty for the prompts that are built in.
+        profile: the voice it is to have, if any.
+        max_new_tokens: longest answer.
+        embeddings: model that compares answers by their meaning.
+        about: what else `judge_answers` is told.
+
+    Raises:
+        Missing: no answer was finished in time.
+    """
     assert asked.answers is not None
     prompts = tuple(question.prompt for question in questions) or PROMPTS
     mine, control = asked.answers, asked.control
@@ -260,13 +152,17 @@ _known: dict[Job, Asked] = {}
 _rooms: dict[Job, TemporaryDirectory[str]] = {}
 
 
-def _ask_once(
+def ask_once(
     job: Job,
     *,
     in_process: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Asked:
-    """Ask checkpoint and base; a base is asked once for many checkpoints."""
+    """Ask checkpoint and base; a base is asked once for many checkpoints.
+
+    Raises:
+        ControlFailed: one of the two could not be asked.
+    """
     control, kept, key = None, None, control_job(job)
     if key is not None:
         control = _known.get(key)
@@ -282,13 +178,18 @@ def _ask_once(
     return asked
 
 
-def _read_stored(evidence: CheckpointEvidence) -> BehaviourFacts | None:
-    """Return what the run measured, when it measured this very subject."""
-    folder = evidence.options.run_folder
-    if folder is None or not (folder / BEHAVIOUR_FILE).is_file():
-        return None
+def read_stored(folder: Path, subject: str) -> BehaviourFacts | None:
+    """Return what a run measured, or None where it measured another subject.
+
+    Args:
+        folder: the run's.
+        subject: name of the checkpoint's folder.
+
+    Raises:
+        Missing: the record is damaged.
+    """
     try:
         facts = from_json(read_object(folder / BEHAVIOUR_FILE))
     except (UnreadableJson, ValueError) as problem:
         raise Missing(f"{BEHAVIOUR_FILE} cannot be read: {problem}") from problem
-    return facts if facts.subject == evidence.folder.name else None
+    return facts if facts.subject == subject else None

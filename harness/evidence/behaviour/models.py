@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.evidence.behaviour.quantised import choose_reader
 from harness.evidence.files.inventory import INDEX_NAME, list_files, read_index
 from harness.evidence.files.jsonfile import UnreadableJson, read_object
 from harness.registry import Missing
+from mudpuppy.errors import MudpuppyError
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What PEFT may see of an adapter."""
@@ -37,6 +39,7 @@ LOADING_PROBLEMS = (
     TypeError,
     AttributeError,
     Missing,
+    MudpuppyError,
 )
 """What loaders raise for checkpoints that they cannot use."""
 
@@ -85,15 +88,19 @@ def load_model(path: Path) -> Loaded:
     """Load a whole model in the type it is stored in.
 
     Raises:
+        ModelError: it is in few bits, and damaged.
         ValueError: its files lead elsewhere, or it is of a kind that neither speaks nor scores.
     """
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     _require_plain_index(path)
     auto_class, scores = _choose_class(path)
+    reader = choose_reader(path)
     with _view(path, lambda name: name in MODEL_SETTINGS or _is_weights(name)) as view:
+        if reader is not None:  # it opens the declared class itself, and nothing with gaps
+            _require_known_class(path)
+            return Loaded(model=_place(reader(Path(view))), new_weights=(), scores=scores)
         model, told = auto_class.from_pretrained(
             view,
             dtype="auto",
@@ -101,11 +108,35 @@ def load_model(path: Path) -> Loaded:
             use_safetensors=True,
             output_loading_info=True,
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     new = {*told.get("missing_keys", ()), *(one[0] for one in told.get("mismatched_keys", ()))}
     if getattr(model, "quantization_method", None) is None:  # those are placed already
-        model = model.to(device)
+        model = _place(model)
     return Loaded(model=model.eval(), new_weights=tuple(sorted(map(str, new))), scores=scores)
+
+
+def _place(model: Any) -> Any:
+    """Return the model on the device that it is asked on."""
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _require_known_class(path: Path) -> None:
+    """Refuse to look up a name of a checkpoint that is no class of a model.
+
+    Raises:
+        ValueError: transformers has no model of that name that speaks or scores.
+    """
+    from transformers.models.auto import modeling_auto as known
+
+    tables: tuple[Any, ...] = (
+        known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        known.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    )
+    declared = _declared_class(path)
+    if not any(declared in table.values() for table in tables):
+        raise ValueError(f"config.json names no class of transformers: {declared[:80]!r}")
 
 
 def _choose_class(path: Path) -> tuple[Any, bool]:

@@ -96,7 +96,7 @@ def test_answers_that_cannot_be_judged_are_no_sign_of_health(tmp_path, monkeypat
     def refuse(*given, **more):
         raise Missing("the voice profile cannot be used")
 
-    monkeypatch.setattr("harness.evidence.behaviour.behaviour._judge", refuse)
+    monkeypatch.setattr("harness.evidence.behaviour.behaviour.judge", refuse)
     done = ask(tmp_path, select=["MPD1", "MPD601"])
     assert done.exit_code == 3
     assert "--generate could not ask it: the voice" in done.why

@@ -9,7 +9,7 @@ import pytest
 
 from harness.doctor import Judging, diagnose
 from harness.evidence.behaviour.answers import from_json, judge_answers, to_json
-from harness.evidence.behaviour.behaviour import _judge
+from harness.evidence.behaviour.behaviour import judge
 from harness.evidence.behaviour.child import Asked
 from harness.facts.behaviour import Answers
 from harness.registry import Missing, load_probes, run_probe
@@ -215,9 +215,9 @@ def test_answers_that_were_not_in_time_are_not_counted_as_wrong():
     late = Answers(
         texts=("", *RIGHT[1:]), new_tokens=(None,) + (7,) * 19, ended=(None,) + (True,) * 19
     )
-    facts = _judge("x", Asked(answers=late, control=answers(RIGHT)), QUESTIONS, None, 48)
+    facts = judge("x", Asked(answers=late, control=answers(RIGHT)), QUESTIONS, None, 48)
     assert facts.exact == (True,) * 19
     assert facts.prompts[0] == "Question 1?"
     none = late.choose([0])
     with pytest.raises(Missing, match="in time"):
-        _judge("x", Asked(answers=none, control=none), QUESTIONS[:1], None, 48)
+        judge("x", Asked(answers=none, control=none), QUESTIONS[:1], None, 48)
