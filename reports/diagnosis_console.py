@@ -16,6 +16,7 @@ from reports.diagnosis_summary import (
     group_findings,
     group_reasons,
     group_subjects,
+    list_answers,
     name_repair,
 )
 from reports.text import SHOWN_EVIDENCE, clean, describe_evidence
@@ -233,10 +234,9 @@ def _write_area(page: _Page, count: AreaCount) -> None:
 
 def _write_answers(page: _Page, diagnosis: Diagnosis) -> None:
     """Write how each model that was asked answered: passed or not, the scores are of interest."""
-    for facts in diagnosis.facts.get("subjects", [])[:_SHOWN_SUBJECTS]:
-        if facts.get("answers"):
-            place = "" if facts["subject"] == "." else f"{clean(str(facts['subject']))}: "
-            page.wrapped(f"    {'':<11}  ", f"{place}{clean(str(facts['answers']))}")
+    for subject, scores in list_answers(diagnosis)[:_SHOWN_SUBJECTS]:
+        place = "" if subject == "." else f"{clean(subject)}: "
+        page.wrapped(f"    {'':<11}  ", f"{place}{clean(scores)}")
 
 
 def _plural(number: int, word: str) -> str:

@@ -17,6 +17,7 @@ from reports.diagnosis_summary import (
     group_findings,
     group_reasons,
     group_subjects,
+    list_answers,
     name_repair,
 )
 from reports.text import clean, format_value
@@ -81,6 +82,7 @@ def _lists(diagnosis: Diagnosis) -> dict[str, Any]:
         "has_folders": len(diagnosis.facts.get("subjects", [])) > 1,
         "counts": count_endings(diagnosis),
         "areas": count_areas(probes),
+        "answers": list_answers(diagnosis),
         "accepted": [one for one in diagnosis.findings if one.accepted],
         "known": [one for one in diagnosis.findings if one.is_known and not one.accepted],
         "crashed": [one for one in probes if one.status is Status.CRASHED],

@@ -12,6 +12,7 @@ from reports.diagnosis_summary import (
     group_findings,
     group_reasons,
     group_subjects,
+    list_answers,
     name_repair,
 )
 from reports.text import SHOWN_EVIDENCE, code_markdown, describe_evidence, escape_markdown
@@ -52,12 +53,26 @@ def _middle(diagnosis: Diagnosis) -> Iterator[str]:
     for group in group_findings(diagnosis):
         yield "\n".join(_group(group, name_repair(diagnosis, group.finding.code)))
     yield from _settled(diagnosis)
+    yield from _answers(diagnosis)
     crashed = [result for result in diagnosis.probes if result.status is Status.CRASHED]
     yield from _reasons("Could not finish", crashed, is_open=True)
     unchecked = [result for result in diagnosis.probes if result.is_unchecked]
     yield from _reasons("Not checked", unchecked)
     yield "\n".join(_table(diagnosis))
     yield from _reasons("Does not apply", [r for r in diagnosis.probes if not r.applies])
+
+
+def _answers(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield how each model that was asked answered: passed or not, the scores are of interest."""
+    asked = list_answers(diagnosis)
+    lines = [
+        f"- {_places([subject])}: {escape_markdown(scores)}"
+        for subject, scores in asked[:_SHOWN_SUBJECTS]
+    ]
+    if len(asked) > _SHOWN_SUBJECTS:
+        lines.append(f"- and {len(asked) - _SHOWN_SUBJECTS} more")
+    if lines:
+        yield "\n".join(["## Answers", "", *lines])
 
 
 def _summary(diagnosis: Diagnosis) -> str:

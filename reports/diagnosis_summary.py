@@ -225,3 +225,9 @@ def group_reasons(results: Iterable[ProbeResult]) -> dict[str, list[ProbeResult]
     for result in results:
         grouped.setdefault(result.reason, []).append(result)
     return grouped
+
+
+def list_answers(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    """Return the scores of each model that was asked, with its subject: they are no finding."""
+    subjects = diagnosis.facts.get("subjects", [])
+    return [(str(one["subject"]), str(one["answers"])) for one in subjects if one.get("answers")]

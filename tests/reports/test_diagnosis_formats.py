@@ -382,3 +382,15 @@ def test_a_page_sets_accepted_and_known_findings_apart():
 
     assert any("accepted" in row for row in rows if "MPD105" in row)
     assert any("known" in row for row in rows if "MPD106" in row)
+
+
+@pytest.mark.parametrize(
+    "write", [write_console, write_markdown, lambda diagnosis: write_html(diagnosis, RULES)]
+)
+def test_the_scores_of_who_was_asked_are_in_every_form_that_people_read(write):
+    said = write(everything("out/merged"))
+    assert said.count("accuracy 0.95 (base 0.25)") == 1
+    assert "Answers" in said or write is write_console
+    silent = replace(everything(), facts={"subjects": [{"subject": "."}]})
+    assert "accuracy 0.95" not in write(silent)
+    assert "Answers" not in write(silent)
