@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.findings import Finding, ProbeResult, Rule, Severity, Status, fingerprint, hash_places
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 PLUGINS = "mudpuppy.probes"
 """Group of the entry points with which other packages bring probes."""
+INFO = (".dist-info", "egg-info")
+"""Endings of the folders that describe installed packages, in small letters."""
 FOREIGN_CODE = re.compile("(?!MPD|PLUGIN)[A-Z]{2,12}[0-9]{3}")
 """Codes of their probes."""
 Check = Callable[..., Finding | str]
@@ -59,7 +63,9 @@ class Probe(Rule):
     needs: tuple[str, ...]
     """Names of the evidence that it reads."""
     check: Check
-    """The function itself."""
+    """The function itself; of one that was only read, what imports and calls it."""
+    module: str
+    """The module it is in."""
 
 
 def probe(code: str, *, modes: Sequence[str], severity: Severity) -> Callable[[Check], Check]:
@@ -77,11 +83,12 @@ def probe(code: str, *, modes: Sequence[str], severity: Severity) -> Callable[[C
         assert module is not None
         made = Probe(
             code=code,
-            name=check.__module__.rpartition(".")[2].replace("_", "-"),
+            name=_name_probe(check.__module__),
             modes=tuple(modes),
             severity=severity,
             needs=tuple(inspect.signature(check).parameters),
             check=check,
+            module=check.__module__,
             documentation=inspect.getdoc(module) or "",
         )
         vars(module)["PROBE"] = made
@@ -90,25 +97,77 @@ def probe(code: str, *, modes: Sequence[str], severity: Severity) -> Callable[[C
     return mark
 
 
+def _name_probe(module: str) -> str:
+    return module.rpartition(".")[2].replace("_", "-")
+
+
+OWN = "harness.probes"
+"""The package of our own probes."""
+_MARK = re.compile(
+    r'^@probe\("(\w+)", modes=([\[(].*?[\])]), severity=Severity\.([A-Z]+)\)\n'
+    r"def check\((.*?)\) -> Finding \| str:$",
+    re.MULTILINE | re.DOTALL,
+)
+"""How a probe is marked in its file."""
+_MODE, _PARAMETER = re.compile(r'"(\w+)"'), re.compile(r"(\w+): ")
+
+
 @cache
 def load_own_probes() -> tuple[Probe, ...]:
-    """Import every file under `harness/probes/` and return its probe, in code order.
+    """Return the probe of every file under `harness/probes/`, in code order.
+
+    The files are read, not imported: most probes have nothing to judge in a checkpoint, and what
+    they and their facts need takes longer to import than a diagnosis of files alone takes.
 
     Raises:
         ValueError: a file without a probe, or two probes with one code.
     """
-    package = importlib.import_module("harness.probes")
     found: dict[str, Probe] = {}
-    for info in pkgutil.walk_packages(package.__path__, "harness.probes."):
-        if info.ispkg:
-            continue
-        made = vars(importlib.import_module(info.name)).get("PROBE")
-        if not isinstance(made, Probe):
-            raise ValueError(f"{info.name} registers no probe")
+    for path, module in _list_modules(Path(__file__).parent / "probes", OWN):
+        made = _read_probe(path.read_text(encoding="utf-8"), module)
         if made.code in found:
             raise ValueError(f"{made.code} is both {found[made.code].name} and {made.name}")
         found[made.code] = made
     return tuple(found[code] for code in sorted(found))
+
+
+def _list_modules(folder: Path, package: str) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a package and of those in it, with the names of their modules."""
+    with os.scandir(folder) as entries:
+        held = sorted((one.name, one.is_dir()) for one in entries)
+    for name, is_folder in held:
+        stem, _, suffix = name.partition(".")
+        if suffix == "py" and stem != "__init__":
+            yield folder / name, f"{package}.{stem}"
+        elif is_folder and (folder / name / "__init__.py").is_file():
+            yield from _list_modules(folder / name, f"{package}.{name}")
+
+
+def _read_probe(text: str, module: str) -> Probe:
+    """Return the probe that the text of a file registers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = _MARK.search(text)
+    if found is None:
+        raise ValueError(f"{module} registers no probe, or not on one line with its function below")
+    code, modes, severity, parameters = found.groups()
+
+    def check(*values: Any, **named: Any) -> Finding | str:
+        answer: Finding | str = vars(importlib.import_module(module))["check"](*values, **named)
+        return answer
+
+    return Probe(
+        code=code,
+        name=_name_probe(module),
+        modes=tuple(_MODE.findall(modes)),
+        severity=Severity[severity],
+        needs=tuple(_PARAMETER.findall(parameters)),
+        check=check,
+        module=module,
+        documentation=text.split('"""', 2)[1].strip() if text.startswith('"""') else "",
+    )
 
 
 @cache
@@ -137,6 +196,10 @@ def _list_plugins() -> list[EntryPoint]:
     """
     here = Path.cwd().resolve()
     places = [place for place in sys.path if place and Path(place).resolve() != here]
+    if not any(map(_may_bring_plugins, places)):
+        return []
+    from importlib.metadata import distributions  # takes as long as all lists of entry points
+
     found = {
         (entry.name, entry.value): entry
         for package in distributions(path=places)
@@ -144,6 +207,26 @@ def _list_plugins() -> list[EntryPoint]:
         if entry.group == PLUGINS
     }
     return [found[key] for key in sorted(found)]
+
+
+def _may_bring_plugins(place: str) -> bool:
+    """Whether a package in a place of `sys.path` names the group; lists are searched as text."""
+    try:
+        with os.scandir(place) as entries:
+            found = [one.path for one in entries if one.name.lower().endswith(INFO)]
+    except NotADirectoryError:  # an archive of packages
+        return True
+    except OSError:
+        return False
+    return any(_names_group(f"{info}/entry_points.txt") for info in found)
+
+
+def _names_group(path: str) -> bool:
+    try:
+        with open(path, "rb") as handle:  # noqa: PTH123 - half the time of a Path, a hundred times
+            return PLUGINS.encode() in handle.read()
+    except OSError:
+        return False
 
 
 def _load_plugin(entry: EntryPoint, known: Iterable[Probe]) -> Probe:
@@ -177,6 +260,7 @@ def _stand_in(number: int, entry: EntryPoint, why: str) -> Probe:
         severity=Severity.HIGH,
         needs=(),
         check=check,
+        module=__name__,
         documentation=f"The plugin {entry.name}{package} cannot be used.\n\n{why}",
     )
 

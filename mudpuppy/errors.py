@@ -14,7 +14,6 @@ Standard library only, so that every command can import it before it starts.
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -114,6 +113,8 @@ def near_names(wrong: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'a' or 'b'?` for known names close to `wrong`, or nothing."""
     if len(wrong) > MAX_SHOWN:  # no misspelling, and slow to compare
         return ""
+    import difflib  # most commands name nothing wrongly
+
     close = difflib.get_close_matches(wrong, list(known), n=3, cutoff=0.6)
     if not close:
         return ""

@@ -7,6 +7,7 @@ they say, with names and numbers of their own; so the runs of words that both sh
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from collections import Counter
@@ -79,9 +80,9 @@ def _commonness() -> Counter[Run]:
 
 def _texts(one: Probe) -> list[str]:
     """Return the texts in the source of a probe, documentation first, values left out."""
-    module = inspect.getmodule(one.check)
+    module = importlib.import_module(one.module)
     try:
-        tree = ast.parse(inspect.getsource(module)) if module else None
+        tree = ast.parse(inspect.getsource(module))
     except OSError:  # a plugin without its source
         tree = None
     if tree is None or one.documentation != inspect.getdoc(module):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.doctor.acceptance import accept
-from harness.doctor.answers_told import describe_answers, why_unjudged
 from harness.doctor.judging import USUAL, Judging
 from harness.doctor.paths import (
     require_adapter,
@@ -24,17 +23,13 @@ from harness.doctor.paths import (
 )
 from harness.doctor.root_causes import link_causes
 from harness.doctor.subjects import Subject, find_subjects
+from harness.doctor.unread import why_unknown
 from harness.doctor.verdict import judge
-from harness.evidence.files.header_only import is_header_only
-from harness.evidence.live.live import describe_live
-from harness.evidence.live.state import describe_state
 from harness.evidence.source import CheckpointEvidence, Depth, Options
-from harness.facts.checkpoint import Files
-from harness.facts.files import tell_unread
 from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Status
 from harness.hub.names import is_hub_name
 from harness.hub.visit import at_hand
-from harness.registry import Missing, Probe, load_probes, run_probes, select_probes
+from harness.registry import Probe, load_probes, run_probes, select_probes
 from mudpuppy.errors import UsageError, near_names
 
 WORST = 5
@@ -129,8 +124,7 @@ def _visit(path: str | Path, judging: Judging) -> Diagnosis:
             endings = run_probes(fitting, evidence, subject.name)
             results += endings
             described.append(_describe(subject, evidence) | _tell_answers(evidence))
-            why = _why_unread(evidence) or _why_unasked(evidence)
-            if problem := why or _why_unjudged(evidence, endings):
+            if problem := why_unknown(evidence, endings):
                 unread[subject.name] = problem
         if judging.beside is not None:
             more = judging.beside()
@@ -250,6 +244,9 @@ def conclude(
 
 def diagnose_model(model: Any) -> Diagnosis:
     """Examine a model object in memory: its adapters, hooks, devices, gradients and ties."""
+    from harness.evidence.live.live import describe_live
+    from harness.evidence.live.state import describe_state
+
     live = describe_live(model)
     given = {"live_model": live, "live_state": describe_state(model)}
     probes = [one for one in load_probes() if set(one.needs) & given.keys()]
@@ -325,48 +322,13 @@ def _cap(result: ProbeResult) -> ProbeResult:
     return replace(result, evidence=(*result.evidence[:WORST], rest))
 
 
-def _why_unread(evidence: CheckpointEvidence) -> str:
-    """Return why not all weights could be read; by the headers, unless a probe asked for values."""
-    files: Files | None = evidence.glance("files")
-    if files is not None and files.unlisted:
-        return f"the folder holds more than {len(files.names):,} files, and the rest is not listed"
-    if is_header_only(evidence.folder):
-        held = files is not None and (files.weights or files.adapter)
-        return "" if held else "of its files none is one whose header can be fetched"
-    if not evidence.options.depth.reaches(Depth.WEIGHTS):
-        return ""
-    try:
-        evidence.get("decodable")
-    except Missing as missing:
-        return str(missing)
-    except Exception as failure:  # noqa: BLE001 - told by the probes that need it
-        return f"{type(failure).__name__}: {failure}"
-    return evidence.was_missing("numbers") or (tell_unread(files) if files else "")
-
-
-def _why_unasked(evidence: CheckpointEvidence) -> str:
-    """Return why models that were to be asked could not be; no answer is no sign of health."""
-    if not evidence.options.generate:
-        return ""
-    why = evidence.was_missing("asked")
-    asked = evidence.recall("asked")
-    if asked is None or asked.answers is not None:  # of one without a voice, logits are compared
-        why = why or evidence.was_missing("behaviour")
-    return f"--generate could not ask it: {why}" if why else ""
-
-
-def _why_unjudged(evidence: CheckpointEvidence, endings: Sequence[ProbeResult]) -> str:
-    """Return why scores that a person asked for could not be judged."""
-    options = evidence.options
-    asked = evidence.recall("behaviour") if options.generate else None
-    given = {"--quiz": options.quiz, "--voice": options.voice}
-    flags = [flag for flag, file in given.items() if file is not None]
-    return "" if asked is None else why_unjudged(endings, asked, flags)
-
-
 def _tell_answers(evidence: CheckpointEvidence) -> dict[str, Any]:
     behaviour = evidence.recall("behaviour")
-    return {} if behaviour is None else {"answers": describe_answers(behaviour)}
+    if behaviour is None:
+        return {}
+    from harness.doctor.answers_told import describe_answers
+
+    return {"answers": describe_answers(behaviour)}
 
 
 def _describe(subject: Subject, evidence: CheckpointEvidence) -> dict[str, Any]:

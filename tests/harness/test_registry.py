@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness import registry
 from harness.doctor import diagnose
 from harness.doctor.explain import find_probes
 from harness.findings import Severity, Status, Verdict
@@ -65,6 +69,47 @@ def test_without_plugins_there_are_our_own_probes_alone():
     load_probes.cache_clear()
 
     assert load_probes() == load_own_probes()
+
+
+@pytest.mark.parametrize("one", load_own_probes(), ids=lambda one: one.name)
+def test_a_probe_that_was_only_read_is_the_one_that_is_imported(one):
+    made = vars(importlib.import_module(one.module))["PROBE"]
+
+    assert replace(one, check=made.check) == made
+
+
+def test_to_list_probes_imports_none_of_them():
+    code = (
+        "import sys\nfrom harness.registry import load_probes\n"
+        "assert len(load_probes()) > 200\n"
+        "found = [name for name in sys.modules if name.startswith('harness.probes')]\n"
+        "assert not found, found\n"
+        "assert 'importlib.metadata' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "def check(files: Files) -> Finding | str:\n    return 'x'\n", "# @probe('MPD101')\n"],
+)
+def test_a_file_without_a_probe_is_an_error(text):
+    with pytest.raises(ValueError, match=r"harness\.probes\.new registers no probe"):
+        registry._read_probe(text, "harness.probes.new")
+
+
+def test_a_plugin_in_an_archive_is_found(tmp_path, monkeypatch):
+    archive = tmp_path / "acme.whl"
+    with zipfile.ZipFile(archive, "w") as handle:
+        handle.writestr("acme_probes/__init__.py", "")
+        handle.writestr("acme_probes/licence.py", block("python"))
+        handle.writestr("acme-1.0.dist-info/METADATA", "Name: acme\nVersion: 1.0\n")
+        handle.writestr(
+            "acme-1.0.dist-info/entry_points.txt", f"[mudpuppy.probes]\n{NAME} = {MODULE}\n"
+        )
+    monkeypatch.setattr(sys, "path", [str(archive)])
+    assert [one.value for one in registry._list_plugins()] == [MODULE]
 
 
 def test_the_probe_of_the_documentation_runs_when_it_is_installed(site, base, tmp_path):

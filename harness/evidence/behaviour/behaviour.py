@@ -14,7 +14,6 @@ from typing import Any
 
 from harness.evidence.behaviour.answers import from_json, judge_answers, read_quiz, read_voice
 from harness.evidence.behaviour.child import Asked, Job, ask_in_child, control_job
-from harness.evidence.behaviour.given import BEHAVIOUR_FILE
 from harness.evidence.behaviour.reference_texts import NEUTRAL_TEXTS, PROMPTS, REFERENCES
 from harness.evidence.files.jsonfile import UnreadableJson, read_object
 from harness.evidence.source import TIME_LIMIT_S
@@ -178,18 +177,18 @@ def ask_once(
     return asked
 
 
-def read_stored(folder: Path, subject: str) -> BehaviourFacts | None:
+def read_stored(path: Path, subject: str) -> BehaviourFacts | None:
     """Return what a run measured, or None where it measured another subject.
 
     Args:
-        folder: the run's.
+        path: the run's record.
         subject: name of the checkpoint's folder.
 
     Raises:
         Missing: the record is damaged.
     """
     try:
-        facts = from_json(read_object(folder / BEHAVIOUR_FILE))
+        facts = from_json(read_object(path))
     except (UnreadableJson, ValueError) as problem:
-        raise Missing(f"{BEHAVIOUR_FILE} cannot be read: {problem}") from problem
+        raise Missing(f"{path.name} cannot be read: {problem}") from problem
     return facts if facts.subject == subject else None

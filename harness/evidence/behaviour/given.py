@@ -155,4 +155,4 @@ def _find_stored(evidence: CheckpointEvidence) -> BehaviourFacts | None:
         return None
     from harness.evidence.behaviour.behaviour import read_stored
 
-    return read_stored(folder, evidence.folder.name)
+    return read_stored(folder / BEHAVIOUR_FILE, evidence.folder.name)
