@@ -121,8 +121,7 @@ def read_vocabulary(
     templates = read_templates(source, has_bos="bos" in special.ids)
     kinds = classify_tokens(source, texts, num_rows)
     notes = (*_padding(texts, num_rows), *kinds.notes, *special.notes)
-    if not templates:
-        notes = (*notes, "there is no chat template; llama.cpp takes that of ChatML then")
+    notes += _chat_notes(templates, special, texts)
     make = _sentencepiece if source.document["model"].get("byte_fallback") else _byte_level
     return make(source, kinds, special, templates, notes, pre_tokenizer)
 
@@ -201,6 +200,19 @@ def _check_rows(folder: Path, texts: Mapping[int, str], num_rows: int, architect
             hint="model.resize_token_embeddings(len(tokenizer)) and save both, or copy the "
             "tokenizer files of the base model into the folder",
         )
+
+
+def _chat_notes(
+    templates: Mapping[str, str], special: SpecialTokens, texts: Mapping[int, str]
+) -> tuple[str, ...]:
+    """Return what llama.cpp does otherwise with chats."""
+    if "default" not in templates:
+        return ("there is no chat template; llama.cpp takes that of ChatML then",)
+    template = templates["default"]
+    first = texts[special.ids["bos"]] if special.add_bos else "bos_token"
+    if "bos_token" in template or first in template or not special.add_bos:
+        return ()
+    return (f"the chat template writes no {first!r}, and llama.cpp puts it before chats, too",)
 
 
 def _padding(texts: Mapping[int, str], num_rows: int) -> tuple[str, ...]:

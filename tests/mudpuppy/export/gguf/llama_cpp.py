@@ -85,6 +85,11 @@ class Served:
     def apply_template(self, messages: list[dict[str, str]], **more: Any) -> str:
         return self._post("/apply-template", {"messages": messages, **more})["prompt"]
 
+    def stops_at(self, number: int) -> bool:
+        """Return whether an answer that begins with a token is over."""
+        asked = {"prompt": [5], "n_predict": 2, "logit_bias": [[number, 1000]], "temperature": 0}
+        return self._post("/completion", asked)["stop_type"] == "eos"
+
     def _post(self, path: str, value: Any) -> Any:
         request = urllib.request.Request(
             self.url + path, json.dumps(value).encode(), {"Content-Type": "application/json"}

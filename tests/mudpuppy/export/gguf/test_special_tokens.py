@@ -177,6 +177,19 @@ def test_a_template_without_a_first_token_is_told_that_it_is_empty(folder):
     assert tokenizer.apply_chat_template(messages, tokenize=False) == expected
 
 
-def test_no_template_is_none(folder):
+def test_no_template_is_none_and_told(folder):
     (folder / "chat_template.jinja").unlink()
-    assert read_vocabulary(folder, ROWS).templates == {}
+    vocabulary = read_vocabulary(folder, ROWS)
+    assert vocabulary.templates == {}
+    assert "ChatML" in vocabulary.notes[-1]
+
+
+def test_a_first_token_that_the_template_does_not_write_is_told(folder):
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    assert "'<|begin|>'" in read_vocabulary(folder, ROWS).notes[-1]
+    template.write_text("<|begin|>{{ messages[0].content }}")
+    assert read_vocabulary(folder, ROWS).notes == ()
+    template.write_text("{{ messages[0].content }}")
+    frame(folder, "A")
+    assert read_vocabulary(folder, ROWS).notes == ()
