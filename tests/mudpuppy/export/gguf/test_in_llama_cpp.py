@@ -27,7 +27,7 @@ from tests.mudpuppy.export.gguf.texts import EVERYTHING
 pytest.importorskip("gguf", reason="pip install gguf writes the model for llama.cpp")
 pytest.importorskip("xllamacpp", reason="pip install xllamacpp brings a llama.cpp server")
 
-from tests.mudpuppy.export.gguf.llama_cpp import LlamaCpp, write_model
+from tests.mudpuppy.export.gguf.llama_cpp import LlamaCpp, Refused, write_model
 
 
 @pytest.fixture(scope="module")
@@ -166,23 +166,48 @@ def test_sentencepiece_reads_alike(form, sentencepiece_folder, tmp_path, llama_c
     assert set(found) == doubled, found
 
 
-CONVERSATION = [
-    {"role": "user", "content": "  What is   the capital of France?\n"},
-    {"role": "assistant", "content": "Paris, <b>of</b> course.  "},
-    {"role": "user", "content": "Und von Österreich? 👍🏽"},
-]
-
-
-def test_the_embedded_model_reads_and_renders_alike(tmp_path, llama_cpp):
+def test_the_embedded_model_reads_alike(tmp_path, llama_cpp):
     folder = Path(resolve_model("tiny"))
     vocabulary = read_vocabulary(folder, 2048)
     assert vocabulary.pre == "smollm"
     server = llama_cpp.serve(write_model(tmp_path / "m.gguf", vocabulary))
     marked = {"special": "<|user|>Hi<|end|><|assistant|> there<|pad|>"}
     assert differing(folder, server, EVERYTHING | marked) == {}
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    for messages in (CONVERSATION, [{"role": "system", "content": "Be short."}, *CONVERSATION]):
-        expected = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        assert server.apply_template(messages) == expected
+
+
+def test_a_name_with_phi_3_needs_its_tokens(tmp_path, llama_cpp):
+    vocabulary = read_vocabulary(Path(resolve_model("tiny")), 2048)
+    name = "my-phi3"
+    alone = LlamaCpp()
+    try:
+        with pytest.raises(Refused):
+            alone.serve(write_model(tmp_path / "bad.gguf", vocabulary, name))
+    finally:
+        alone.close()
+    path = write_model(tmp_path / "good.gguf", vocabulary, vocabulary.fitting_name(name))
+    assert llama_cpp.serve(path).tokenize("a")
+
+
+def test_blanks_after_phi_3s_tokens_go(sentencepiece_folder, tmp_path, llama_cpp):
+    folder = in_form("phi-3", sentencepiece_folder, tmp_path / "m")
+
+    def mark(value):
+        added = value["added_tokens"]
+        first = len(value["model"]["vocab"])
+        more = ["<|endoftext|>", "<|user|>", "<|end|>"]
+        added += [{**added[0], "content": t, "id": first + n} for n, t in enumerate(more)]
+        for token in added:
+            token["rstrip"] = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+
+    edit_json(folder / "tokenizer.json", mark)
+    vocabulary = read_vocabulary(folder, count_rows(folder))
+    assert vocabulary.strips_blanks
+    chat = {
+        "chat": "<|user|>\nHi  there<|end|>\n \t<|user|>",
+        "kept": "<|endoftext|> Hi<s>  <|user|> x</s> y",
+    }
+    name = vocabulary.fitting_name("mine")
+    server = llama_cpp.serve(write_model(tmp_path / "m.gguf", vocabulary, name))
+    assert differing(folder, server, EVERYTHING | chat) == {}
+    other = llama_cpp.serve(write_model(tmp_path / "other.gguf", vocabulary, "mine"))
+    assert set(differing(folder, other, chat)) == {"chat", "kept"}
