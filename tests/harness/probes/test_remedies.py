@@ -16,7 +16,8 @@ from reports.commands.doctor import _parser
 FILES = sorted(Path(harness.probes.__path__[0]).rglob("[a-z]*.py"))
 DOCTOR = {option for action in _parser()._actions for option in action.option_strings}
 FLAGS = DOCTOR | {flag_of(name) for name in TrainingConfig.model_fields}
-OTHERS = {"--dtype", "--enable-lora", "--time-style", "--compute", "--pre-tokenizer"}
+OTHERS = {"--dtype", "--enable-lora", "--time-style", "--compute"}
+OTHERS |= {"--pre-tokenizer", "--general-name"}
 """Flags of `vllm serve`, of `ls`, of `mud-puppy env` and of `gguf-new-metadata`."""
 COMMANDS = {"env", "estimate", "explain", "merge", "tiny", "train", "..."}
 """What may follow `mud-puppy`; three dots stand for the words of the run."""
