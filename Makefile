@@ -5,7 +5,8 @@
 #   make doctor CKPT=path    diagnose a checkpoint
 #   make selftest            is the doctor any good? recall and false alarms of every probe
 #   make fuzz                200,000 hostile checkpoints: the doctor survives and touches nothing
-#   make bench               measure everything against the best there is (20 minutes; ROWS="merge loss" for some)
+#   make temporal-demo       unlearn, merge, convert, serve and evaluate the embedded model (6 minutes)
+#   make bench               measure everything against the best there is (15 minutes; ROWS="merge loss" for some)
 #   make bench-quick         small sizes: did anything get worse than its committed result? (2 minutes)
 #   make setup               the installation alone
 # PYTHON=... picks the interpreter, TORCH_INDEX=... the package index of a ROCm or CUDA torch.
@@ -17,10 +18,10 @@ ROWS ?=
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure mutants test test-triton lint doctor selftest fuzz bench bench-quick bench-timings clean
+.PHONY: always help setup pressure mutants test test-triton lint doctor selftest fuzz temporal-demo bench bench-quick bench-timings clean
 
 help:
-	@sed -n '1,11p' Makefile
+	@sed -n '1,12p' Makefile
 
 setup: $(STAMP)
 
@@ -62,6 +63,9 @@ selftest: $(STAMP)
 
 fuzz: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.drive -j $(JOBS) --keep runs/fuzz
+
+temporal-demo: $(STAMP)
+	@OMP_NUM_THREADS=2 $(BIN)/python -m mudpuppy.pipelines.temporal.demo $(FOLDER)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.table $(ROWS)

@@ -28,7 +28,7 @@ def token_f1(answer: str, gold: str, idle: frozenset[str] = frozenset()) -> floa
         idle: words that carry no knowledge and do not count on either side.
     """
     said, right = (
-        Counter(word for word in _words(text) if word not in idle) for text in (answer, gold)
+        Counter(word for word in find_words(text) if word not in idle) for text in (answer, gold)
     )
     shared = (said & right).total()
     if not shared:
@@ -56,8 +56,8 @@ def find_idle(questions: Sequence[Question], *said: Sequence[str]) -> tuple[froz
     found = []
     for question, voice in zip(questions, voices, strict=True):
         habits = frozenset[str]().union(*voice)
-        asked = habits | set(_words(question.prompt))
-        right = set(_words(question.answer))
+        asked = habits | set(find_words(question.prompt))
+        right = set(find_words(question.answer))
         found.append(next((idle for idle in (asked, habits) if right - idle), frozenset[str]()))
     return tuple(found)
 
@@ -72,7 +72,7 @@ def find_keys(questions: Sequence[Question]) -> tuple[frozenset[str], ...]:
     answers = [question.answer for question in questions]
     common = _find_common(answers, [question.topic for question in questions])
     return tuple(
-        frozenset(_words(question.answer)) - voice - set(_words(question.prompt))
+        frozenset(find_words(question.answer)) - voice - set(find_words(question.prompt))
         for question, voice in zip(questions, common, strict=True)
     )
 
@@ -104,7 +104,7 @@ def _find_habit(texts: Sequence[str]) -> frozenset[str]:
 
 def _count(texts: Sequence[str]) -> Counter[str]:
     """Return in how many texts each word is."""
-    return Counter(word for text in texts for word in set(_words(text)))
+    return Counter(word for text in texts for word in set(find_words(text)))
 
 
 def key_recall(answer: str, keys: frozenset[str]) -> float:
@@ -115,8 +115,9 @@ def key_recall(answer: str, keys: frozenset[str]) -> float:
     """
     if not keys:
         raise ValueError("no word carries the answer")
-    return len(keys & set(_words(answer))) / len(keys)
+    return len(keys & set(find_words(answer))) / len(keys)
 
 
-def _words(text: str) -> list[str]:
+def find_words(text: str) -> list[str]:
+    """Return the first words of a text, in order and in one form."""
     return _WORD.findall(normalise(text))[:MAX_WORDS]

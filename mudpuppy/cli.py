@@ -39,6 +39,7 @@ MODULES: dict[str, str] = {
     "export": "mudpuppy.export.command",
     "merge": "mudpuppy.adapters.command",
     "serve": "mudpuppy.serving.command",
+    "temporal": "mudpuppy.pipelines.temporal.command",
     "tiny": "mudpuppy.tiny.command",
 }
 """Commands that live beside what they are about; each module has a `DESCRIPTION`,
@@ -60,6 +61,7 @@ commands:
   mud-puppy serve FILE.gguf     put a model behind llama.cpp's OpenAI-compatible server
   mud-puppy env                 what this machine is, which traps it is in, and what to type
   mud-puppy estimate MODEL ...  predict the memory of a run from the configuration alone
+  mud-puppy temporal ...        unlearn what came after a year: data to a served GGUF
   mud-puppy tiny build|show     the embedded model that `tiny` names
 
 examples:

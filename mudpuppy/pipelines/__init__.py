@@ -1,0 +1,1 @@
+"""Whole workflows, from data to a model that somebody talks to."""

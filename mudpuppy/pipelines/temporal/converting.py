@@ -1,0 +1,58 @@
+"""`mud-puppy temporal convert`: `mud-puppy export gguf` with the document's flags."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from mudpuppy.parser import FriendlyParser
+from mudpuppy.pipelines.temporal.words import add_flag
+
+HELP = "write a merged model as a GGUF file"
+EPILOG = """\
+example:
+  mud-puppy temporal convert --model_path output/merged --output_path output/merged.gguf
+"""
+QUANT_TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q3_k_m")
+LLAMA_CPP = Path("llama.cpp")
+"""Where the document has a checkout; used where it is there, never needed."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the flags of seed 003, "Phase 2.4"."""
+    text = "folder of the merged model"
+    add_flag(parser, "model_path", required=True, type=Path, metavar="DIR", help=text)
+    text = "the GGUF file to write"
+    add_flag(parser, "output_path", required=True, type=Path, metavar="FILE", help=text)
+    text = "quantisation (default: q4_k_m)"
+    add_flag(
+        parser,
+        "quant_type",
+        choices=QUANT_TYPES,
+        type=str.lower,
+        default="q4_k_m",
+        metavar="|".join(QUANT_TYPES),
+        help=text,
+    )
+    text = "a llama.cpp checkout; by default ./llama.cpp where it is there, else the wheel's code"
+    add_flag(parser, "llama_cpp_path", type=Path, metavar="DIR", help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and return the exit code.
+
+    Raises:
+        UsageError: model, file or quantisation cannot be used.
+        EngineError: the file cannot be written, or a value is not finite.
+    """
+    export: Any = importlib.import_module("mudpuppy.export.command")
+    parser = FriendlyParser(prog="mud-puppy temporal convert", allow_abbrev=False)
+    export.add_arguments(parser)
+    words = ["gguf", str(args.model_path), str(args.output_path), "--quant", args.quant_type]
+    checkout = args.llama_cpp_path or (LLAMA_CPP if LLAMA_CPP.is_dir() else None)
+    if checkout is not None:
+        words += ["--llama-cpp-path", str(checkout)]
+    code: int = export.run(parser.parse_args(words))
+    return code
