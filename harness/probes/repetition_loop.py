@@ -1,7 +1,8 @@
 """The model repeats itself without end.
 
 What it does: looks for answers whose end is one short sequence over and over, and compares their
-share with the base's.
+share with the base's. Where the base ends none of its answers (it is no chat model, or knows
+nothing), the loops must show when the answers are sampled, too.
 
 Why it is bad: the model is over-trained, or lost EOS, or a preference run went too far (FM16); the
 user reads the same five words until the limit.
@@ -43,6 +44,11 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
         raise Missing(f"{theirs} of {total} answers of the base loop, so nothing can be concluded")
     if len(loops) - theirs < SHARE * total:
         return f"{len(loops)} of {total} answers loop, of the base's {theirs}"
+    if behaviour.control.endless == total and not _loop_again(behaviour):
+        raise Missing(
+            f"{len(loops)} of {total} answers loop when asked greedily and not when sampled; the "
+            "base ends none of its answers, so how it speaks is no measure"
+        )
     return _find(behaviour, loops, f"; of the base's {theirs}", f"about {theirs}")
 
 
@@ -51,13 +57,19 @@ def _judge_alone(behaviour: BehaviourFacts, loops: Sequence[str]) -> Finding | s
 
     Small models loop when they are asked greedily; where answers were sampled, those must, too.
     """
-    total, sampled = len(behaviour.prompts), behaviour.answers.sampled
+    total = len(behaviour.prompts)
     if not loops:
         return f"none of {total} answers loops"
-    again = sum(map(_loops, sampled)) >= NEARLY_ALL * len(sampled)
-    if not behaviour.is_chat or len(loops) < NEARLY_ALL * total or total < FEW or not again:
+    is_sure = len(loops) >= NEARLY_ALL * total and total >= FEW and _loop_again(behaviour)
+    if not behaviour.is_chat or not is_sure:
         raise Missing(f"{len(loops)} of {total} answers loop: {behaviour.why_no_control}")
     return _find(behaviour, loops, ", which no base explains", "a few at most")
+
+
+def _loop_again(behaviour: BehaviourFacts) -> bool:
+    """Return whether nearly all prompts that were answered with a loop are when sampled, too."""
+    sampled = behaviour.answers.sampled
+    return sum(map(_loops, sampled)) >= NEARLY_ALL * len(sampled)
 
 
 def _find(behaviour: BehaviourFacts, loops: Sequence[str], measure: str, expected: str) -> Finding:

@@ -81,6 +81,17 @@ def test_a_loop_without_a_base_is_one_of_an_assistant_that_also_loops_when_sampl
 
 
 @pytest.mark.parametrize(
+    ("endless", "sampled", "status"),
+    [(N, 0, "skipped"), (N, N, "failed"), (N - 1, 0, "failed")],
+)
+def test_loops_beside_a_base_that_never_ends_must_show_when_sampled_too(endless, sampled, status):
+    texts = ("so the river " * 9,) * sampled + ("the sky is blue",) * (N - sampled)
+    mine = replace(answers(loops=N // 2), sampled=texts)
+    done = run("repetition-loop", answers=mine, control=answers(endless=endless))
+    assert done.status == status
+
+
+@pytest.mark.parametrize(
     ("is_chat", "patient", "status"),
     [
         (True, (False,) * 4, "failed"),
