@@ -7,7 +7,6 @@ believed: whoever made the checkpoint would decide what is found in it (design, 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -138,6 +137,8 @@ def parse_settings(file: Path, table: Mapping[str, Any]) -> DoctorSettings:
 
 def _read_table(file: Path, *, must_have: bool) -> dict[str, Any] | None:
     """Return the doctor's table of a file; None where a project file has none."""
+    import tomllib  # most checkpoints lie where no project is
+
     try:
         raw = _read_bounded(file)
         whole = tomllib.loads(raw.decode("utf-8"))

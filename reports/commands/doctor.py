@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -84,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"mudpuppy-doctor: {word}, nothing was written", file=sys.stderr)
         return code
     except Exception:  # noqa: BLE001 - python would exit with 1, which means findings
+        import traceback
+
         traceback.print_exc()
         return MudpuppyError.exit_code
 

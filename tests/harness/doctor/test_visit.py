@@ -326,14 +326,19 @@ def test_every_provider_is_known_without_importing_its_file():
     assert known == {name: module for name, (module, _) in source.index_providers().items()}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["FOLDER", "--depth", "files"]])
-def test_help_and_files_alone_import_nothing_slow(base, words):
+@pytest.mark.parametrize(
+    ("words", "most"), [(["--help"], 130), (["FOLDER", "--depth", "files"], 265)]
+)
+def test_help_and_files_alone_import_little_and_nothing_slow(base, words, most):
+    """Time is mostly imports, and their number is the same on every machine."""
     words = [str(base) if word == "FOLDER" else word for word in words]
     code = (
-        "import sys\nfrom reports.commands.doctor import main\n"
+        "import sys\nbefore = set(sys.modules)\nfrom reports.commands.doctor import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
-        "slow = {'numpy', 'pydantic', 'ml_dtypes', 'tokenizers', 'rich'}\n"
+        "slow = {'numpy', 'pydantic', 'ml_dtypes', 'tokenizers', 'rich', 'importlib.metadata'}\n"
         "assert not slow & set(sys.modules), sorted(slow & set(sys.modules))\n"
+        "new = sorted(set(sys.modules) - before)\n"
+        f"assert len(new) <= {most}, (len(new), new)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
