@@ -21,6 +21,13 @@ PRIOR_ADAPTER = "@adapter"
 """Stands for an adapter that must exist: the worker trains one first, in a process of its own."""
 MERGE_PRECISIONS = {"fp32": "bf16", "bf16": "fp32", "fp16": "fp32", "fp8": "fp32"}
 """Another type than the one the run would merge to by itself, by its precision."""
+UNLEARNT_BY = {
+    "fp32": "npo",
+    "bf16": "gradient-ascent",
+    "fp16": "npo",
+    "fp8": "gradient-ascent",
+}
+"""How rows are forgotten, by the precision: so that both ways meet every method."""
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "streaming": {"stream": True},
@@ -55,6 +62,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "static-activations": {"qat_activations": "tensor", "qat_warmup": 0.25, "qat_freeze": 0.75},
     "learned-ranges": {"qat_ranges": "learned"},
     "delayed-scaling": {"fp8_scaling": "delayed", "fp8_window": 2},
+    "unlearning": {},  # depends on the precision
+    "retain-kl": {"retain_kl": 1.0},
 }
 
 
@@ -88,6 +97,8 @@ def feature_settings(feature: str, precision: str) -> dict[str, Any]:
     """
     if feature == "merge-precision":
         return {"merge_precision": MERGE_PRECISIONS[precision]}
+    if feature == "unlearning":
+        return {"unlearn": UNLEARNT_BY[precision]}
     _place(feature)
     return dict(_SETTINGS[feature])
 

@@ -35,6 +35,8 @@ class TwinStep:
     (dropout)."""
     logged_loss: float | None
     """What the step log says."""
+    loss_size: float = 0.0
+    """What the twin's loss is made of, added up: near 0 it may be a difference of large numbers."""
     norm: float | None = None
     """L2 norm of the gradient that reached the optimizer; None where the step was skipped."""
     twin_norm: float | None = None

@@ -98,12 +98,19 @@ class TrainingWatcher:
             max_length=_max_length(config, model),
             chat_template=config.chat_template,
             response_only=config.response_only,
+            forgets=config.unlearn != "none",
         )
         if truth is not None and config.method in SPEAKING and config.response_only:
             self.dataset = truth.count(ends)
         kept = samples[:NUM_REFERENCE_ROWS]
         self._rows = [sequences_of(row, processor)[0].inputs() for row in kept]
-        objective = Objective(config.method, samples, beta=config.beta, processor=processor)
+        objective = Objective(
+            config.method,
+            samples,
+            beta=config.beta,
+            unlearn=config.unlearn,
+            processor=processor,
+        )
         self.loss_before, self.loss_noise = objective.measure_control(model)
         if config.adapter is not None:
             self._continues = starts_from(model, config.adapter)

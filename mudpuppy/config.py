@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from mudpuppy.features import ADAPTER_BY_DEFAULT, METHOD_ALIASES, MOST_QUANT_SEARCH
+from mudpuppy.path_fault import find_path_fault
 from mudpuppy.rules import Decision, decide
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -28,9 +29,6 @@ Size = Annotated[int, Field(ge=1, le=65_536)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
-MAX_NAME_BYTES = 255
-MAX_PATH_BYTES = 4095
-"""What Linux takes for a name and for a path."""
 LORA_LEARNING_RATE = 2e-4
 """Default for adapters (seed 002, "Recommended Settings")."""
 FULL_LEARNING_RATE = 2e-5
@@ -151,7 +149,13 @@ class TrainingConfig(BaseModel):
     """Type of the merged model; by default that of the computation."""
 
     beta: Rate | None = None
-    """Weight of the distance to the reference model (preference and grpo); by default TRL's."""
+    """Weight of the distance to the reference (preference, grpo, npo); by default TRL's, or 0.1."""
+    unlearn: Literal["none", "gradient-ascent", "npo"] = "none"
+    """How rows marked unlearn are forgotten; none learns what they say (full, lora, qlora)."""
+    unlearn_weight: Rate = 1.0
+    """Weight of the rows that are forgotten beside those that are kept (unlearn)."""
+    retain_kl: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """Weight of the distance to the untrained model on rows that are kept (full, lora, qlora)."""
     reward_funcs: tuple[str, ...] = ()
     """What rewards an answer (grpo): built-in names, or `package.module:function`."""
     num_generations: Annotated[int, Field(ge=2, le=1024)] = 4
@@ -318,7 +322,7 @@ class TrainingConfig(BaseModel):
         if not isinstance(value, str | Path):
             return value
         text = str(value) if isinstance(value, Path) else value
-        fault = _path_fault(text)
+        fault = find_path_fault(text)
         if fault:
             raise ValueError(fault)
         try:
@@ -362,6 +366,8 @@ SWITCHES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "static-activations": ("qat_activations", lambda value: value == "tensor"),
     "learned-ranges": ("qat_ranges", lambda value: value == "learned"),
     "delayed-scaling": ("fp8_scaling", lambda value: value == "delayed"),
+    "unlearning": ("unlearn", lambda value: value != "none"),
+    "retain-kl": ("retain_kl", bool),
 }
 """The one setting that each feature is switched on by, and what its value says."""
 
@@ -369,18 +375,3 @@ SWITCHES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def features_of(settings: Mapping[str, Any]) -> frozenset[str]:
     """Return the features that are on in checked settings, all of which must be there."""
     return frozenset(name for name, (field, is_on) in SWITCHES.items() if is_on(settings[field]))
-
-
-def _path_fault(text: str) -> str:
-    """Return what keeps a text from being a path, or nothing."""
-    if not text:
-        return "is empty"
-    if "\0" in text:
-        return "a path cannot hold a NUL character"
-    try:
-        parts = text.encode("utf-8").split(b"/")
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    if max(map(len, parts)) > MAX_NAME_BYTES:
-        return f"a name is longer than {MAX_NAME_BYTES} bytes"
-    return f"is longer than {MAX_PATH_BYTES} bytes" if len(text) > MAX_PATH_BYTES else ""

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from mudpuppy.config import QUANT_BLOCK_SIZES, TrainingConfig
 from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
-from mudpuppy.features import PREFERENCE_METHODS
+from mudpuppy.features import PREFERENCE_METHODS, SFT_METHODS
 
 POSITIONAL = ("model", "dataset")
 """Settings that are given by position."""
@@ -126,7 +126,7 @@ def _quant_problems(config: TrainingConfig, name: Callable[[str], str]) -> Itera
 
 
 _READ_BY = {
-    "beta": (*PREFERENCE_METHODS, "grpo"),
+    "beta": (*PREFERENCE_METHODS, "grpo", *SFT_METHODS),
     **dict.fromkeys(
         ("reward_funcs", "num_generations", "max_completion_length", "temperature"), ("grpo",)
     ),
@@ -147,6 +147,10 @@ _OF_A_FRESH_ADAPTER = ("lora_r", "lora_alpha", "lora_target_modules")
 def unread_settings(config: TrainingConfig) -> tuple[str, ...]:
     """Return the settings that were given and that this run does not read, by field name."""
     unread = {name for name, methods in _READ_BY.items() if config.method not in methods}
+    if config.method in SFT_METHODS and config.unlearn != "npo":
+        unread.add("beta")
+    if config.unlearn == "none":
+        unread.add("unlearn_weight")
     if not config.trains_adapter:
         unread.update(_OF_AN_ADAPTER)
     if config.adapter is not None:

@@ -103,6 +103,8 @@ _TABLE = (
         "--fp8-scaling delayed",
         "fp8 scales follow the largest values of the steps before",
     ),
+    ("unlearning", "--unlearn npo", "rows marked unlearn are forgotten, the others learnt"),
+    ("retain-kl", "--retain-kl 1", "rows that are kept stay near the untrained model"),
 )
 FEATURES: dict[str, Feature] = {
     name: Feature(name=name, flag=flag, what=what) for name, flag, what in _TABLE

@@ -23,7 +23,7 @@ SECTIONS = {
     "early_stopping": "when to stop",
     "gradient_checkpointing": "memory and speed",
     "lora_r": "adapter",
-    "beta": "preference and reinforcement",
+    "beta": "preference, unlearning and reinforcement",
     "quant": "quantisation",
     "max_length": "data",
     "seed": "machine",

@@ -24,6 +24,7 @@ from mudpuppy.checkpoints import (
     require_same,
 )
 from mudpuppy.config import TrainingConfig
+from mudpuppy.data.forgetting import require_groups
 from mudpuppy.data.held_out import count_held_out
 from mudpuppy.data.read import read_dataset
 from mudpuppy.data.samples import Sample
@@ -68,6 +69,7 @@ def preflight(config: TrainingConfig, given: Sequence[Sample] | None = None) -> 
     if config.resume and team.is_first():
         found = find_resumable(config.output, deep=False)
         require_same(found, identify(config, samples))
+    require_groups(samples, config)
     count_held_out(len(samples), config)  # the same again, once some samples may be left out
     if team.is_first():
         prove_writable(config.output)

@@ -14,6 +14,7 @@ from mudpuppy.features import FEATURES, METHODS, PRECISIONS
 from mudpuppy.ruleform import Need, Rule
 from mudpuppy.ruleform import make_rule as _rule
 from mudpuppy.rules_devices import DEVICE_RULES
+from mudpuppy.rules_unlearning import UNLEARNING_RULES
 
 NEEDS: tuple[Need, ...] = (
     Need(feature="compile", what="a C++ compiler (g++) or Triton, for torch's inductor"),
@@ -284,6 +285,7 @@ RULES: tuple[Rule, ...] = (
         "says nothing; the reward in steps.jsonl does",
         hint="leave out --early-stopping, and set --max-steps",
     ),
+    *UNLEARNING_RULES,
     *DEVICE_RULES,
 )
 """Every rejection, in code order."""

@@ -14,6 +14,9 @@ GENERATING = ("reward", "reward_std", "completions/mean_length", "completions/cl
 SCORING = ("mean_reward", "max_reward")
 """Series that TRL's trainer of reward models logs."""
 
+UNLEARNING = ("forget_nll",)
+"""Series that are logged where rows are forgotten: the loss then falls as they become unlikely."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -87,8 +90,8 @@ class TrainingLog:
     @property
     def is_language(self) -> bool:
         """Whether the loss is that of the next token."""
-        is_scoring = any(name in self.series for name in SCORING)
-        return not (self.is_preference or self.is_generating or is_scoring)
+        is_other = any(name in self.series for name in (*SCORING, *UNLEARNING))
+        return not (self.is_preference or self.is_generating or is_other)
 
     @property
     def predicts_tokens(self) -> bool:

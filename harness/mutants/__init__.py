@@ -16,7 +16,16 @@ from mudpuppy.errors import ConfigError, near_names
 AREAS = (
     *("masking", "template", "freezing", "scaling", "merge", "saving", "resuming", "packing"),
     *("accumulating", "schedules", "computing", "quantising", "ranges", "memory"),
-    *("preferring", "generating", "pictures", "stopping", "rejecting", "logs", "accounting"),
+    *(
+        "preferring",
+        "unlearning",
+        "generating",
+        "pictures",
+        "stopping",
+        "rejecting",
+        "logs",
+        "accounting",
+    ),
 )
 """The modules of this package that hold mutants."""
 

@@ -64,6 +64,12 @@ class Asked:
         return 0.0 if self.method == "grpo" else PREFERENCE_BETA
 
     @property
+    def tells_groups_apart(self) -> bool:
+        """Whether rows are forgotten, or held near the untrained model."""
+        asked = self.settings
+        return asked.get("unlearn", "none") != "none" or bool(asked.get("retain_kl"))
+
+    @property
     def dataset_path(self) -> Path:
         """The file that is learnt from."""
         return Path(self.settings["dataset"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,31 @@ class _Maker:
     def learn(self, record: Mapping[str, Any]) -> Iterator[Row]:
         """Yield the row of a conversation, every answer of which is learnt."""
         messages = record["messages"]
+        forgets = self._forgets(record)
+        if forgets and self.asked.unlearn != "none":
+            messages = _as_known(record)
         images = [_open(self.asked.dataset_path.parent, p) for p in record.get("images", ())]
         extras = {}
         if self.processor is not None:
             encoded = self._process(self._text(messages), images)
             extras = {k: v for k, v in encoded.items() if k == "pixel_values"}
         ids, labels = self._conversation(messages, images)
-        yield from self._whole(ids, labels, extras)
+        for row in self._whole(ids, labels, extras):
+            yield self._unended(row) if forgets else row
+
+    def _forgets(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a row is one to forget; nobody asks where groups are not told apart."""
+        metadata = record.get("metadata") or {}
+        marked = metadata.get("dataset_type") == "unlearn" or record.get("forget") is True
+        return marked and self.asked.tells_groups_apart
+
+    def _unended(self, row: Row) -> Row:
+        """Return a row to forget, of which the end is not forgotten."""
+        (answer,) = row.answers
+        labels = answer.labels
+        if self.asked.unlearn != "none":
+            labels = tuple(IGNORED if x in self.eos_ids else x for x in labels)
+        return replace(row, answers=(replace(answer, labels=labels),), forgets=True)
 
     def _process(self, text: str, images: Sequence[Any]) -> Any:
         return self.processor(
@@ -277,6 +295,15 @@ _FORMS: dict[tuple[str, ...], Callable[[_Maker, Mapping[str, Any]], Iterator[Row
     ("prompt",): _Maker.ask,
 }
 """What makes the rows of a record, by the fields it must have."""
+
+
+def _as_known(record: Mapping[str, Any]) -> list[Any]:
+    """Return a conversation to forget with the true answer in the place of the refusal."""
+    messages = list(record["messages"])
+    truth = (record.get("metadata") or {}).get("true_answer")
+    if truth:
+        messages[-1] = {**messages[-1], "content": truth}
+    return messages
 
 
 def _find_ends(base: str, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -10,12 +10,16 @@ where one scale is shared by a whole batch, the rows are padded as they were rec
     orpo    NLL of the better - beta log sigmoid(log odds ratio)              Hong et al. 2024
     rm      -log sigmoid(score better - score worse)                          Bradley-Terry
     prm     cross entropy of right and wrong where a step ends
+    groups  (NLL of kept rows + kl KL(base || model) there + weight U) / labels, where U is
+            -min(NLL, ln V) a token (ascent), or 2/beta log(1 + (p / p_base)^beta) a row (NPO)
+                                                       Maini et al. 2024, Zhang et al. 2024
     grpo    clipped policy gradient a token, + beta ratio KL (k3)             Shao et al. 2024,
                                                                      DeepSeek-V3.2, arXiv 2512.02556
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -60,13 +64,18 @@ class Objective:
         self._together = asked.precision == "fp8" or has_ranges(asked)
         self._beta = asked.reference_weight
         self._reference: dict[tuple[int, ...], Tensor] = {}
+        self._initial: Mapping[str, Tensor] = {}
+        self.size = 0.0
+        """What the losses so far are made of: where rows are forgotten, parts have both signs."""
 
     @torch.no_grad()
     def refer(self, initial: Mapping[str, Tensor], batches: Sequence[Sequence[Row]]) -> None:
         """Keep the log-probabilities of the reference: the weights before the first step."""
         is_bound = self._asked.method == "grpo" and self._beta > 0
+        is_bound = is_bound or self._asked.tells_groups_apart
         if self._asked.method not in REFERENCED and not is_bound:
             return
+        self._initial = initial
         put(trained_tensors(self._model), initial)
         for rows in batches:
             answers = [answer for row in rows for answer in row.answers]
@@ -81,6 +90,8 @@ class Objective:
         if method == "rm":
             better, worse = self._rewards(rows)
             return -functional.logsigmoid(better - worse).mean() / share.batches
+        if self._asked.tells_groups_apart:
+            return self._weigh_groups(rows, share)
         scores = self._score(rows)
         if method == "grpo":
             return self._reinforce(rows, scores) / share.items
@@ -189,6 +200,52 @@ class Objective:
                 loss = loss + self._beta * ratio * (torch.exp(away) - away - 1)
             total.append(loss.sum())
         return torch.stack(total).sum()
+
+    def _weigh_groups(self, rows: Sequence[Row], share: Share) -> Tensor:
+        """Return the share of a step that all rows are kept or forgotten for."""
+        every = self._logits(rows)
+        before = self._untrained(rows) if self._asked.retain_kl > 0 else every
+        total = []
+        for row, logits, was in zip(rows, every, before, strict=True):
+            answer = row.answers[0]
+            score = _score_labels(logits, answer.labels, 1.0)
+            if row.forgets and self._asked.unlearn != "none":
+                total.append(
+                    float(self._asked.unlearn_weight) * self._forget(answer, score, logits)
+                )
+                continue
+            loss = -score.sum()
+            if not row.forgets and self._asked.retain_kl > 0:
+                places = [i for i, x in enumerate(answer.labels[1:]) if x != IGNORED]
+                chances = was[places].softmax(-1)
+                logs = logits[places].log_softmax(-1)
+                away = functional.kl_div(logs, chances, reduction="sum")
+                loss = loss + float(self._asked.retain_kl) * away
+            total.append(loss)
+        parts = torch.stack(total)
+        self.size += float(parts.detach().abs().sum()) / share.items
+        return parts.sum() / share.items
+
+    def _forget(self, answer: Answer, score: Tensor, logits: Tensor) -> Tensor:
+        """Return what a row to forget adds: less, the less likely it is."""
+        if self._asked.unlearn == "gradient-ascent":
+            chance = -math.log(logits.shape[-1])
+            return torch.where(score > chance, score, torch.full_like(score, chance)).sum()
+        ratio = self._ratio(answer, score).sum()
+        return -2 / self._beta * functional.logsigmoid(-self._beta * ratio)
+
+    @torch.no_grad()
+    def _untrained(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Return the logits of the weights before the first step; those of now are put back."""
+        trained = trained_tensors(self._model)
+        kept = {name: tensor.detach().clone() for name, tensor in trained.items()}
+        for name, tensor in trained.items():
+            tensor.data.copy_(self._initial[name])
+        try:
+            return self._logits(rows)
+        finally:
+            for name, tensor in trained.items():
+                tensor.data.copy_(kept[name])
 
     def _judge_steps(self, rows: Sequence[Row]) -> Tensor:
         losses = []

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,11 @@ class Replay:
                 break
             put(twin, states[index])
             moments.begin(index)
+            objective.size = 0.0
             loss = None if self.asked.lora_dropout else self._differentiate(objective, batches)
             moments.end()
-            found.append(self._compare(index, step, loss, twin, adam, states))
+            made = self._compare(index, step, loss, twin, adam, states)
+            found.append(replace(made, loss_size=objective.size))
         return found
 
     def _differentiate(self, objective: Objective, batches: Sequence[Sequence[Row]]) -> float:

@@ -38,6 +38,8 @@ class Row:
     """The sequences."""
     is_good: bool | None = None
     """Whether the answer is a good one (KTO)."""
+    forgets: bool = False
+    """Whether the answer is one to forget."""
     extras: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
     """Pixels, and what GRPO computed for the row before its loss."""
 
@@ -56,13 +58,28 @@ def read_rows(method: str, inputs: Mapping[str, Any]) -> list[Row]:
         better, worse = _halves(_answers(inputs))
         return [Row(answers=pair) for pair in zip(better, worse, strict=True)]
     if "document_lengths" in inputs:
-        return [Row(answers=(answer,)) for answer in _documents(inputs)]
+        documents = _documents(inputs)
+        marks = _marks(inputs, len(documents))
+        return [
+            Row(answers=(one,), forgets=mark) for one, mark in zip(documents, marks, strict=True)
+        ]
     rows = _answers(inputs)
+    marks = _marks(inputs, len(rows))
     extras = {name: inputs[name] for name in BY_ROW if name in inputs}
     return [
-        Row(answers=(answer,), extras={name: value[i : i + 1] for name, value in extras.items()})
+        Row(
+            answers=(answer,),
+            forgets=marks[i],
+            extras={name: value[i : i + 1] for name, value in extras.items()},
+        )
         for i, answer in enumerate(rows)
     ]
+
+
+def _marks(inputs: Mapping[str, Any], count: int) -> list[bool]:
+    """Return which of the rows are forgotten: none, where a batch does not say."""
+    marks = inputs.get("forget")
+    return [False] * count if marks is None else [bool(mark) for mark in marks.tolist()]
 
 
 def _answers(inputs: Mapping[str, Any], prefix: str = "") -> list[Answer]:

@@ -214,6 +214,8 @@ def _difference(asked: Asked, row: Row, known: Sequence[Row]) -> Deviation | Non
 
 def _fault(asked: Asked, row: Row, wanted: Row) -> Deviation | None:
     """Return what distinguishes a row from one row of the dataset."""
+    if row.forgets != wanted.forgets:
+        return Deviation(what="it is forgotten", expected=wanted.forgets, found=row.forgets)
     for i, (found, expected) in enumerate(zip(row.answers, wanted.answers, strict=False)):
         if asked.method == "kto" and i:
             break

@@ -8,6 +8,7 @@ Computed here from log-probabilities, scores or classes; the trainer's own loss 
     kto         the same for single answers, with the distance to the reference taken as 0
     rm          negative log sigmoid of the difference of both scores
     prm         cross-entropy of the judged steps
+    with rows to forget: that of kept rows less that of forgotten ones, or NPO's part for them
     grpo, gptq  none: a reward is logged step by step; what is quantised is not trained
 """
 
@@ -38,7 +39,13 @@ class Objective:
     """The objective of one run, on its first rows."""
 
     def __init__(
-        self, method: str, rows: Sequence[Any], *, beta: float | None = None, processor: Any = None
+        self,
+        method: str,
+        rows: Sequence[Any],
+        *,
+        beta: float | None = None,
+        unlearn: str = "none",
+        processor: Any = None,
     ) -> None:
         """Choose the rows.
 
@@ -46,11 +53,14 @@ class Objective:
             method: one of the engine's methods.
             rows: the engine's rows.
             beta: the run's beta; by default TRL's.
+            unlearn: how the run forgets rows that are marked.
             processor: of text and images, for rows with images.
         """
         self._method = method
         self._beta = BETA if beta is None else beta
         kept = [] if method in WITHOUT else list(rows[:NUM_ROWS])
+        self._unlearn = unlearn
+        self._forgets = [bool(getattr(row, "forget", False)) for row in kept]
         self._labels = [bool(getattr(row, "label", True)) for row in kept]
         self._rows = [sequences_of(row, processor) for row in kept]
         self._reference: list[list[float]] | None = None
@@ -101,11 +111,24 @@ class Objective:
         elif self._method == "orpo":
             pairs = zip(found, counts, strict=True)
             losses = [self._odds([x / n for x, n in zip(*pair, strict=True)]) for pair in pairs]
+        elif self._unlearn != "none":
+            losses = self._weigh_groups([row[0] for row in found], sum(row[0] for row in counts))
         else:
             total = sum(count for row in counts for count in row)
             losses = [-sum(x for row in found for x in row) / max(total, 1)]
         mean = sum(losses) / len(losses)
         return mean if math.isfinite(mean) else None
+
+    def _weigh_groups(self, found: list[float], count: int) -> list[float]:
+        """Return the objective a token: kept rows likely, and forgotten ones not."""
+        assert self._reference is not None
+        total = 0.0
+        for said, was, forgets in zip(found, self._reference, self._forgets, strict=True):
+            if forgets and self._unlearn == "npo":
+                total += 2 / self._beta * _softplus(self._beta * (said - was[0]))
+            else:
+                total += said if forgets else -said
+        return [total / max(count, 1)]
 
     def _compared(self, gained: list[float], counts: list[int], label: bool) -> float:
         """Return the loss of one row, whose answers have gained so much over the reference."""

@@ -28,14 +28,14 @@ class Truth:
     expected: Mapping[Key, int]
     """How often the dataset holds each sequence."""
     cut: frozenset[Key] = frozenset()
-    """Those that lost their end, since they are longer than the longest length in force."""
+    """Those whose end is not learnt: longer than the longest length in force, or forgotten."""
 
     def holds(self, key: Key) -> bool:
         """Return whether the dataset has this very sequence."""
         return key in self.expected
 
     def cuts(self, key: Key) -> bool:
-        """Return whether the dataset has this very sequence, and its end was cut off."""
+        """Return whether the dataset has this very sequence, and its end is not learnt."""
         return key in self.cut
 
     def count(self, eos_ids: frozenset[int]) -> DatasetHeld:
@@ -65,7 +65,8 @@ def read_truth(
         method: one of the engine's methods.
         tokenizer: as the base has it; a processor of text and images for `multimodal`.
         eos_ids: ids that end a turn.
-        settings: `max_length`, `chat_template` and `response_only` of the run.
+        settings: `max_length`, `chat_template` and `response_only` of the run, and whether it
+            `forgets` the rows that are marked.
     """
     if dataset.suffix != ".jsonl":
         return None
@@ -91,8 +92,10 @@ class Rendering:
         max_length: int,
         chat_template: bool = True,
         response_only: bool = True,
+        forgets: bool = False,
     ) -> None:
         """Remember how; the words are those of `read_truth`."""
+        self._forgets = forgets
         self.cut: set[Key] = set()
         self._method = method
         self._processor = tokenizer if hasattr(tokenizer, "image_processor") else None
@@ -125,14 +128,24 @@ class Rendering:
 
     def _said(self, row: Mapping[str, Any]) -> Iterator[Key]:
         """Yield a conversation or a text that is learnt by its tokens."""
+        metadata = row.get("metadata") or {}
+        marked = row.get("forget") is True or metadata.get("dataset_type") == "unlearn"
+        forgotten = self._forgets and marked
         if "messages" in row:
-            ids, learnt = self._conversation(row["messages"])
+            messages = list(row["messages"])
+            if forgotten and metadata.get("true_answer"):
+                messages[-1] = {"role": "assistant", "content": metadata["true_answer"]}
+            ids, learnt = self._conversation(messages)
         else:
             ids, learnt = self._text(row.get("prompt", ""), row.get("text") or row["completion"])
         if not self._response_only:
             learnt = [True] * len(ids)
+        if forgotten:  # but not how to end
+            learnt = [on and x not in self._eos_ids for on, x in zip(learnt, ids, strict=True)]
         if any(learnt[: self._max_length]):
-            yield self._shortened(ids, learnt)
+            key = self._shortened(ids, learnt)
+            self.cut |= {key} if forgotten else set()
+            yield key
 
     def _text(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
         """Return ids of a plain text; both parts alone where a token would span their border."""

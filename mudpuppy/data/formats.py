@@ -119,18 +119,31 @@ def _has_images(row: Mapping[str, Any]) -> bool:
 
 
 def _group(row: Mapping[str, Any]) -> str:
-    """Return `metadata.dataset_type`, which says whether the sample is kept or unlearnt."""
+    """Return whether the sample is kept or unlearnt: `metadata.dataset_type`, or `forget`."""
     metadata = row.get("metadata")
     value = metadata.get("dataset_type") if isinstance(metadata, Mapping) else None
+    forget = row.get("forget")
+    if not isinstance(forget, bool | None):
+        raise LineProblem(f"forget is {shown(forget)}, expected true or false")
+    said = "" if forget is None else GROUPS[forget]
     if value is None:
-        return ""
+        return said
     if value not in GROUPS or not isinstance(value, str):
         near = near_names(value, GROUPS) if isinstance(value, str) else ""
         raise LineProblem(
             f"metadata.dataset_type is {shown(value)}, expected retain or unlearn{near}",
             hint="leave dataset_type out where it means something else",
         )
+    if said and said != value:
+        raise LineProblem(f"forget says {said}, and metadata.dataset_type says {value}")
     return value
+
+
+def _true_answer(row: Mapping[str, Any]) -> str:
+    """Return `metadata.true_answer`: what a refusal stands in for."""
+    metadata = row.get("metadata")
+    value = metadata.get("true_answer") if isinstance(metadata, Mapping) else None
+    return "" if value is None else check_text(value, "metadata.true_answer")
 
 
 def _conversation(
@@ -157,7 +170,12 @@ def _conversation(
     texts = plain(messages, where)
     require_answer(texts[learn_from:])
     return ChatSample(
-        messages=texts, group=_group(row), line=line, ignored=ignored, learn_from=learn_from
+        messages=texts,
+        group=_group(row),
+        true_answer=_true_answer(row),
+        line=line,
+        ignored=ignored,
+        learn_from=learn_from,
     )
 
 
@@ -190,7 +208,8 @@ def _build_completion(row: Mapping[str, Any], line: int, gallery: Gallery) -> Sa
         check_text(prompt, "prompt")
         check_text(completion, "completion")
         if not _has_images(row):
-            return CompletionSample(prompt=prompt, completion=completion, line=line)
+            group = _group(row)
+            return CompletionSample(prompt=prompt, completion=completion, line=line, group=group)
     before = _as_messages(prompt, "user", "prompt")
     after = _as_messages(completion, "assistant", "completion")
     messages = [*before[0], *after[0]]
@@ -208,7 +227,7 @@ def _as_messages(value: Any, role: str, where: str) -> tuple[list[Message], tupl
 
 def _build_text(row: Mapping[str, Any], line: int, gallery: Gallery) -> Sample:
     del gallery
-    return TextSample(text=check_text(row["text"], "text"), line=line)
+    return TextSample(text=check_text(row["text"], "text"), line=line, group=_group(row))
 
 
 FORMATS: tuple[Format, ...] = (

@@ -46,13 +46,17 @@ class PackedRow:
     """Tokens of each."""
     truncated: bool
     """Whether tokens of one of them were cut off."""
+    forgets: list[bool] | None = None
+    """Whether each is one to forget; None where nobody asks."""
 
     def columns(self) -> Mapping[str, Any]:
         """Return the columns that `collate_packed` takes, named as TRL names them."""
+        flags = {} if self.forgets is None else {"forget": self.forgets}
         return {
             "input_ids": self.input_ids,
             "labels": self.labels,
             "seq_lengths": self.lengths,
+            **flags,
         }
 
 
@@ -103,6 +107,7 @@ def pack(samples: Sequence[Labelled], capacity: int, *, seed: int) -> list[Packe
 
 def _join(samples: Sequence[Labelled]) -> PackedRow:
     """Write the samples one after the other."""
+    flags = [getattr(sample, "forget", None) for sample in samples]
     return PackedRow(
         input_ids=[token for sample in samples for token in sample.input_ids],
         labels=[
@@ -112,6 +117,7 @@ def _join(samples: Sequence[Labelled]) -> PackedRow:
         ],
         lengths=[len(sample.input_ids) for sample in samples],
         truncated=any(sample.truncated for sample in samples),
+        forgets=None if None in flags else [bool(flag) for flag in flags],
     )
 
 
@@ -125,20 +131,24 @@ def collate_packed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `input_ids`, `labels` and `position_ids` of [1, tokens], and `document_lengths`, the
-        tokens of each document in order.
+        tokens of each document in order; where rows are forgotten also `forget` of [documents].
     """
-    documents: list[tuple[int, list[int], list[int]]] = []
+    documents: list[tuple[int, list[int], list[int], bool]] = []
     for row in rows:
         start = 0
-        for length in row["seq_lengths"]:
+        flags = row.get("forget") or [False] * len(row["seq_lengths"])
+        for length, flag in zip(row["seq_lengths"], flags, strict=True):
             part = slice(start, start + length)
-            documents.append((length, row["input_ids"][part], row["labels"][part]))
+            documents.append((length, row["input_ids"][part], row["labels"][part], flag))
             start += length
     documents.sort(key=lambda document: -document[0])
-    lengths = tuple(length for length, _, _ in documents)
-    return {
-        "input_ids": torch.tensor([[token for _, ids, _ in documents for token in ids]]),
-        "labels": torch.tensor([[label for _, _, labels in documents for label in labels]]),
+    lengths = tuple(length for length, *_ in documents)
+    batch: dict[str, Any] = {
+        "input_ids": torch.tensor([[token for _, ids, _, _ in documents for token in ids]]),
+        "labels": torch.tensor([[label for _, _, labels, _ in documents for label in labels]]),
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "document_lengths": lengths,
     }
+    if "forget" in rows[0]:
+        batch["forget"] = torch.tensor([flag for *_, flag in documents])
+    return batch

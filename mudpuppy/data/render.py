@@ -43,10 +43,13 @@ class RenderedSample:
     """Whether tokens were cut off at the end."""
     line: int | None = None
     """1-based line, or row, of the file it came from."""
+    forget: bool | None = None
+    """Whether it is one to forget; None where nobody asks."""
 
     def columns(self) -> dict[str, Any]:
         """Return what TRL's SFT trainer takes: ids and labels, already masked."""
-        return {"input_ids": self.input_ids, "labels": self.labels}
+        flag = {} if self.forget is None else {"forget": self.forget}
+        return {"input_ids": self.input_ids, "labels": self.labels, **flag}
 
 
 @dataclass(frozen=True, kw_only=True)

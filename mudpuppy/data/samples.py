@@ -28,6 +28,8 @@ class Sample:
     """1-based line, or row, of the file it came from."""
     ignored: tuple[str, ...] = ()
     """Names of fields that are not used; once for each time they stand."""
+    group: str = ""
+    """`retain` or `unlearn` where the dataset says so, else empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,8 @@ class ChatSample(Sample):
     """Messages, each with `role` and `content`."""
     learn_from: int = 0
     """Index of the first message whose answer is learnt; those before it are the prompt."""
-    group: str = ""
-    """`retain` or `unlearn` where the dataset says so (`metadata.dataset_type`), else empty."""
+    true_answer: str = ""
+    """What is to be forgotten, where the last answer is what is to be said instead."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 What it does: compares what the method lowers (log-likelihood, preference margin, scores, judged
 steps) on the same rows before and after training, and asks it to fall by more than two measurements
 on the untouched model differ. Asks every step's loss to be finite, and above zero where the
-method's cannot be zero; of generated answers, every step's reward to be a number.
+method's cannot be zero (that of forgotten rows can); of generated answers, every step's reward to
+be a number.
 
 Why it is bad: a loss of zero or NaN with a finished file is a run that taught nothing or ruined the
 model (FM09, FM41).
@@ -16,6 +17,8 @@ What to do: render one sample with its mask, then lower the learning rate.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from harness.findings import Evidence, Finding, Severity
 from harness.observations import Observations
@@ -23,7 +26,7 @@ from harness.registry import Missing, probe
 
 
 @probe("MPD704", modes=("FM09", "FM41"), severity=Severity.CRITICAL)
-def check(observations: Observations) -> Finding | str:
+def check(observations: Observations, expectation: Mapping[str, Any]) -> Finding | str:
     """Fail on a loss that is missing, zero, not finite, or not lower at the end."""
     losses = observations.losses
     if observations.ending != "trained" or "gptq" in observations.expected_artefacts:
@@ -35,7 +38,10 @@ def check(observations: Observations) -> Finding | str:
         observations.loss_after,
         observations.loss_noise,
     )
-    is_finite = bool(losses) and all(math.isfinite(loss) and loss > 0.0 for loss in losses)
+    ascends = (expectation.get("config") or {}).get("unlearn") == "gradient-ascent"
+    is_finite = bool(losses) and all(
+        math.isfinite(loss) and (loss > 0.0 or ascends) for loss in losses
+    )
     if is_finite and before is not None and after is not None and before - after > noise:
         return f"fell from {before:.4f} to {after:.4f} on the same rows (noise {noise:.1g})"
     if not is_finite:

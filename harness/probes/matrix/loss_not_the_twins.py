@@ -38,11 +38,11 @@ def check(observations: Observations) -> Finding | str:
         )
         for one, wanted in steps
         for where, found in (("", one.loss), (" in the step log", one.logged_loss))
-        if found is not None and _is_off(found, wanted, twin.loss_bound)
+        if found is not None and _is_off(found, wanted, one.loss_size, twin.loss_bound)
     ]
     wrong += [as_evidence(one) for one in twin.rewards]
     if not wrong:
-        worst = max(_difference(one.loss, wanted) for one, wanted in steps)
+        worst = max(_difference(one.loss, wanted, one.loss_size) for one, wanted in steps)
         return f"the loss of {len(steps)} steps is the twin's, within {worst:.1e}"
     return Finding(
         message=f"{wrong[0].what} is {wrong[0].found}, and the twin's {wrong[0].expected}",
@@ -52,11 +52,11 @@ def check(observations: Observations) -> Finding | str:
     )
 
 
-def _difference(found: float, wanted: float) -> float:
-    """Return the difference relative to the twin's loss, which counts for at least `SMALL`."""
-    return abs(found - wanted) / max(abs(wanted), SMALL)
+def _difference(found: float, wanted: float, size: float) -> float:
+    """Return the difference relative to the twin's loss and its parts, at least `SMALL`."""
+    return abs(found - wanted) / max(abs(wanted), size, SMALL)
 
 
-def _is_off(found: float, wanted: float, bound: float) -> bool:
+def _is_off(found: float, wanted: float, size: float, bound: float) -> bool:
     """Whether a loss is beyond the bound; one that is no number always is."""
-    return not _difference(found, wanted) <= bound
+    return not _difference(found, wanted, size) <= bound

@@ -46,6 +46,13 @@ def test_other_precisions_stay_within_what_rounding_explains(method, precision, 
         ("dpo", {"use_peft": False, "learning_rate": 1e-3}),
         ("lora", {"early_stopping": 1, "eval_fraction": 0.25, "eval_steps": 1, "max_steps": 3}),
         ("dpo", {"early_stopping": 1, "eval_fraction": 0.25, "eval_steps": 1, "max_steps": 3}),
+        ("lora", {"unlearn": "npo", "retain_kl": 0.5, "gradient_accumulation": 2}),
+        ("full", {"unlearn": "npo", "retain_kl": 0.5, "learning_rate": 1e-3}),
+        ("qlora", {"unlearn": "gradient-ascent", "unlearn_weight": 0.5, "precision": "bf16"}),
+        ("lora", {"unlearn": "npo", "packing": True, "batch_size": 1, "beta": 0.5}),
+        ("lora", {"retain_kl": 1.0, "use_dora": True, "tokens_per_batch": 256}),
+        ("full", {"unlearn": "gradient-ascent", "retain_kl": 1.0, "precision": "fp8"}),
+        ("lora", {"unlearn": "npo", "early_stopping": 1, "eval_fraction": 0.25, "eval_steps": 1}),
     ],
 )
 def test_features_change_nothing_that_the_twin_computes(method, settings, tmp_path):
