@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from mudpuppy.data.timelimit import TimeLimitReached, time_limit
 from mudpuppy.errors import ModelError, UsageError
+from mudpuppy.export.gguf.tokenizer_source import Source, read_source
 from mudpuppy.export.go_template import NotDerivable, Turns, derive, is_plain
 
 RENDER_S = 10.0
@@ -44,25 +44,21 @@ def read_speech(source: Path) -> Speech:
     Args:
         source: folder with tokenizer, config.json and generation_config.json.
     """
-    generation = _read_object(source / "generation_config.json")
-    sampling = _read_sampling(generation)
     try:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (ImportError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        said = " ".join(str(error).split())[:100]
-        return Speech(remark=f"the tokenizer cannot be read: {said}", sampling=sampling)
-    config = _read_object(source / "config.json")
-    stops, left_out = _read_stops(tokenizer, config, generation)
-    template, remark = _read_template(tokenizer)
+        found = read_source(source)
+    except ModelError as error:
+        return Speech(remark=f"the tokenizer cannot be used: {_line(error.message)}")
+    stops, left_out = _read_stops(found)
+    template, remark = _read_template(found)
     if left_out:
         remark = f"{remark}; {left_out}" if remark else left_out
+    sampling = _read_sampling(found.generation)
     return Speech(template=template, remark=remark, stops=stops, sampling=sampling)
 
 
-def _read_template(tokenizer: Any) -> tuple[str | None, str]:
+def _read_template(source: Source) -> tuple[str | None, str]:
     """Return the Go template, where there is one, and what is to be said of it."""
+    tokenizer = source.tokenizer
     if not tokenizer.chat_template:
         return "{{ .Prompt }}", "the model has no chat template: it goes on with what is said"
     if not isinstance(tokenizer.chat_template, str):
@@ -76,7 +72,7 @@ def _read_template(tokenizer: Any) -> tuple[str | None, str]:
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         )
 
-    first = tokenizer("a")["input_ids"][:1]
+    first = source.encode("a")[:1]
     bos = tokenizer.bos_token or ""
     try:
         with time_limit(RENDER_S):
@@ -94,13 +90,11 @@ def _read_template(tokenizer: Any) -> tuple[str | None, str]:
     return template, "; ".join(remarks)
 
 
-def _read_stops(
-    tokenizer: Any, config: Mapping[str, Any], generation: Mapping[str, Any]
-) -> tuple[tuple[str, ...], str]:
+def _read_stops(source: Source) -> tuple[tuple[str, ...], str]:
     """Return the texts of the tokens that end an answer, and a remark on those left out."""
+    tokenizer = source.tokenizer
     found: list[Any] = [tokenizer.eos_token_id]
-    for source in (generation, config, config.get("text_config") or {}):
-        ids = source.get("eos_token_id") if isinstance(source, dict) else None
+    for ids in (source.generation.get("eos_token_id"), source.model_setting("eos_token_id")):
         found += ids if isinstance(ids, list) else [ids]
     known = len(tokenizer)
     ids = list(dict.fromkeys(i for i in found if type(i) is int and 0 <= i < known))
@@ -120,23 +114,6 @@ def _read_sampling(generation: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
             found[ours] = value
     return found
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return a JSON object; nothing where there is no such file.
-
-    Raises:
-        ModelError: it is damaged.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is no JSON object")
-    return value
 
 
 def write_modelfile(origin: str, speech: Speech, *, system: str | None = None) -> str:
@@ -171,6 +148,11 @@ def write_modelfile(origin: str, speech: Speech, *, system: str | None = None) -
     if system is not None:
         lines += ["", f"SYSTEM {quote_system(system)}"]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(text: str) -> str:
+    """Return a message on one line that a comment can hold."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))[:300]
 
 
 def quote_system(text: str) -> str:

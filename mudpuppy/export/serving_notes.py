@@ -11,10 +11,11 @@ from mudpuppy.errors import OutputError
 from mudpuppy.export.modelfile import Speech, read_speech, write_modelfile
 from mudpuppy.files import write_text_atomic
 from mudpuppy.quant.declared import find_declared, read_settings
-from mudpuppy.quant.packed_files import OWN_METHOD
 
 CONTEXT = 4096
 """Tokens of a conversation that are advised; fewer where the model has fewer positions."""
+OURS = "mudpuppy"
+"""The `quant_method` that only we read."""
 HALVES = {"float16", "bfloat16", "float32"}
 _SIGNS = re.compile(r"[^a-z0-9._-]+")
 """What names of models at Ollama and LM Studio do not hold."""
@@ -160,7 +161,7 @@ def _vllm(output: Path, source: Path) -> str:
             "pip install vllm vllm-gguf-plugin",
             f"vllm serve {path} --tokenizer {shlex.quote(str(source))} {shared} {length}",
         )
-    if (method := _method(output)) == OWN_METHOD:
+    if (method := _method(output)) == OURS:
         return _section("vLLM", _Said(f"It reads no weights that are quantised with {method}."))
     return _section(
         "vLLM",

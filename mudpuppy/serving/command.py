@@ -114,28 +114,19 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 
 def _read_template(path: Path | None) -> str | None:
-    """Return a chat template, which must be one that Jinja can read.
+    """Return a chat template; whether it is one, llama.cpp says.
 
     Raises:
-        UsageError: it cannot be read, or is no template.
+        UsageError: it cannot be read.
     """
     if path is None:
         return None
-    from jinja2 import Environment, TemplateSyntaxError
-
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             raise UsageError(f"--chat-template {path} is longer than any template")
-        text = path.read_text(encoding="utf-8")
-        Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(text)
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--chat-template {path} cannot be read: {error}") from error
-    except TemplateSyntaxError as error:
-        raise UsageError(
-            f"--chat-template {path}:{error.lineno}: {error.message}",
-            hint="it is a Jinja template, such as chat_template.jinja of a model",
-        ) from error
-    return text
 
 
 def _greet(server: Server) -> list[str]:

@@ -64,6 +64,13 @@ _KNOWN: tuple[tuple[str, _Say], ...] = (
         lambda m: ("there is no tokenizer in it", "see mudpuppy-doctor FILE"),
     ),
     (
+        r"failed to initialize chat template|chat template parsing error",
+        lambda m: (
+            "it cannot use the chat template",
+            "give another one: --chat-template FILE.jinja",
+        ),
+    ),
+    (
         r"couldn't bind HTTP server socket, hostname: (\S+), port: (\d+)",
         lambda m: (f"{m[1]} port {m[2]} cannot be listened on", "choose another --port"),
     ),

@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from mudpuppy.cli import MODULES
+from mudpuppy.cli import MODULES, main
 from mudpuppy.errors import OutputError, UsageError
-from mudpuppy.export.serving_notes import model_name, write_notes
+from mudpuppy.export.serving_notes import OURS, model_name, write_notes
+from mudpuppy.quant.packed_files import OWN_METHOD
 from mudpuppy.tiny import resolve_model
 
 
@@ -105,12 +108,33 @@ def test_weights_that_a_program_cannot_read_are_not_offered_to_it(source, tmp_pa
     assert notes.count("It reads no weights that are quantised with mudpuppy.") == 2
 
 
+def test_the_notes_are_written_without_torch(output, source):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mudpuppy.export.serving_notes import write_notes\n"
+        "write_notes(Path(sys.argv[1]), Path(sys.argv[2])); sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(output), str(source)]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert OURS == OWN_METHOD
+
+
 def test_names_are_such_as_every_program_takes(tmp_path):
     for given, name in (("Ümläut & Co.gguf", "ml-ut-co"), ("Q4_K.M.gguf", "q4_k.m")):
         (tmp_path / given).write_bytes(b"")
         assert model_name(tmp_path / given) == name
     (tmp_path / "池.gguf").write_bytes(b"")
     assert model_name(tmp_path / "池.gguf") == "model"
+
+
+def test_a_merge_writes_them_when_asked(tmp_path, source):
+    base = AutoModelForCausalLM.from_pretrained(source)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    words = ["merge", "tiny", str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    assert main([*words, "--notes"]) == 0
+    assert (tmp_path / "merged" / "Modelfile").read_text().startswith("FROM .\n")
+    assert f"vllm serve {tmp_path / 'merged'} " in (tmp_path / "merged/SERVING.md").read_text()
 
 
 def test_nothing_is_written_where_something_cannot_be(output, source):

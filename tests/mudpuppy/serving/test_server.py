@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,6 +70,14 @@ def test_who_sends_no_key_is_refused(tiny, monkeypatch):
         assert "status 401" in Endpoint(server.url).chat("tiny", "Hello!", 3).problem
         monkeypatch.setenv("MUDPUPPY_ENDPOINT_KEY", "secret-123")
         assert not Endpoint(server.url).chat("tiny", "Hello!", 3).problem
+
+
+def test_pages_of_a_browser_are_not_let_in(tiny):
+    with Server(settings(tiny)) as server:
+        asked = urllib.request.Request(f"{server.url}/models", headers={"Origin": "http://evil"})
+        with urllib.request.urlopen(asked, timeout=5) as answer:
+            allowed = answer.headers.get("Access-Control-Allow-Origin", "")
+    assert allowed in ("", "null")
 
 
 def spoil(path, tiny, how):
