@@ -1,6 +1,7 @@
 # One command each; none needs another first.
 #   make pressure            train, break, diagnose and report with the embedded model
 #   make test                format, lint, types and tests
+#   make curriculum-demo     SFT and DPO, topic by topic, each stage examined (3 minutes)
 #   make mutants             plant every bug into the engine: which cell and probe notices?
 #   make doctor CKPT=path    diagnose a checkpoint
 #   make selftest            is the doctor any good? recall and false alarms of every probe
@@ -18,10 +19,10 @@ ROWS ?=
 PYTHON ?=
 TORCH_INDEX ?=
 
-.PHONY: always help setup pressure mutants test test-triton lint doctor selftest fuzz temporal-demo bench bench-quick bench-timings clean
+.PHONY: always help setup pressure mutants test test-triton lint doctor selftest fuzz temporal-demo curriculum-demo bench bench-quick bench-timings clean
 
 help:
-	@sed -n '1,12p' Makefile
+	@sed -n '1,13p' Makefile
 
 setup: $(STAMP)
 
@@ -34,6 +35,10 @@ always:
 
 pressure: $(STAMP)
 	@$(BIN)/mudpuppy-pressure run scenarios/seed.yaml -j $(JOBS)
+
+curriculum-demo: $(STAMP)
+	@rm -rf runs/curriculum-demo
+	@OMP_NUM_THREADS=1 $(BIN)/mud-puppy curriculum run demo --output runs/curriculum-demo
 
 # Triton beside the installation, not in it: 600 MB, and torch imports it wherever it finds it. Its
 # interpreter needs a numpy that still turns arrays of one element into numbers.

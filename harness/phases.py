@@ -16,7 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from harness.process import die_with, name_signal
+from harness.process import name_signal
+from mudpuppy.children import die_with
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 """Environment variable with the number of threads that a phase may use."""

@@ -7,7 +7,6 @@ earlier, killed runner left behind.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import os
 import resource
@@ -22,14 +21,12 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.results import WorkerExit
+from mudpuppy.children import die_with
 
 MARK = "MUDPUPPY_CELL_FOLDER"
 """Environment variable with the cell's folder; every descendant of a worker carries it."""
 GRACE_S = 5.0
 """Seconds between asking a worker to end and making it."""
-
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 class Process(Protocol):
@@ -190,17 +187,3 @@ def _confine(parent: int, memory_limit: int | None) -> Callable[[], None]:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
 
     return confine
-
-
-def die_with(parent: int) -> Callable[[], None] | None:
-    """Return what a child does first: ask the kernel to kill it when the runner dies (Linux)."""
-    libc = _LIBC
-    if libc is None:
-        return None
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the runner died before it could be asked
-            os._exit(1)
-
-    return ask

@@ -42,6 +42,7 @@ BY_TRIAL: Mapping[str, tuple[str, ...]] = {
     "limits": ("MPD742", "MPD743"),
     "interop": ("MPD744", "MPD745"),
     "versions": ("MPD748", "MPD749"),
+    "curriculum": ("MPD754", "MPD755", "MPD756"),
 }
 """For the trials that are no ordinary training."""
 

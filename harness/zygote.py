@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.process import MARK, die_with
+from harness.process import MARK
+from mudpuppy.children import die_with
 
 MARK_ROOM = 4096
 """Bytes that the environment of a zygote keeps free for the mark of its forks."""

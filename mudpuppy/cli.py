@@ -33,6 +33,7 @@ from mudpuppy.tiny.names import is_tiny_name
 from mudpuppy.yamlfile import find_lines, read_settings
 
 MODULES: dict[str, str] = {
+    "curriculum": "mudpuppy.pipelines.curriculum.command",
     "data": "mudpuppy.data.command",
     "env": "mudpuppy.env.command",
     "estimate": "mudpuppy.estimate.command",
@@ -56,6 +57,7 @@ commands:
   mud-puppy MODEL DATASET ...   train (this help)
   mud-puppy explain ...         say whether method, precision and features work together
   mud-puppy data DATASET ...    say what a dataset is, and what a model learns from it
+  mud-puppy curriculum ...      SFT, then DPO, topic by topic; stages are examined, kept or undone
   mud-puppy merge ...           fold an adapter into its base on disk
   mud-puppy export gguf ...     write a model as one GGUF file, quantised in one pass
   mud-puppy serve FILE.gguf     put a model behind llama.cpp's OpenAI-compatible server

@@ -47,7 +47,9 @@ def _spell_out(axes: Any) -> Any:
 
 
 Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_spell_out)]
-Trial = Literal["training", "lifecycle", "fault", "soak", "limits", "interop", "versions"]
+Trial = Literal[
+    "training", "lifecycle", "fault", "soak", "limits", "interop", "versions", "curriculum"
+]
 """What is done with the settings of a cell: `harness/trials/` has a file for each."""
 Need = Literal["gpu", "two-gpus", "network", "root"]
 """Something a machine may not have; a cell that needs it is not run there."""

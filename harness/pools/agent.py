@@ -30,10 +30,10 @@ from harness.pools.orders import decode_order, pack_files
 from harness.pools.spawn import SpawnPool
 from harness.pools.warm import WarmPool
 from harness.prepare import prepare_model
-from harness.process import die_with
 from harness.queue import CellQueue
 from harness.results import CellResult
 from harness.runner import run_cells
+from mudpuppy.children import die_with
 
 IDLE_S = 0.1
 """Seconds to wait for an order when there is nothing else to do."""

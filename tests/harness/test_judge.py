@@ -136,7 +136,7 @@ def test_a_trial_that_could_not_be_done_is_not_run_and_never_passed(tmp_path: Pa
     assert "no reader is installed" == result.message
 
 
-@pytest.mark.parametrize("trial", ["soak", "limits", "interop", "versions"])
+@pytest.mark.parametrize("trial", ["soak", "limits", "interop", "versions", "curriculum"])
 def test_a_trial_that_measured_nothing_never_passes(tmp_path: Path, trial):
     Observations(ending="measured").write(tmp_path)
 

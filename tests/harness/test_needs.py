@@ -120,9 +120,10 @@ def test_every_device_cell_needs_a_gpu_and_its_trial_knows_its_options():
             forms[cell.trial].model_validate(cell.options)
 
 
-@pytest.mark.parametrize("name", ["soak", "limits", "interop", "versions"])
+@pytest.mark.parametrize("name", ["soak", "limits", "interop", "versions", "curriculum"])
 def test_the_options_of_every_shipped_trial_cell_are_known(name: str):
     from harness.matrix import load_cells
+    from harness.trials.curriculum import CurriculumOptions
     from harness.trials.interop import InteropOptions
     from harness.trials.limits import LimitOptions
     from harness.trials.soak import SoakOptions
@@ -133,6 +134,7 @@ def test_the_options_of_every_shipped_trial_cell_are_known(name: str):
         "limits": LimitOptions,
         "interop": InteropOptions,
         "versions": VersionOptions,
+        "curriculum": CurriculumOptions,
     }[name]
     for cell in load_cells(name):
         assert name == cell.trial

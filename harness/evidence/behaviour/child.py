@@ -155,7 +155,8 @@ def control_job(job: Job) -> Job | None:
 
 def _run(folder: Path, job: Job, progress: Callable[[str], None]) -> int:
     """Run the child to its end, and see to it that it has one, also after Ctrl-C."""
-    from harness.process import die_with, signal_group  # it imports pydantic
+    from harness.process import signal_group  # it imports pydantic
+    from mudpuppy.children import die_with
 
     command = [sys.executable, "-P", "-m", "harness.evidence.behaviour.session", str(folder)]
     with (folder / LOG).open("wb") as log:

@@ -1,0 +1,191 @@
+"""What the phases of a curriculum do: train, merge, ask. Each runs in a child of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import load_config
+from mudpuppy.errors import EngineError
+from mudpuppy.files import write_text_atomic
+from mudpuppy.pipelines.curriculum.gates import StageGate
+from mudpuppy.pipelines.curriculum.plan import Curriculum, stage_config
+from mudpuppy.pipelines.curriculum.scores import score_answers, summarise
+from mudpuppy.pipelines.curriculum.state import Point
+from mudpuppy.preflight import preflight
+from mudpuppy.provenance import fingerprint_model
+from mudpuppy.scoring import Question
+
+ADAPTER = "adapter"
+"""Folder of what a training phase leaves, inside the phase's."""
+MODEL = "model"
+"""Folder of what a merge leaves."""
+LIVE = "live"
+"""Folder of what the gate's watcher saw."""
+MAX_NEW_TOKENS = 48
+"""Longest answer where nobody says otherwise."""
+ANSWERS = "answers.jsonl"
+"""What was said, one answer a line."""
+
+
+def import_libraries() -> None:
+    """Import what the phases use and compute nothing, so that their children need not."""
+    import mudpuppy.adapters.shard_merge
+    import mudpuppy.engine
+    import mudpuppy.methods.preference
+    import mudpuppy.methods.sft
+    import mudpuppy.tiny.measure  # noqa: F401
+
+
+def fingerprint(model: str) -> str | None:
+    """Return the fingerprint of a model; an embedded one is built if it is not there.
+
+    Raises:
+        ModelError: there is no such model on this machine.
+    """
+    from mudpuppy.adapters.command import find_folder
+
+    return fingerprint_model(find_folder(model))
+
+
+def train_stage(
+    made: Curriculum,
+    stage: str,
+    point: Point,
+    dataset: Path,
+    folder: Path,
+    gate: StageGate | None,
+) -> dict[str, Any]:
+    """Train one stage and leave its adapter in `folder/adapter`; returns what the run wrote down.
+
+    Args:
+        made: the curriculum.
+        stage: `sft` or `dpo`.
+        point: where it begins; an adapter there is continued.
+        dataset: what is learnt.
+        folder: of the phase.
+        gate: may watch.
+
+    Raises:
+        UsageError: the settings or the data cannot be used.
+        EngineError: the run failed, or its result cannot be believed.
+    """
+    from mudpuppy.engine import train
+
+    config = stage_config(
+        made,
+        stage,
+        model=point.model,
+        dataset=dataset,
+        output=folder / ADAPTER,
+        adapter=point.adapter,
+    )
+    watcher = None if gate is None else gate.watch(folder / LIVE)
+    record = train(config, samples=preflight(config), watcher=watcher, say=_say)
+    if not (config.output / "adapter_config.json").is_file():
+        raise EngineError("the run left no adapter", hint="look at its output in logs/")
+    return {
+        "steps": record.steps,
+        "samples": None if record.labels is None else record.labels.samples,
+        "first_loss": record.first_loss,
+        "final_loss": record.final_loss,
+        "trainable": record.trainable_parameters,
+        "total": record.total_parameters,
+        "learnt_nothing": record.learnt_nothing,
+    }
+
+
+def merge_stage(made: Curriculum, point: Point, folder: Path) -> dict[str, Any]:
+    """Fold the adapter of a point into its model, in `folder/model`.
+
+    Raises:
+        ModelError: the two do not belong together.
+        EngineError: a merged value is not finite, or the disk is full.
+    """
+    from mudpuppy.adapters.command import find_folder
+    from mudpuppy.adapters.shard_merge import merge_shards
+
+    del made
+    assert point.adapter is not None
+    folder.mkdir(parents=True)
+    report = merge_shards(find_folder(point.model), Path(point.adapter), folder / MODEL, say=_say)
+    return {"tensors": report.tensors, "changed": report.changed, "bytes": report.bytes}
+
+
+def ask_stage(
+    made: Curriculum, point: Point, questions: Sequence[Question], folder: Path
+) -> dict[str, Any]:
+    """Ask a point questions, keep what it says, and return its scores by topic, chapter, unit.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    said = _ask(made, point, [question.prompt for question in questions])
+    scored = score_answers(questions, said, made.profile, made.questions)
+    folder.mkdir(parents=True)
+    lines = [json.dumps(asdict(one), ensure_ascii=False) for one in scored]
+    write_text_atomic(folder / ANSWERS, "\n".join(lines) + "\n")
+    return {"scores": summarise(scored)}
+
+
+def _ask(made: Curriculum, point: Point, prompts: Sequence[str]) -> list[tuple[str, bool | None]]:
+    """Return the greedy answers of a point, and whether each ended by itself."""
+    config = stage_config(
+        made, "sft", model=point.model, dataset=made.topics[0].sft, output=Path("out")
+    )
+    return ask_model(
+        point.model, point.adapter, prompts, config=config, max_tokens=made.form.max_new_tokens
+    )
+
+
+def ask_model(
+    model: str,
+    adapter: str | None,
+    prompts: Sequence[str],
+    *,
+    config: TrainingConfig | None = None,
+    max_tokens: int = MAX_NEW_TOKENS,
+) -> list[tuple[str, bool | None]]:
+    """Return greedy answers, and whether each ended by itself.
+
+    Args:
+        model: folder, hub id or name of an embedded model.
+        adapter: folder of an adapter on it.
+        prompts: what is asked.
+        config: how the model is loaded: as its training loads it.
+        max_tokens: longest answer.
+
+    Raises:
+        ModelError: the model cannot be opened.
+    """
+    from peft import PeftModel
+
+    from mudpuppy.loading import load
+    from mudpuppy.runtime import choose_runtime
+    from mudpuppy.tiny import resolve_model
+    from mudpuppy.tiny.measure import ask
+
+    config = config or load_config({"model": model, "dataset": "unread", "output": "unwritten"})
+    loaded = load(resolve_model(model), config, choose_runtime(config))
+    opened = loaded.model
+    if adapter is not None:
+        opened = PeftModel.from_pretrained(opened, adapter)
+    opened = opened.eval()
+    if hasattr(opened.config, "use_cache"):  # off for training alone
+        opened.config.use_cache = True
+    replies = ask(opened, loaded.tokenizer, prompts, max_new_tokens=max_tokens)
+    return [(reply.text, reply.ended) for reply in replies]
+
+
+def ask_prompts(made: Curriculum, point: Point, prompts: Sequence[str]) -> list[str]:
+    """Return what a point answers."""
+    return [text for text, _ in _ask(made, point, prompts)]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)
