@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mudpuppy.errors import ModelError
+from mudpuppy.export.gguf.pretokenizers import merge_pairs
 from mudpuppy.export.gguf.tokenizer_source import Source
 from mudpuppy.export.gguf.vocabulary_codes import TWICE
 from mudpuppy.sentencepiece_file import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
@@ -51,7 +52,7 @@ def classify_tokens(source: Source, texts: Mapping[int, str], num_rows: int) -> 
     Raises:
         ModelError: two rows would have one text; llama.cpp stops at such a file.
     """
-    added = {token["id"]: token for token in source.document.get("added_tokens") or ()}
+    added = _looked_for(source.document)
     has_byte_tokens = bool(source.document["model"].get("byte_fallback"))
     rows: list[str] = []
     kinds: list[int] = []
@@ -77,6 +78,22 @@ def classify_tokens(source: Source, texts: Mapping[int, str], num_rows: int) -> 
         strips_blanks=strips,
         notes=_notes(list(added.values()), strips),
     )
+
+
+def _looked_for(document: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Return the added tokens that are looked for in text, by id.
+
+    Gemma's runs of blanks are added tokens, written as sentencepiece writes blanks, and so they are
+    never found in text: its blanks are still blanks there. Merges put them together.
+    """
+    model = document["model"]
+    merged = {left + right for left, right in merge_pairs(model)}
+    idle = merged if model.get("byte_fallback") else set()
+    return {
+        token["id"]: token
+        for token in document.get("added_tokens") or ()
+        if token.get("special") or BLANK not in token["content"] or token["content"] not in idle
+    }
 
 
 def _padding(number: int, taken: set[str]) -> str:

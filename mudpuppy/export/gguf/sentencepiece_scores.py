@@ -146,7 +146,7 @@ def score_tokens(
             raise objection
         notes.append(objection.message.partition(": ")[2])
     made = _scores_of_merges(model)
-    stored, said = _stored_scores(source, made)
+    stored, said = _stored_scores(source, made, kinds.added)
     prefix, why = _prefix(blanks or Blanks("always", splits=False), kinds, templates)
     return Scored(
         scores=tuple(
@@ -180,7 +180,7 @@ def _scores_of_merges(model: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _stored_scores(
-    source: Source, made: Mapping[str, float]
+    source: Source, made: Mapping[str, float], added: frozenset[str]
 ) -> tuple[dict[int, float], tuple[str, ...]]:
     """Return the scores of tokenizer.model by id where it is this tokenizer's, else a note.
 
@@ -203,6 +203,8 @@ def _stored_scores(
     ranked = sorted((-made[p.text], -p.score) for p in normal.values() if p.text in made)
     if not fits or any(a[1] > b[1] for a, b in itertools.pairwise(ranked)):
         return {}, (f"{TOKENIZER_MODEL} is not the tokenizer that transformers loads: left aside",)
+    if made.keys() - {piece.text for piece in normal.values()} - added:
+        return {}, ()  # scores of two kinds would not compare
     return {number: piece.score for number, piece in normal.items()}, ()
 
 

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from mudpuppy.export.gguf import pretokenizer_rules as rules
 from mudpuppy.export.gguf.sentencepiece_scores import DOUBLED
 from mudpuppy.export.gguf.vocabulary import read_vocabulary
+from mudpuppy.sentencepiece_file import NORMAL, USER_DEFINED
 from mudpuppy.tiny import resolve_model
 from tests.mudpuppy.export.gguf.folders import (
     count_rows,
@@ -211,3 +212,47 @@ def test_blanks_after_phi_3s_tokens_go(sentencepiece_folder, tmp_path, llama_cpp
     assert differing(folder, server, EVERYTHING | chat) == {}
     other = llama_cpp.serve(write_model(tmp_path / "other.gguf", vocabulary, "mine"))
     assert set(differing(folder, other, chat)) == {"chat", "kept"}
+
+
+def test_gemmas_runs_of_blanks_are_merged(tmp_path, llama_cpp):
+    pytest.importorskip("sentencepiece", reason="pip install sentencepiece trains the tokenizer")
+    runs = ["▁▁", "▁▁▁", "▁▁▁▁", "\n", "\n\n", "<start_of_turn>", "<end_of_turn>", "\t"]
+    made = save_sentencepiece(tmp_path / "made", user_defined_symbols=runs, size=1000)
+    folder = in_form("gemma", made, tmp_path / "m")
+    vocabulary = read_vocabulary(folder, count_rows(folder))
+    kinds = dict(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+    assert [kinds[text] for text in ("▁▁", "\n\n", "<start_of_turn>")] == [
+        NORMAL,
+        USER_DEFINED,
+        USER_DEFINED,
+    ]
+    texts = {
+        "runs": "x     y\n\n  z\n   w   \n",
+        "written out": "a▁▁b ▁ c",
+        "turn": "<start_of_turn>user\nHi <end_of_turn>\n",
+    }
+    server = llama_cpp.serve(write_model(tmp_path / "m.gguf", vocabulary))
+    assert differing(folder, server, EVERYTHING | texts) == {}
+
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_chats_of_llama_2_are_read_as_in_training(sentencepiece_folder, tmp_path, llama_cpp):
+    folder = in_form("llama 2", sentencepiece_folder, tmp_path / "m")
+    (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    vocabulary = read_vocabulary(folder, count_rows(folder))
+    assert vocabulary.add_space_prefix is False
+    assert "chats are read as in training" in " ".join(vocabulary.notes)
+    server = llama_cpp.serve(write_model(tmp_path / "m.gguf", vocabulary))
+    said = ["What is it?", " A mud puppy. ", "And  then?"]
+    messages = [
+        {"role": role, "content": text}
+        for role, text in zip(("user", "assistant", "user"), said, strict=True)
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(messages)["input_ids"]
+    assert server.tokenize(server.apply_template(messages), add_special=True) == ids
