@@ -16,7 +16,8 @@ from typing import Any
 from mudpuppy.errors import ModelError, printable
 from mudpuppy.export.gguf.added_tokens import BLANK, BYTE_TOKEN, TokenKinds
 from mudpuppy.export.gguf.pretokenizers import merge_pairs
-from mudpuppy.export.gguf.tokenizer_source import FROM_BASE, TOKENIZER_MODEL, Source
+from mudpuppy.export.gguf.tokenizer_checks import FROM_BASE
+from mudpuppy.export.gguf.tokenizer_source import TOKENIZER_MODEL, Source
 from mudpuppy.export.gguf.vocabulary_codes import (
     DAMAGED,
     OTHER_MERGES,

@@ -12,16 +12,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mudpuppy.errors import ModelError, clip, printable
+from mudpuppy.export.gguf.tokenizer_checks import FROM_BASE, check_kind, check_parts
 from mudpuppy.export.gguf.tokenizer_class import known_class, load_class
 from mudpuppy.export.gguf.vocabulary_codes import DAMAGED, TWICE, UNKNOWN_KIND
+from mudpuppy.sentencepiece_file import BadModel, read_pieces
 
 LARGEST_BYTES = 200_000_000
 """Largest JSON file that is read; vocabularies of 262,144 tokens take 35 MB."""
-FROM_BASE = "copy the tokenizer files of the base model into the folder"
 TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
 
 
@@ -71,7 +73,11 @@ def read_source(folder: Path) -> Source:
         )
     stored = folder / TOKENIZER_JSON
     if stored.is_file():
-        _check_document(read_json(stored), stored)
+        found = read_json(stored)
+        check_kind(found, stored)
+        check_parts(found, stored)
+    else:
+        _check_model_file(folder / TOKENIZER_MODEL)
     settings = _read_beside(folder / "tokenizer_config.json")
     config = _read_beside(folder / "config.json")
     tokenizer = _load(folder, known_class(settings, config))
@@ -83,7 +89,9 @@ def read_source(folder: Path) -> Source:
             hint="export a model whose tokenizer comes as tokenizer.json",
         )
     document = json.loads(core.to_str())
-    _check_document(document, stored)
+    check_kind(document, stored)
+    if not stored.is_file():
+        check_parts(document, folder / TOKENIZER_MODEL)
     return Source(
         folder=folder,
         tokenizer=tokenizer,
@@ -92,6 +100,35 @@ def read_source(folder: Path) -> Source:
         config=config,
         generation=_read_beside(folder / "generation_config.json"),
     )
+
+
+def _check_model_file(path: Path) -> None:
+    """Look whether a tokenizer.model can be read, and what reads it is installed.
+
+    Raises:
+        ModelError: it cannot, or a package is missing.
+    """
+    try:
+        next(read_pieces(path), None)
+    except OSError as error:
+        raise ModelError(f"{DAMAGED}: {path}: {error.strerror}", hint=FROM_BASE) from error
+    except BadModel as error:
+        raise ModelError(
+            f"{DAMAGED}: {path}: no sentencepiece model: {error}", hint=FROM_BASE
+        ) from error
+    lacking = [name for name in ("sentencepiece", "google.protobuf") if not _is_there(name)]
+    if lacking:
+        raise ModelError(
+            f"{path}: reading it needs the package {lacking[0].removeprefix('google.')}",
+            hint="pip install 'mudpuppy[gguf]'",
+        )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
 
 
 def _load(folder: Path, name: str | None) -> Any:
@@ -164,117 +201,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_beside(path: Path) -> dict[str, Any]:
     """Return a settings file, or nothing where there is none."""
     return read_json(path) if path.is_file() else {}
-
-
-def _check_document(document: Mapping[str, Any], path: Path) -> None:
-    """Look whether a tokenizer.json is whole.
-
-    Raises:
-        ModelError: a part is missing, has the wrong form, or contradicts another.
-    """
-    model = document.get("model")
-    if not isinstance(model, Mapping):
-        raise ModelError(f"{DAMAGED}: {path}: it has no model", hint=FROM_BASE)
-    kind = model.get("type", "BPE" if "merges" in model else "WordPiece")
-    if kind != "BPE":
-        raise ModelError(
-            f"{UNKNOWN_KIND}: {path}: the tokenizer is a {printable(str(kind))}, and what is "
-            "exported here are byte-level BPE and the BPE of sentencepiece",
-            hint="export a model of the Llama, Mistral, Qwen, Gemma or Phi families",
-        )
-    vocabulary, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocabulary, Mapping) or not vocabulary:
-        raise ModelError(f"{DAMAGED}: {path}: the model has no vocab", hint=FROM_BASE)
-    if not isinstance(merges, list) or (not merges and len(vocabulary) > MOST_WITHOUT_MERGES):
-        raise ModelError(
-            f"{DAMAGED}: {path}: the model has no merges, so that no word would be put together",
-            hint=FROM_BASE,
-        )
-    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise ModelError(
-            f"{UNKNOWN_KIND}: {path}: pieces inside a word are marked with "
-            f"{model.get('continuing_subword_prefix') or model.get('end_of_word_suffix')!r}, which "
-            "llama.cpp does not know",
-            hint="export a model of the Llama, Mistral, Qwen, Gemma or Phi families",
-        )
-    added = document.get("added_tokens") or []
-    _check_ids(path, vocabulary, added)
-    _check_merges(path, vocabulary, merges)
-    _check_texts(path, [*vocabulary, *(token["content"] for token in added)])
-
-
-MOST_WITHOUT_MERGES = 300
-"""Tokens of a vocabulary of bytes and special tokens, which needs no merges."""
-
-
-def _check_ids(path: Path, vocabulary: Mapping[str, Any], added: Any) -> None:
-    """Raise ModelError where ids are no numbers, or one number belongs to two tokens."""
-    if not isinstance(added, list) or not all(_is_added(token) for token in added):
-        raise ModelError(
-            f"{DAMAGED}: {path}: added_tokens has an entry without a content and an id",
-            hint=FROM_BASE,
-        )
-    texts: dict[int, str] = {}
-    pairs = [*vocabulary.items(), *((token["content"], token["id"]) for token in added)]
-    for text, number in pairs:
-        if type(number) is not int or not 0 <= number < 1 << 31:
-            raise ModelError(
-                f"{DAMAGED}: {path}: the id of the token {_said(text)} is no number",
-                hint=FROM_BASE,
-            )
-        if texts.setdefault(number, text) != text:
-            raise ModelError(
-                f"{TWICE}: {path}: the id {number} belongs to two tokens, {_said(texts[number])} "
-                f"and {_said(text)}",
-                hint=FROM_BASE,
-            )
-    numbers = dict(vocabulary)
-    for token in added:
-        if numbers.setdefault(token["content"], token["id"]) != token["id"]:
-            raise ModelError(
-                f"{TWICE}: {path}: the token {_said(token['content'])} has two ids, "
-                f"{numbers[token['content']]} and {token['id']}; llama.cpp stops at that",
-                hint=FROM_BASE,
-            )
-
-
-def _is_added(token: Any) -> bool:
-    return (
-        isinstance(token, Mapping)
-        and isinstance(token.get("content"), str)
-        and type(token.get("id")) is int
-    )
-
-
-def _check_merges(path: Path, vocabulary: Mapping[str, int], merges: list[Any]) -> None:
-    """Raise ModelError where a merge is no pair of tokens that gives a token."""
-    for number, one in enumerate(merges):
-        pair = one.split(" ", 1) if isinstance(one, str) else one
-        is_pair = isinstance(pair, list) and len(pair) == 2
-        if not is_pair or not all(isinstance(part, str) and part for part in pair):
-            raise ModelError(
-                f"{DAMAGED}: {path}: merge {number} is no pair of texts", hint=FROM_BASE
-            )
-        lacking = next((t for t in (*pair, pair[0] + pair[1]) if t not in vocabulary), None)
-        if lacking is not None:
-            raise ModelError(
-                f"{DAMAGED}: {path}: merge {number} needs the token {_said(lacking)}, which the "
-                "vocabulary lacks",
-                hint=FROM_BASE,
-            )
-
-
-def _check_texts(path: Path, texts: list[str]) -> None:
-    """Raise ModelError where a token cannot be written as UTF-8."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ModelError(
-                f"{DAMAGED}: {path}: the token {ascii(text)[:80]} is no valid UTF-8",
-                hint=FROM_BASE,
-            ) from error
-
-
-def _said(text: str) -> str:
-    return ascii(text) if len(text) <= 40 else ascii(text[:40]) + "..."

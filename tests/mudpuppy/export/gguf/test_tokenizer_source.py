@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from mudpuppy.errors import ModelError, UsageError
+from mudpuppy.export.gguf import tokenizer_source
 from mudpuppy.export.gguf.tokenizer_source import read_source
 from mudpuppy.export.gguf.vocabulary import read_vocabulary
 from tests.mudpuppy.export.gguf.folders import edit_json, save_byte_level
@@ -122,6 +123,24 @@ def test_no_tokenizer_is_told(tmp_path):
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ModelError, match=r"vocab.json alone"):
         read_source(tmp_path)
+
+
+@pytest.mark.parametrize("raw", [b"", b"IQ== 0\n", b"\n\xff\xff\xff\xff", b"\n\x05\n\x03abc"])
+def test_a_damaged_tokenizer_model_is_told(raw, folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(raw)
+    with pytest.raises(ModelError, match="MP-V0") as caught:
+        read_vocabulary(folder, 1000)
+    assert caught.value.hint
+
+
+def test_a_package_that_is_missing_is_named(folder, monkeypatch):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x05\n\x03abc")
+    monkeypatch.setattr(tokenizer_source, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="needs the package sentencepiece") as caught:
+        read_source(folder)
+    assert caught.value.hint == "pip install 'mudpuppy[gguf]'"
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "generation_config.json"])
