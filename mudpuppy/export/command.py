@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="llama.cpp's name of the pre-tokenizer; found out by itself where this is left out",
     )
+    gguf.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="system prompt of the Ollama Modelfile that is written beside the file",
+    )
+    gguf.add_argument("--no-notes", action="store_true", help="write nothing beside the file")
     gguf.add_argument("--overwrite", action="store_true", help="replace a GGUF file of that name")
 
 
@@ -93,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         )
         finished.append(report)
         _tell(report, say=say)
+        if not args.no_notes:
+            _write_notes(report.output, model, args.system, say=say)
     except KeyboardInterrupt as error:
         if not finished:
             raise
@@ -109,3 +117,11 @@ def _tell(report: ExportReport, *, say: Say) -> None:
         f"({counts}; by {report.quantiser})"
     )
     say(f"check it: mudpuppy-doctor {report.output}")
+
+
+def _write_notes(output: Path, model: Path, system: str | None, *, say: Say) -> None:
+    """Write how the file is served, and name what was written."""
+    from mudpuppy.export.serving_notes import write_notes
+
+    for path in write_notes(output, model, system=system):
+        say(f"how to serve it: {path}")
