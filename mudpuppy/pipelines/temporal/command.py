@@ -16,6 +16,7 @@ ACTIONS = {
     "merge": "mudpuppy.pipelines.temporal.merging",
     "convert": "mudpuppy.pipelines.temporal.converting",
     "evaluate": "mudpuppy.pipelines.temporal.evaluating",
+    "compare": "mudpuppy.pipelines.temporal.comparing",
 }
 """Subcommands; each module has `HELP`, `EPILOG`, `add_arguments(parser)` and `run(arguments)`."""
 EPILOG = """\
