@@ -190,4 +190,5 @@ def breaks_off(handler: Handler, body: dict[str, Any]) -> None:
 
 def packed(handler: Handler, body: dict[str, Any]) -> None:
     """Packs what nobody asked to be packed: 10 MB in 10 kB."""
-    handler.send(200, gzip.compress(bytes(10**7), 9), Content_Encoding="gzip")
+    value = json.dumps(reply("a fine answer")).encode() + b" " * 10**7
+    handler.send(200, gzip.compress(value, 9), Content_Encoding="gzip")

@@ -88,6 +88,13 @@ def test_half_a_line_at_the_end_costs_that_line_alone(tmp_path_factory, data):
     assert len(keep.read_bytes().splitlines()) == 3
 
 
+def test_nothing_is_left_of_a_long_half_line(tmp_path):
+    keep = tmp_path / "answers.jsonl"
+    keep.write_text('{"version": 1, "key": "' + "x" * 5000)
+    ask(Parrot(), PROMPTS, max_tokens=9, keep=keep)
+    assert "xxx" not in keep.read_text()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
