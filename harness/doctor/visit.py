@@ -31,6 +31,7 @@ from harness.hub.names import is_hub_name
 from harness.hub.visit import at_hand
 from harness.registry import Probe, load_probes, run_probes, select_probes
 from mudpuppy.errors import UsageError, near_names
+from mudpuppy.garbage import collecting_rarely
 
 WORST = 5
 """Pieces of evidence that a finding keeps."""
@@ -94,7 +95,8 @@ def diagnose(
         "ignore": ignore,
     }
     said: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    return _visit(path, replace(judging, **said))
+    with collecting_rarely():
+        return _visit(path, replace(judging, **said))
 
 
 def _visit(path: str | Path, judging: Judging) -> Diagnosis:

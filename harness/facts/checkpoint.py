@@ -17,6 +17,9 @@ WRAPPERS = re.compile(
 
 def find_wrapper(name: str) -> str:
     """Return the wrapper segment in a tensor name, such as `_orig_mod`, or an empty text."""
+    # Each of them holds such a word, which is found in a fifth of the time.
+    if not ("module" in name or "_orig_mod" in name or "inner" in name or "pretrained" in name):
+        return ""
     found = WRAPPERS.search(name)
     return next((group for group in found.groups() if group), "") if found else ""
 

@@ -53,7 +53,9 @@ def check(files: Files) -> Finding | str:
 
 def _segment(tensor: Tensor, *, in_model: bool) -> str:
     segment = find_wrapper(tensor.name)
-    if segment or not in_model:
+    name = tensor.name
+    # Words that all of them hold, which are found in a fifth of the time.
+    if segment or not in_model or not ("base_" in name or "lora_" in name):
         return segment
-    part = _ADAPTER_PARTS.search(tensor.name)
+    part = _ADAPTER_PARTS.search(name)
     return next((group for group in part.groups() if group), "") if part else ""

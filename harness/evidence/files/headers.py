@@ -128,7 +128,8 @@ def _describe(name: str, size: int, raw: bytes) -> WeightFile:
                 f"it names '{twice[0][:200]}' twice, and readers differ in which counts"
             )
         entries.pop("__metadata__", None)
-        tensors = [_tensor(key, entry, data_start, name) for key, entry in entries.items()]
+        # Each entry goes when its tensor is made: all of both would not fit the room together.
+        tensors = [_tensor(key, entries.pop(key), data_start, name) for key in list(entries)]
         end = _check_layout(tensors, data_start)
     except (UnreadableJson, BadHeader) as problem:
         return _refuse(name, size, "bad-header", str(problem))
@@ -185,11 +186,13 @@ def _fields(entry: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 def _are_sizes(value: Any) -> bool:
     """Whether `value` is a list of at most 64 plain, representable sizes."""
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(type(item) is int and 0 <= item < 2**53 for item in value)
-    )
+    if not isinstance(value, list) or len(value) > 64:
+        return False
+    # With all() it takes twice as long, for each of 250,000 tensors.
+    for item in value:  # noqa: SIM110
+        if type(item) is not int or not 0 <= item < 2**53:
+            return False
+    return True
 
 
 def _check_layout(tensors: list[Tensor], data_start: int) -> int:

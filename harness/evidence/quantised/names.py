@@ -17,15 +17,23 @@ from harness.registry import Missing, NotApplicable
 
 DECLARATIONS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files that declared a quantisation before config.json did."""
-PART = re.compile(
-    r"^(?P<module>.+?)\.(?P<part>qweight|qzeros|scales|g_idx|SCB|weight_format|weight_scale"
-    r"|weight_scale_inv|weight_packed|weight_shape|weight_zero_point|weight_g_idx"
-    r"|weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map"
-    r"|quant_state\.bitsandbytes__(?:nf4|fp4)))$"
+OWN_PARTS = frozenset(
+    (
+        *("qweight", "qzeros", "scales", "g_idx", "SCB", "weight_format", "weight_scale"),
+        *("weight_scale_inv", "weight_packed", "weight_shape", "weight_zero_point"),
+        "weight_g_idx",
+    )
 )
-"""Names of the tensors of which a quantised layer consists, beside `weight`."""
-MXFP4 = re.compile(r"^(?P<module>.+)_(?P<part>blocks|scales)$")
-"""How packed experts are named: `gate_up_proj_blocks`."""
+"""Last words of the names of which a quantised layer consists, beside `weight`."""
+PARTS_OF_WEIGHT = frozenset(
+    (
+        *("absmax", "quant_map", "nested_absmax", "nested_quant_map"),
+        *("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
+    )
+)
+"""What stands behind `weight.` in the names that bitsandbytes gives."""
+EXPERT_PARTS = ("blocks", "scales")
+"""How packed experts end behind a `_`: `gate_up_proj_blocks`."""
 LEVEL_TYPES = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4")
 """Types that levels are stored in."""
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
@@ -44,11 +52,18 @@ Parts = dict[str, Tensor]
 """The tensors of a layer by what they are."""
 
 
+@provides("quantised_groups")
+def give_groups(evidence: CheckpointEvidence) -> dict[str, Parts]:
+    """Return the parts of every quantised layer, by the layer's name."""
+    weights: Weights = evidence.get("weights")
+    return group_parts(weights.tensors)
+
+
 @provides("quantised_parts")
 def name_parts(evidence: CheckpointEvidence) -> frozenset[str]:
     """Return the names of levels, scales and zeros: values and shapes are not the weight's."""
     weights: Weights | None = evidence.find("weights")
-    groups = {} if weights is None else group_parts(weights.tensors)
+    groups: Mapping[str, Parts] = {} if weights is None else evidence.get("quantised_groups")
     parts = [one for group in groups.values() for part, one in group.items() if part != "bias"]
     return frozenset(one.name for one in parts)
 
@@ -73,14 +88,31 @@ def group_parts(tensors: Mapping[str, Tensor]) -> dict[str, Parts]:
     """Return the parts of every layer that has a part only quantised layers have."""
     found: dict[str, Parts] = defaultdict(dict)
     for name, tensor in tensors.items():
-        if match := PART.match(name) or MXFP4.match(name):
-            found[match["module"]][match["part"]] = tensor
+        module, part = split_part(name)
+        if part:
+            found[module][part] = tensor
     for module, parts in found.items():
         for part in ("weight", "bias"):
             plain = tensors.get(f"{module}.{part}")
             if plain is not None:
                 parts[part] = plain
     return {module: parts for module, parts in found.items() if _has_levels(parts)}
+
+
+def split_part(name: str) -> tuple[str, str]:
+    """Return the module in the name of a quantised layer's tensor, and which part of it that is.
+
+    Returns:
+        The part is empty where a plain layer may have such a tensor.
+    """
+    module, _, part = name.rpartition(".")
+    if module and part in OWN_PARTS:
+        return module, part
+    module, _, part = name.rpartition(".weight.")
+    if module and part in PARTS_OF_WEIGHT:
+        return module, f"weight.{part}"
+    module, _, part = name.rpartition("_")
+    return (module, part) if module and part in EXPERT_PARTS else (name, "")
 
 
 def _has_levels(parts: Parts) -> bool:
@@ -100,7 +132,7 @@ def compare_declared(evidence: CheckpointEvidence) -> Quantisation:
     """
     weights: Weights = evidence.get("weights")
     declared, source = find_declaration(evidence)
-    groups = group_parts(weights.tensors)
+    groups: Mapping[str, Parts] = evidence.get("quantised_groups")
     layers = {name: _kind_of(parts, declared) for name, parts in groups.items()}
     if not layers and not declared:
         raise NotApplicable("nothing is quantised, and nothing says so")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from harness.doctor import diagnose
 from harness.evidence.quantised.bitstream import unpack_awq, unpack_nibbles, unpack_words
+from harness.evidence.quantised.names import split_part
 from harness.findings import Status
 from harness.selftest.packing import pack_awq, pack_nf4, pack_words
 from harness.selftest.ward import Recovery
@@ -95,3 +96,26 @@ def test_parts_of_any_type_and_shape_are_judged_without_a_crash(ward, name, plac
         path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(body.values()))
         found = diagnose(patient.path, **patient.options)
     assert not [(r.name, r.reason) for r in found.probes if r.status is Status.CRASHED]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("model.layers.0.q_proj.qweight", ("model.layers.0.q_proj", "qweight")),
+        ("a.b.scales", ("a.b", "scales")),
+        ("a.weight.absmax", ("a", "weight.absmax")),
+        ("a.weight.b.weight.absmax", ("a.weight.b", "weight.absmax")),
+        ("a.weight.quant_state.bitsandbytes__nf4", ("a", "weight.quant_state.bitsandbytes__nf4")),
+        ("experts.gate_up_proj_blocks", ("experts.gate_up_proj", "blocks")),
+        ("experts.gate_up_proj_scales", ("experts.gate_up_proj", "scales")),
+        ("a.weight_scale_inv", ("a", "weight_scale_inv")),
+        ("a.weight", ("a.weight", "")),
+        ("qweight", ("qweight", "")),
+        (".weight.absmax", (".weight.absmax", "")),
+        ("_blocks", ("_blocks", "")),
+        ("a.absmax", ("a.absmax", "")),
+        ("", ("", "")),
+    ],
+)
+def test_names_of_parts_are_taken_apart(name, found):
+    assert split_part(name) == found
