@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.host in EVERYWHERE or not is_local(f"http://{_bracketed(arguments.host)}"):
         unless = "" if settings.api_key else ", who needs no key (--require-key asks for one)"
         _say(f"warning: {arguments.host} can be reached by everybody on its networks{unless}")
+    _say(f"loading {settings.path}")
     with Server(settings) as server:
         try:
             for line in _greet(server):

@@ -23,6 +23,7 @@ from typing import Any, Self
 from mudpuppy.errors import EngineError, ModelError, UsageError
 from mudpuppy.serving import child
 from mudpuppy.serving.reasons import explain_end, explain_log
+from mudpuppy.tiny.names import is_tiny_name
 
 START_S = 600.0
 """Time to load a model: 40 GB from a slow disk."""
@@ -243,10 +244,10 @@ def require_gguf(path: Path) -> Path:
         with path.open("rb") as handle:
             begin = handle.read(len(MAGIC))
     except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read: {error.strerror}",
-            hint="name the file that mud-puppy export gguf has written",
-        ) from error
+        hint = "name the file that mud-puppy export gguf has written"
+        if is_tiny_name(str(path)):
+            hint = f"mud-puppy export gguf {path} tiny.gguf, then mud-puppy serve tiny.gguf"
+        raise ModelError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
     if begin != MAGIC:
         raise ModelError(
             f"{path} is no GGUF file: it begins with {begin!r}, not with {MAGIC!r}",

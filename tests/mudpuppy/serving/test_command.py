@@ -35,6 +35,7 @@ def start(*words, **more):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_says_how_to_ask_and_ends(tiny, number):
     with start(tiny, "--port", "0", "--alias", "frog") as process:
+        assert process.stdout.readline() == f"loading {tiny}\n"
         lines = [process.stdout.readline() for _ in range(5)]
         assert lines[0].startswith(f"serving {tiny} as 'frog' at http://127.0.0.1:")
         url = lines[0].split()[-1]
@@ -54,7 +55,8 @@ def test_it_serves_says_how_to_ask_and_ends(tiny, number):
 
 def test_a_crash_of_the_server_ends_the_command_with_3(tiny):
     with start(tiny, "--port", "0") as process:
-        process.stdout.readline()
+        while "serving" not in process.stdout.readline():
+            pass
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         (child,) = map(int, children.read_text().split())
         os.kill(child, signal.SIGABRT)
@@ -90,6 +92,12 @@ def test_a_folder_is_refused_with_the_line_to_type(tmp_path, capsys):
     assert main(["serve", str(tmp_path)]) == 2
     errors = capsys.readouterr().err
     assert f"mud-puppy export gguf {tmp_path} {tmp_path}.gguf, then mud-puppy serve" in errors
+
+
+def test_the_embedded_model_is_exported_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", "tiny"]) == 2
+    assert "mud-puppy export gguf tiny tiny.gguf" in capsys.readouterr().err
 
 
 def test_everybody_who_can_reach_it_is_told_of(tiny, capsys, monkeypatch):
