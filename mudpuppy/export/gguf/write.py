@@ -8,12 +8,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mudpuppy.errors import EngineError, OutputError
 from mudpuppy.export.gguf.blocks import Rows, Source, is_finite, read_blocks, widen
+from mudpuppy.export.gguf.direct import DirectFile
 from mudpuppy.export.gguf.refusals import ExportRefused
 from mudpuppy.export.gguf.tensors import Plan, Planned
 from mudpuppy.files import atomic_file
@@ -113,19 +114,21 @@ def _write(
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    handle: BinaryIO = writer.fout[0]
-    for one in plan.tensors:
+    writer.close()
+    head = path.read_bytes()
+    with DirectFile(path) as handle:
+        handle.write(head)
+        for one in plan.tensors:
+            _pad(handle, writer.data_alignment)
+            start = handle.tell()
+            for block in read_blocks(one, source):
+                handle.write(_encode(block, one, types[one.name], quantiser))
+            if handle.tell() - start != writer.tensors[0][one.name].nbytes:
+                raise AssertionError(f"{one.name} has {handle.tell() - start} bytes")
         _pad(handle, writer.data_alignment)
-        start = handle.tell()
-        for block in read_blocks(one, source):
-            handle.write(_encode(block, one, types[one.name], quantiser))
-        if handle.tell() - start != writer.tensors[0][one.name].nbytes:
-            raise AssertionError(f"{one.name} has {handle.tell() - start} bytes")
-    _pad(handle, writer.data_alignment)
-    handle.flush()
 
 
-def _pad(handle: BinaryIO, alignment: int) -> None:
+def _pad(handle: DirectFile, alignment: int) -> None:
     handle.write(bytes(-handle.tell() % alignment))
 
 
