@@ -7,6 +7,7 @@ a GGUF file becomes a note.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,19 +146,23 @@ def _further_stops(
     return ids, tuple(notes)
 
 
-def read_templates(source: Source, has_bos: bool) -> Mapping[str, str]:
+def read_templates(
+    source: Source, special: SpecialTokens, texts: Mapping[int, str]
+) -> Mapping[str, str]:
     """Return the chat templates by name, `default` first; nothing where there is none.
 
-    llama.cpp takes the text of an arbitrary token for `bos_token` where the model has none, so a
-    template that names it is told that it is empty, as it is in transformers.
+    llama.cpp fills `bos_token` and `eos_token` by the ids of the file, and by arbitrary tokens
+    where there are none. A template is told of them where the tokenizer has others.
     """
     found: Any = source.tokenizer.chat_template
     if not found:
         return {}
     named = dict(found) if isinstance(found, Mapping) else {"default": str(found)}
-    if not has_bos:
-        named = {
-            name: "{%- set bos_token = '' %}\n" + text if "bos_token" in text else text
-            for name, text in named.items()
-        }
+    for role in ("bos", "eos"):
+        wanted = getattr(source.tokenizer, f"{role}_token") or ""
+        written = texts[special.ids[role]] if role in special.ids else None
+        if str(wanted) != written:
+            said = f"{{%- set {role}_token = {json.dumps(str(wanted), ensure_ascii=False)} %}}\n"
+            for name, text in named.items():
+                named[name] = said + text if f"{role}_token" in text else text
     return dict(sorted(named.items(), key=lambda pair: pair[0] != "default"))

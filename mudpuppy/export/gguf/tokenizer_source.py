@@ -25,6 +25,8 @@ from mudpuppy.sentencepiece_file import BadModel, read_pieces
 LARGEST_BYTES = 200_000_000
 """Largest JSON file that is read; vocabularies of 262,144 tokens take 35 MB."""
 TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
+PAIR = ("vocab.json", "merges.txt")
+"""What byte-level tokenizers were saved as before tokenizer.json."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +64,13 @@ def read_source(folder: Path) -> Source:
     Raises:
         ModelError: there is none, its files are damaged, or it is no BPE.
     """
-    if not any((folder / name).is_file() for name in (TOKENIZER_JSON, TOKENIZER_MODEL)):
-        others = [name for name in ("vocab.json", "tekken.json") if (folder / name).is_file()]
-        raise ModelError(
-            f"{DAMAGED}: {folder}: no {TOKENIZER_JSON} and no {TOKENIZER_MODEL}"
-            + (f", and {others[0]} alone does not say how text is cut" if others else ""),
-            hint="write it with AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
-            if others
-            else FROM_BASE,
-        )
-    stored = folder / TOKENIZER_JSON
-    if stored.is_file():
+    stored = _find(folder)
+    if stored.name == TOKENIZER_JSON:
         found = read_json(stored)
         check_kind(found, stored)
         check_parts(found, stored)
-    else:
-        _check_model_file(folder / TOKENIZER_MODEL)
+    elif stored.name == TOKENIZER_MODEL:
+        _check_model_file(stored)
     settings = _read_beside(folder / "tokenizer_config.json")
     config = _read_beside(folder / "config.json")
     tokenizer = _load(folder, known_class(settings, config))
@@ -90,8 +83,8 @@ def read_source(folder: Path) -> Source:
         )
     document = json.loads(core.to_str())
     check_kind(document, stored)
-    if not stored.is_file():
-        check_parts(document, folder / TOKENIZER_MODEL)
+    if stored.name != TOKENIZER_JSON:
+        check_parts(document, stored)
     return Source(
         folder=folder,
         tokenizer=tokenizer,
@@ -99,6 +92,27 @@ def read_source(folder: Path) -> Source:
         settings=settings,
         config=config,
         generation=_read_beside(folder / "generation_config.json"),
+    )
+
+
+def _find(folder: Path) -> Path:
+    """Return the file that the tokenizer of a folder is read from.
+
+    Raises:
+        ModelError: there is none.
+    """
+    found = [name for name in (TOKENIZER_JSON, TOKENIZER_MODEL) if (folder / name).is_file()]
+    if all((folder / name).is_file() for name in PAIR):
+        found.append(PAIR[0])
+    if found:
+        return folder / found[0]
+    tekken = (folder / "tekken.json").is_file()
+    raise ModelError(
+        f"{DAMAGED}: {folder}: no {TOKENIZER_JSON}, no {TOKENIZER_MODEL}, and no {PAIR[0]} with "
+        f"{PAIR[1]}" + (", and tekken.json is not read here" if tekken else ""),
+        hint="AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) writes tokenizer.json"
+        if tekken
+        else FROM_BASE,
     )
 
 

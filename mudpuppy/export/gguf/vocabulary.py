@@ -118,7 +118,7 @@ def read_vocabulary(
     texts = _texts(source)
     _check_rows(folder, texts, num_rows, architecture)
     special = read_special_tokens(source, texts, num_rows)
-    templates = read_templates(source, has_bos="bos" in special.ids)
+    templates = read_templates(source, special, texts)
     kinds = classify_tokens(source, texts, num_rows)
     notes = (*_padding(texts, num_rows), *kinds.notes, *special.notes)
     notes += _chat_notes(templates, special, texts)

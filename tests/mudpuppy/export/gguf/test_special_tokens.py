@@ -172,9 +172,20 @@ def test_a_template_without_a_first_token_is_told_that_it_is_empty(folder):
     messages = [{"role": "user", "content": "Hi"}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False)
     tokenizer.chat_template = read_vocabulary(folder, ROWS).templates["default"]
-    assert "bos_token = ''" in tokenizer.chat_template
+    assert 'bos_token = ""' in tokenizer.chat_template
     tokenizer.add_special_tokens({"bos_token": "<|bot|>"})  # as llama.cpp would have some
     assert tokenizer.apply_chat_template(messages, tokenize=False) == expected
+
+
+def test_a_template_is_told_of_a_first_token_that_only_the_model_names(folder):
+    change_settings(folder, bos_token=None)
+    frame(folder, "A")
+    write_config(folder, ROWS, bos_token_id=2)
+    vocabulary = read_vocabulary(folder, ROWS)
+    assert vocabulary.special.ids["bos"] == 2
+    assert vocabulary.templates["default"].startswith('{%- set bos_token = "" %}\n')
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    assert read_vocabulary(folder, ROWS).templates["default"].startswith("{{ messages")
 
 
 def test_no_template_is_none_and_told(folder):

@@ -13,7 +13,7 @@ from mudpuppy.errors import ModelError, UsageError
 from mudpuppy.export.gguf import tokenizer_source
 from mudpuppy.export.gguf.tokenizer_source import read_source
 from mudpuppy.export.gguf.vocabulary import read_vocabulary
-from tests.mudpuppy.export.gguf.folders import edit_json, save_byte_level
+from tests.mudpuppy.export.gguf.folders import edit_json, save_byte_level, write_json
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,30 @@ def test_no_tokenizer_is_told(tmp_path):
     with pytest.raises(ModelError, match=r"MP-V01.*no tokenizer.json"):
         read_source(tmp_path)
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"vocab.json alone"):
+    with pytest.raises(ModelError, match=r"no vocab.json with merges.txt"):
         read_source(tmp_path)
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tekken.json is not read") as caught:
+        read_source(tmp_path)
+    assert "save_pretrained" in caught.value.hint
+
+
+def test_an_old_pair_of_files_is_read(folder):
+    expected = read_vocabulary(folder, 400)
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "tokenizer.json").unlink()
+    write_json(folder / "vocab.json", model["vocab"])
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    names = {"tokenizer_class": "GPT2Tokenizer", "unk_token": "<|stop|>"}
+    edit_json(folder / "tokenizer_config.json", lambda value: value.update(names))
+    edit_json(folder / "config.json", put("model_type", "gpt2"))
+    found = read_vocabulary(folder, 400)
+    assert (found.pre, found.tokens, found.merges) == ("gpt-2", expected.tokens, expected.merges)
+    assert found.special.ids["eos"] == expected.special.ids["eos"]
+    (folder / "merges.txt").write_text("#version: 0.2\na\n", encoding="utf-8")
+    with pytest.raises(ModelError, match="MP-V01"):
+        read_vocabulary(folder, 400)
 
 
 @pytest.mark.parametrize("raw", [b"", b"IQ== 0\n", b"\n\xff\xff\xff\xff", b"\n\x05\n\x03abc"])
