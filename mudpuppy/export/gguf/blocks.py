@@ -28,11 +28,16 @@ EXPONENTS = {"F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
 BITS: dict[int, Any] = {4: np.uint32, 2: np.uint16}
 
 
+PIECE = 1 << 18
+"""Values that are looked at together, so that what is made of them stays near the processor."""
+
+
 class Source:
-    """Reads rows of stored tensors; keeps the files open."""
+    """Reads rows of stored tensors into one buffer; keeps the files open."""
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
+        self._buffer = np.empty(0, np.uint8)
 
     def close(self) -> None:
         """Close every file."""
@@ -41,7 +46,9 @@ class Source:
         self._files.clear()
 
     def read(self, entry: TensorEntry, first: int, rows: int) -> Rows:
-        """Return some rows as they are stored, (rows, columns).
+        """Return some rows as they are stored, (rows, columns); valid until the next are read.
+
+        Fresh memory for every block would be paid for page by page.
 
         Raises:
             OSError: the file cannot be read, or became shorter.
@@ -50,20 +57,23 @@ class Source:
         if path not in self._files:
             self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         columns = entry.shape[-1]
-        found = np.empty((rows, columns), RAW[entry.dtype])
-        view = found.reshape(-1).view(np.uint8).data
-        place = entry.start + first * columns * ITEM_BYTES[entry.dtype]
+        row = columns * ITEM_BYTES[entry.dtype]
+        if len(self._buffer) < rows * row:
+            self._buffer = np.empty(rows * row, np.uint8)
+        raw = self._buffer[: rows * row]
+        view, place = raw.data, entry.start + first * row
         done = 0
         while done < len(view):
             count = os.preadv(self._files[path], [view[done:]], place + done)
             if count == 0:
                 raise OSError(f"{path} became shorter while it was read")
             done += count
+        found: Rows = raw.view(RAW[entry.dtype]).reshape(rows, columns)
         return found
 
 
 def read_blocks(planned: Planned, source: Source) -> Iterator[Rows]:
-    """Yield the rows of a tensor in order, about `BLOCK_BYTES` at a time.
+    """Yield the rows of a tensor in order, about `BLOCK_BYTES` at a time; each until the next.
 
     What is stored as bf16 comes as its bits, fp16 as it is, and everything else as fp32.
 
@@ -102,9 +112,12 @@ def _spans(planned: Planned, part: Part) -> Iterator[tuple[int, int]]:
 
 def is_finite(block: Rows, dtype: str) -> bool:
     """Return whether all values are numbers; by their bits, which is several times faster."""
-    bits = block.view(BITS[block.itemsize])
+    bits = block.reshape(-1).view(BITS[block.itemsize])
     exponent = bits.dtype.type(EXPONENTS[dtype])
-    return not bits.size or bool((bits & exponent).max() < exponent)
+    return all(
+        (bits[start : start + PIECE] & exponent).max() < exponent
+        for start in range(0, len(bits), PIECE)
+    )
 
 
 def turn(block: Rows, heads: int, is_vector: bool) -> Rows:

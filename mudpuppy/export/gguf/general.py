@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mudpuppy.export.gguf.refusals import ExportRefused
 from mudpuppy.export.gguf.tensors import Plan
 from mudpuppy.provenance import (
     PROVENANCE_SCHEMA_VERSION,
@@ -59,7 +60,16 @@ def describe_general(
     total, shared, each, experts = writer.get_total_parameter_count()
     in_cache = SNAPSHOT.search(folder.as_posix())
     named = gguf.Metadata.id_to_title(in_cache["name"]) if in_cache else None
-    found = gguf.Metadata.load(None, folder, named, total)
+    try:
+        found = gguf.Metadata.load(None, folder, named, total)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExportRefused(
+            "MP-X03",
+            f"{folder}: README.md or generation_config.json cannot be read: {reason}",
+            hint="mend or remove the lines between --- and --- at the top of README.md",
+        ) from error
+    _drop_odd_sampling(found)
     found.name = name(found.name or folder.name)
     if found.size_label is None and total > 0:
         found.size_label = gguf.size_label(total, shared, each, experts)
@@ -70,6 +80,18 @@ def describe_general(
         getattr(writer, f"add_{method}")(made)
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[quant]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _drop_odd_sampling(found: Any) -> None:
+    """Forget advice for sampling that is no number of the kind that the file has for it."""
+    for name, value in vars(found).items():
+        if not name.startswith("sampling_") or value is None:
+            continue
+        is_whole = name.removeprefix("sampling_") in ("top_k", "penalty_last_n", "mirostat")
+        kinds = int if is_whole else (int, float)
+        is_odd = isinstance(value, bool) or not isinstance(value, kinds) or abs(value) >= 2**31
+        if name != "sampling_sequence" and is_odd:
+            setattr(found, name, None)
 
 
 def describe_provenance(writer: Any, folder: Path, quant: str, quantiser: str) -> None:

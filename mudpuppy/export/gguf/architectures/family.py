@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,12 @@ Settings = Mapping[str, Any]
 """A model's configuration as transformers completes it, those of its text part on top."""
 Entry = tuple[str, Any]
 """Method of `gguf.GGUFWriter` without `add_`, and what it is given."""
+MOST = 2**31 - 1
+"""Largest whole number that the file takes for a size."""
+LARGEST = 3.4e38
+"""Largest number that fp32 has, nearly."""
+EXPERTS = ("num_local_experts", "num_experts")
+"""What families call the number of experts."""
 BLOCK = "model.layers.{block}."
 """How the tensors of a block begin."""
 
@@ -118,7 +123,7 @@ def whole(settings: Settings, key: str) -> int:
         ExportRefused: it is none.
     """
     value = settings.get(key)
-    if type(value) is not int or value <= 0:
+    if type(value) is not int or not 0 < value <= MOST:
         raise refuse(f"config.json: {key} is {shown(value)}, not a positive whole number")
     return value
 
@@ -131,7 +136,7 @@ def number(settings: Settings, key: str) -> float:
     """
     value: Any = settings.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if not is_number or not 0 < value <= LARGEST:
         raise refuse(f"config.json: {key} is {shown(value)}, not a positive number")
     found: float = value
     return found
@@ -173,10 +178,20 @@ def sizes_of(settings: Settings) -> dict[str, int]:
         "qkv": (heads + 2 * keys) * size,
         "feed": feed,
         "double_feed": 2 * feed,
-        "experts": find(settings, "num_local_experts", "num_experts") or 0,
-        "expert_feed": find(settings, "moe_intermediate_size") or feed,
-        "shared_feed": find(settings, "shared_expert_intermediate_size") or feed,
+        "experts": experts_of(settings),
+        "expert_feed": _or(settings, "moe_intermediate_size", feed),
+        "shared_feed": _or(settings, "shared_expert_intermediate_size", feed),
     }
+
+
+def experts_of(settings: Settings) -> int:
+    """Return the number of experts of a block; 0 where there are none."""
+    key = next((k for k in EXPERTS if settings.get(k) is not None), None)
+    return 0 if key is None else whole(settings, key)
+
+
+def _or(settings: Settings, key: str, other: int) -> int:
+    return other if settings.get(key) is None else whole(settings, key)
 
 
 def main_rotation(settings: Settings) -> Mapping[str, Any]:
@@ -199,10 +214,10 @@ def describe_common(settings: Settings) -> Iterator[Entry]:
     if "sliding_attention" in (rope := settings["rope_parameters"]):
         yield "rope_freq_base_swa", number(rope["sliding_attention"], "rope_theta")
     yield "layer_norm_rms_eps", number(settings, "rms_norm_eps")
-    if (experts := find(settings, "num_local_experts", "num_experts")) is not None:
+    if experts := experts_of(settings):
         yield "expert_count", experts
-    if (used := find(settings, "num_experts_per_tok")) is not None:
-        yield "expert_used_count", used
+    if settings.get("num_experts_per_tok") is not None:
+        yield "expert_used_count", whole(settings, "num_experts_per_tok")
     if settings.get("head_dim") is not None:
         yield "key_length", head_size(settings)
         yield "value_length", head_size(settings)
@@ -226,7 +241,7 @@ def describe_scaling(rope: Mapping[str, Any]) -> Iterator[Entry]:
         ("beta_slow", rope.get("beta_slow")),
     ):
         if value is not None:
-            yield f"rope_scaling_yarn_{name}", value
+            yield f"rope_scaling_yarn_{name}", number({name: value}, name)
 
 
 def check_rotation(settings: Settings, *, also: tuple[str, ...] = ()) -> Iterator[str]:

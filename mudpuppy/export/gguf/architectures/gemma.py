@@ -47,7 +47,7 @@ def _describe_gemma2(settings: Settings) -> Iterator[Entry]:
     rope = main_rotation(settings)
     yield from describe_scaling(rope)
     if rope.get("rope_theta", DEFAULT_THETA) != DEFAULT_THETA:
-        yield "rope_freq_base", rope["rope_theta"]
+        yield "rope_freq_base", number(rope, "rope_theta")
 
 
 def _describe_gemma3(settings: Settings) -> Iterator[Entry]:
@@ -65,7 +65,7 @@ def _check_windows(settings: Settings, period: int) -> None:
         for block in range(whole(settings, "num_hidden_layers"))
     ]
     is_other = kinds is None and settings.get("sliding_window_pattern", period) != period
-    if is_other or (kinds is not None and list(kinds) != wanted):
+    if is_other or kinds not in (None, wanted):
         raise refuse(
             "config.json: layer_types is not what llama.cpp takes for granted: attention to "
             f"everything in every {period}th block, a sliding window in the others"

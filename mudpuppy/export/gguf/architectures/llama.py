@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from mudpuppy.errors import shown
 from mudpuppy.export.gguf.architectures.family import (
     EMBEDDING,
     HEAD,
@@ -24,9 +23,18 @@ from mudpuppy.export.gguf.architectures.family import (
     head_size,
     main_rotation,
     norm_rows,
+    number,
     refuse,
     whole,
 )
+
+LLAMA_3_1 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""Its scaling, where a part of it is not given."""
 
 
 def _describe(settings: Settings) -> Iterator[Entry]:
@@ -53,12 +61,11 @@ def _frequencies(settings: Settings) -> Iterable[tuple[str, tuple[float, ...]]]:
     import torch
 
     size = head_size(settings)
-    base, factor = rope.get("rope_theta", 10_000.0), rope.get("factor", 8.0)
-    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
-    context = rope.get("original_max_position_embeddings", 8192)
-    numbers = (base, factor, low, high, context)
-    if not all(isinstance(n, int | float) and n > 0 for n in numbers) or high <= low:
-        raise refuse(f"config.json: the llama3 scaling {shown(rope)} has no sense")
+    base, factor, low, high, context = (
+        float(number({**LLAMA_3_1, **rope}, key)) for key in ("rope_theta", *LLAMA_3_1)
+    )
+    if high <= low:
+        raise refuse(f"config.json: high_freq_factor {high} is not above low_freq_factor {low}")
     waves = 2 * math.pi / (1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
     share = (context / waves - low) / (high - low)
     between = 1 / ((1 - share) / factor + share)

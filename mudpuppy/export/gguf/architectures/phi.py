@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from mudpuppy.errors import shown
 from mudpuppy.export.gguf.architectures.family import (
     EMBEDDING,
     HEAD,
+    LARGEST,
     NORM,
     Entry,
     Family,
@@ -31,16 +31,19 @@ LONG = ("longrope", "su", "yarn")
 
 def _rotated(settings: Settings) -> int:
     """Return how much of a head is rotated."""
-    share = main_rotation(settings).get("partial_rotary_factor", 1.0)
+    rope = main_rotation(settings)
+    share = number(rope, "partial_rotary_factor") if "partial_rotary_factor" in rope else 1.0
+    if share > 1:
+        raise refuse(f"config.json: partial_rotary_factor is {share}, more than all")
     wide, heads = whole(settings, "hidden_size"), whole(settings, "num_attention_heads")
     return int(share * wide) // heads
 
 
 def _trained_context(settings: Settings) -> int:
     """Return how long the texts were that the model was first trained with."""
-    found = main_rotation(settings).get("original_max_position_embeddings")
-    if type(found) is not int or found <= 1:
-        raise refuse(f"config.json: original_max_position_embeddings is {shown(found)}")
+    found = whole(main_rotation(settings), "original_max_position_embeddings")
+    if found == 1:
+        raise refuse("config.json: original_max_position_embeddings is 1, and has no logarithm")
     return found
 
 
@@ -55,7 +58,8 @@ def _describe(settings: Settings) -> Iterator[Entry]:
     yield "layer_norm_rms_eps", number(settings, "rms_norm_eps")
     yield "rope_dimension_count", _rotated(settings)
     yield "rope_freq_base", number(main_rotation(settings), "rope_theta")
-    yield "sliding_window", settings.get("sliding_window") or 0
+    has_window = settings.get("sliding_window") is not None
+    yield "sliding_window", whole(settings, "sliding_window") if has_window else 0
     if main_rotation(settings).get("long_factor"):
         yield "rope_scaling_attn_factors", _attention_factor(settings)
 
@@ -79,7 +83,9 @@ def _check(settings: Settings) -> Iterator[str]:
         return
     for key in ("long_factor", "short_factor"):
         table = rope.get(key)
-        if not isinstance(table, list | tuple) or len(table) != _rotated(settings) // 2:
+        numbers = table if isinstance(table, list) else []
+        is_valid = all(isinstance(one, int | float) and 0 < one < LARGEST for one in numbers)
+        if not is_valid or len(numbers) != _rotated(settings) // 2:
             raise refuse(
                 f"config.json: {key} must have {_rotated(settings) // 2} numbers, one for every "
                 "frequency"

@@ -27,7 +27,7 @@ def store(folder: Path, **tensors: torch.Tensor) -> dict[str, Part]:
 def read(planned: Planned) -> np.ndarray:
     source = Source()
     try:
-        return np.concatenate([widen(block) for block in read_blocks(planned, source)])
+        return np.concatenate([widen(block).copy() for block in read_blocks(planned, source)])
     finally:
         source.close()
 
