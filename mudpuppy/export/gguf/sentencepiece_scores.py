@@ -93,13 +93,17 @@ def _is_idle(cut: Mapping[str, Any]) -> bool:
 
 
 def check_bytes(source: Source) -> None:
-    """Look whether every byte has a token.
+    """Look whether every byte has a token, or is one: Gemma's tab is written as itself.
 
     Raises:
         ModelError: one has none; llama.cpp fails at the first character that needs it.
     """
     vocabulary = source.document["model"]["vocab"]
-    lacking = [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary]
+    lacking = [
+        f"<0x{byte:02X}>"
+        for byte in range(256)
+        if f"<0x{byte:02X}>" not in vocabulary and not (byte < 128 and chr(byte) in vocabulary)
+    ]
     if lacking:
         raise ModelError(
             f"{UNKNOWN_KIND}: {source.folder}: {len(lacking)} of the 256 tokens for bytes are "
@@ -135,11 +139,12 @@ def score_tokens(
         ModelError: bytes are missing, or llama.cpp would read text otherwise.
     """
     check_bytes(source)
-    model, notes = source.document["model"], []
+    model, every = source.document["model"], source.document.get("added_tokens") or ()
+    notes = _uncovered(model, kinds.added)
     blanks = read_blanks(source.document)
     objections = [
         _object_to_blanks(source, blanks),
-        _object_to_merges(model, kinds.added),
+        _object_to_merges(model, frozenset(t["content"] for t in every)),
         _object_to_crossing(model, blanks, kinds.added),
     ]
     for objection in filter(None, objections):
@@ -286,7 +291,7 @@ def _object_to_merges(model: Mapping[str, Any], added: frozenset[str]) -> ModelE
         for token in vocabulary
         if len(token) > 1 and token not in added and not BYTE_TOKEN.fullmatch(token)
         for pair in ((token[:at], token[at:]) for at in range(1, len(token)))
-        if all(len(piece) == 1 or piece in vocabulary for piece in pair) and pair not in listed
+        if all(piece in vocabulary for piece in pair) and pair not in listed
     ]
     if not lacking:
         return None
@@ -294,6 +299,24 @@ def _object_to_merges(model: Mapping[str, Any], added: frozenset[str]) -> ModelE
         f"llama.cpp would join {len(lacking):,} pairs that this tokenizer leaves apart, such as "
         f"{lacking[0][0]!r} and {lacking[0][1]!r}"
     )
+
+
+def _uncovered(model: Mapping[str, Any], added: frozenset[str]) -> list[str]:
+    """Return what is said of tokens with characters that are none by themselves."""
+    vocabulary = model["vocab"]
+    letters = {letter for token in vocabulary if token not in added for letter in token}
+    lone = letters - vocabulary.keys()
+    odd = [
+        token
+        for token in vocabulary
+        if token not in added and not BYTE_TOKEN.fullmatch(token) and not lone.isdisjoint(token)
+    ]
+    if not odd:
+        return []
+    return [
+        f"{len(odd):,} tokens such as {odd[0]!r} hold characters that are no tokens: llama.cpp "
+        "puts them together, and this tokenizer never does"
+    ]
 
 
 def _other_merges(what: str) -> ModelError:

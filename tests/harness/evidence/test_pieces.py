@@ -45,7 +45,7 @@ def test_the_order_of_the_pieces_is_their_id(tmp_path):
 
 
 def test_the_pieces_are_those_of_the_library(tmp_path):
-    proto = pytest.importorskip("transformers.utils.sentencepiece_model_pb2_new")
+    proto = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
     model = proto.ModelProto()
     for word in WORDS:
         piece = model.pieces.add()

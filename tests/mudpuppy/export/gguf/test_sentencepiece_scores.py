@@ -139,6 +139,17 @@ def test_missing_bytes_are_refused(tmp_path):
         read_vocabulary(tmp_path, rows, pre_tokenizer="default")
 
 
+def test_tokens_with_characters_that_are_none_are_told(tmp_path):
+    rows = save(tmp_path, MERGES, more=("aé",))
+    assert "'aé'" in " ".join(read_vocabulary(tmp_path, rows).notes)
+
+
+def test_gemmas_tab_is_its_own_token(tmp_path):
+    rows = save(tmp_path, MERGES, lacking=(9,), more=("\t",))
+    vocabulary = read_vocabulary(tmp_path, rows)
+    assert vocabulary.kinds[vocabulary.tokens.index("\t")] == NORMAL
+
+
 def test_text_that_is_changed_first_is_refused(tmp_path):
     rows = save(tmp_path, MERGES, normalizer=both({"type": "NFKC"}, PREPEND, REPLACE))
     with pytest.raises(ModelError, match=r"MP-V03.*NFKC"):
