@@ -104,7 +104,7 @@ def scan_with_torch(folder: str) -> None:
 
 def measure(plan: Plan) -> Sides:
     """Run every kind in fresh processes."""
-    size = write_model(plan.folder, plan.pick(full=2.0, quick=0.2))
+    size = write_model(plan.folder, plan.pick(full=2.0, quick=0.3))
     plan.facts["checkpoint"] = f"{size / 1e9:.2f} GB of bf16 in matrices of {SIDE} x {SIDE}"
     folder, own = str(plan.folder), "benchmarks.rows.scan"
     cache = {"PYTHONPYCACHEPREFIX": str(plan.folder / "bytecode")}  # compiled once, as installed

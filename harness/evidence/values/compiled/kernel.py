@@ -13,9 +13,9 @@ from harness.evidence.values.compiled.trial import ENDED, KINDS, Task, open_libr
 from harness.evidence.values.reading import Slice, too_short, unreadable
 from harness.evidence.values.rowsums import RowSums
 
-CHUNK_BYTES = 1 << 17
+CHUNK_BYTES = 1 << 18
 """Bytes that are read at once: less than the numpy path reads, since a call costs next to nothing
-here, and the second cache of any processor holds them."""
+here, and the second cache of most processors holds them."""
 _ALIGNMENT = 64
 
 
