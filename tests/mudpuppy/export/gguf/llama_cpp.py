@@ -77,20 +77,20 @@ class Served:
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         asked = {"content": text, "add_special": add_special, "parse_special": True}
-        return self._post("/tokenize", asked)["tokens"]
+        return self.post("/tokenize", asked)["tokens"]
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return self._post("/detokenize", {"tokens": list(ids)})["content"]
+        return self.post("/detokenize", {"tokens": list(ids)})["content"]
 
     def apply_template(self, messages: list[dict[str, str]], **more: Any) -> str:
-        return self._post("/apply-template", {"messages": messages, **more})["prompt"]
+        return self.post("/apply-template", {"messages": messages, **more})["prompt"]
 
     def stops_at(self, number: int) -> bool:
         """Return whether an answer that begins with a token is over."""
         asked = {"prompt": [5], "n_predict": 2, "logit_bias": [[number, 1000]], "temperature": 0}
-        return self._post("/completion", asked)["stop_type"] == "eos"
+        return self.post("/completion", asked)["stop_type"] == "eos"
 
-    def _post(self, path: str, value: Any) -> Any:
+    def post(self, path: str, value: Any) -> Any:
         request = urllib.request.Request(
             self.url + path, json.dumps(value).encode(), {"Content-Type": "application/json"}
         )
