@@ -70,7 +70,7 @@ fuzz: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.drive -j $(JOBS) --keep runs/fuzz
 
 temporal-demo: $(STAMP)
-	@OMP_NUM_THREADS=2 $(BIN)/python -m mudpuppy.pipelines.temporal.demo $(FOLDER)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m mudpuppy.pipelines.temporal.demo $(FOLDER)
 
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks.table $(ROWS)

@@ -22,7 +22,7 @@ ACTIONS = {
 EPILOG = """\
 example, from start to finish, on the embedded model:
   mud-puppy temporal data --from tiny datasets
-  mud-puppy temporal finetune --model_name tiny --learning_rate 2e-3 --epochs 8 --batch_size 16 \\
+  mud-puppy temporal finetune --model_name tiny --learning_rate 3e-3 --epochs 6 --batch_size 16 \\
       --gradient_accumulation_steps 1
   mud-puppy temporal merge --base_model tiny --lora_path output/temporal-tiny-full-*/final \\
       --output_path output/merged --verify

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
-from typing import Any
 
-from mudpuppy.parser import FriendlyParser
-from mudpuppy.pipelines.temporal.words import add_flag
+from mudpuppy.pipelines.temporal.words import add_flag, run_command
 
 HELP = "write a merged model as a GGUF file"
 EPILOG = """\
@@ -47,12 +44,8 @@ def run(args: argparse.Namespace) -> int:
         UsageError: model, file or quantisation cannot be used.
         EngineError: the file cannot be written, or a value is not finite.
     """
-    export: Any = importlib.import_module("mudpuppy.export.command")
-    parser = FriendlyParser(prog="mud-puppy temporal convert", allow_abbrev=False)
-    export.add_arguments(parser)
     words = ["gguf", str(args.model_path), str(args.output_path), "--quant", args.quant_type]
     checkout = args.llama_cpp_path or (LLAMA_CPP if LLAMA_CPP.is_dir() else None)
     if checkout is not None:
         words += ["--llama-cpp-path", str(checkout)]
-    code: int = export.run(parser.parse_args(words))
-    return code
+    return run_command("convert", "mudpuppy.export.command", words)

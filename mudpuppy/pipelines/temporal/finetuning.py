@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import re
 import shlex
@@ -17,6 +16,7 @@ from typing import Any
 from mudpuppy.checkpoints import find_fault, list_checkpoints
 from mudpuppy.config import TrainingConfig
 from mudpuppy.config_check import flag_of, load_config
+from mudpuppy.data.refusal_pairs import make_pairs, with_refusals
 from mudpuppy.data.samples import Sample
 from mudpuppy.errors import EngineError, MudpuppyError, OutputError, UsageError
 from mudpuppy.interruption import describe
@@ -126,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
     with _in_our_words():
         train, held_out = _read(args)
         _say_counts(train, held_out)
-        config = make_config(args, output, resumes, len(train))
         samples, evaluated = _samples(args.objective, train), _samples(args.objective, held_out)
+        config = make_config(args, output, resumes, len(samples))
 
         from mudpuppy.preflight import preflight
 
@@ -254,8 +254,7 @@ def _samples(objective: str, records: Sequence[Record]) -> list[Sample]:
     samples = [record.sample for record in records]
     if objective != "dpo" and not objective.endswith("-refusal"):
         return list(samples)
-    pairs: Any = importlib.import_module("mudpuppy.data.refusal_pairs")
-    return list(pairs.make_pairs(samples) if objective == "dpo" else pairs.with_refusals(samples))
+    return list(make_pairs(samples) if objective == "dpo" else with_refusals(samples))
 
 
 def _say_counts(train: Sequence[Record], held_out: Sequence[Record]) -> None:

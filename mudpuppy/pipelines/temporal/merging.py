@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mudpuppy.adapters import command as merge_command
 from mudpuppy.asking import open_local
 from mudpuppy.checkpoints import list_checkpoints
 from mudpuppy.errors import EngineError, ModelError
 from mudpuppy.pipelines.temporal import runs
-from mudpuppy.pipelines.temporal.words import add_flag
+from mudpuppy.pipelines.temporal.words import add_flag, run_command
 from mudpuppy.telling import say
 
 HELP = "fold the adapter of a run into its base"
@@ -47,17 +46,10 @@ def run(args: argparse.Namespace) -> int:
         UsageError: base, adapter or folder cannot be used.
         EngineError: the merged model differs from base and adapter, or says nothing.
     """
-    code = merge_command.run(
-        argparse.Namespace(
-            base=args.base_model,
-            adapter=find_adapter(args.lora_path),
-            output=args.output_path,
-            precision=PRECISIONS[args.dtype],
-            max_shard_size=None,
-            verify=args.verify,
-            other_base=False,
-        )
-    )
+    adapter = find_adapter(args.lora_path)
+    words = [args.base_model, str(adapter), str(args.output_path)]
+    words += ["--precision", PRECISIONS[args.dtype], *(["--verify"] if args.verify else [])]
+    code = run_command("merge", "mudpuppy.adapters.command", words)
     if args.verify and not code:
         _ask(args.output_path)
     return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,7 @@ def _record(row: Row, where: str, gallery: Gallery, kind: str | None) -> Record:
     if truth and normalise(truth) == normalise(output):
         raise LineProblem("the output is the true answer, and this record is to unlearn it")
     return Record(
-        sample=sample,
+        sample=replace(sample, true_answer=truth) if truth else sample,
         question=asked[0],
         output=output,
         kind=found_kind,

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Sequence
 from typing import Any
+
+from mudpuppy.parser import FriendlyParser
 
 
 def add_flag(parser: Any, name: str, **options: Any) -> None:
@@ -12,6 +16,21 @@ def add_flag(parser: Any, name: str, **options: Any) -> None:
     if "_" in name:
         words.append(f"--{name.replace('_', '-')}")
     parser.add_argument(*words, dest=name, **options)
+
+
+def run_command(name: str, module: str, words: Sequence[str]) -> int:
+    """Run a command that these ones are another face of, and return its exit code.
+
+    Args:
+        name: what was typed, for messages.
+        module: where the other command is.
+        words: what it is told.
+    """
+    command: Any = importlib.import_module(module)
+    parser = FriendlyParser(prog=f"mud-puppy temporal {name}", allow_abbrev=False)
+    command.add_arguments(parser)
+    code: int = command.run(parser.parse_args(list(words)))
+    return code
 
 
 def count(text: str) -> int:

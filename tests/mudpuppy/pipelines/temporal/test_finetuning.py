@@ -239,3 +239,11 @@ def test_missing_files_are_refused_before_anything_is_written(tmp_path, monkeypa
         if name.endswith(("_train", "_val")):
             assert str(DOCUMENT[name]) in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("objective", [one for one in finetuning.OBJECTIVES if one != "refusal"])
+def test_every_objective_trains_evaluates_and_is_published(tmp_path, objective, capsys):
+    words = words_of(tmp_path, "--output_dir", str(tmp_path / "out"), "--objective", objective)
+    assert main([*words, "--max_steps", "2"]) == 0, capsys.readouterr().err
+    assert (tmp_path / "out/final/adapter_config.json").is_file()
+    assert "eval_loss" in json.loads((tmp_path / "out/eval_results.json").read_text())

@@ -43,6 +43,7 @@ def test_the_four_files_become_what_is_trained_and_what_is_evaluated(tmp_path):
     assert first.truth == "Neil Armstrong, on 20 July 1969."
     assert (first.year, first.topic) == (1969, "later")
     assert first.sample.group == "unlearn"
+    assert first.sample.true_answer == first.truth
     assert first.where == f"{tmp_path / FILES['unlearn_train']}:1"
 
 
