@@ -71,6 +71,33 @@ def find_pretokenizer(
     return PreTokenizer(name, (*normalised, *([rule.differs] if rule.differs else [])))
 
 
+def describe_change(
+    stored: Mapping[str, Any], loaded: Mapping[str, Any], class_name: str
+) -> tuple[str, ...]:
+    """Return what is said where transformers does not cut text as the file says.
+
+    Some of its classes put their own pre-tokenizer in place of the file's (GPT2Tokenizer leaves out
+    that of SmolLM, which parts digits).
+
+    Args:
+        stored: tokenizer.json; empty where there is none.
+        loaded: what transformers made of it.
+        class_name: the class that it took.
+    """
+    if not stored:
+        return ()
+    stages = describe_stages(stored.get("pre_tokenizer"))
+    if stages == describe_stages(loaded.get("pre_tokenizer")):
+        return ()
+    rule = next((one for one in RULES if one.stages == stages), None)
+    names = () if rule is None else rule.names(bool(stored["model"].get("ignore_merges")))
+    return (
+        f"tokenizer.json cuts text otherwise than {class_name}, by which transformers loads it; it "
+        "is exported as it is loaded"
+        + (f" (--pre-tokenizer {names[0]} for the file's way)" if names else ""),
+    )
+
+
 def _as_asked(
     name: str, rule: Rule | None, published: str, document: Mapping[str, Any]
 ) -> PreTokenizer:

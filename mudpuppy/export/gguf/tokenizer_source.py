@@ -39,6 +39,8 @@ class Source:
     """The tokenizer as transformers loads it."""
     document: Mapping[str, Any]
     """What works in it, in the form of tokenizer.json."""
+    stored: Mapping[str, Any] = field(default_factory=dict)
+    """tokenizer.json as it lies there; empty where there is none."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """tokenizer_config.json."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -64,13 +66,13 @@ def read_source(folder: Path) -> Source:
     Raises:
         ModelError: there is none, its files are damaged, or it is no BPE.
     """
-    stored = _find(folder)
-    if stored.name == TOKENIZER_JSON:
-        found = read_json(stored)
-        check_kind(found, stored)
-        check_parts(found, stored)
-    elif stored.name == TOKENIZER_MODEL:
-        _check_model_file(stored)
+    path, stored = _find(folder), {}
+    if path.name == TOKENIZER_JSON:
+        stored = read_json(path)
+        check_kind(stored, path)
+        check_parts(stored, path)
+    elif path.name == TOKENIZER_MODEL:
+        _check_model_file(path)
     settings = _read_beside(folder / "tokenizer_config.json")
     config = _read_beside(folder / "config.json")
     tokenizer = _load(folder, known_class(settings, config))
@@ -82,13 +84,14 @@ def read_source(folder: Path) -> Source:
             hint="export a model whose tokenizer comes as tokenizer.json",
         )
     document = json.loads(core.to_str())
-    check_kind(document, stored)
-    if stored.name != TOKENIZER_JSON:
-        check_parts(document, stored)
+    check_kind(document, path)
+    if path.name != TOKENIZER_JSON:
+        check_parts(document, path)
     return Source(
         folder=folder,
         tokenizer=tokenizer,
         document=document,
+        stored=stored,
         settings=settings,
         config=config,
         generation=_read_beside(folder / "generation_config.json"),

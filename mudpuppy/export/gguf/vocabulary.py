@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from mudpuppy.errors import ModelError
 from mudpuppy.export.gguf.added_tokens import TokenKinds, classify_tokens
-from mudpuppy.export.gguf.pretokenizers import find_pretokenizer, merge_pairs
+from mudpuppy.export.gguf.pretokenizers import (
+    describe_change,
+    find_pretokenizer,
+    merge_pairs,
+)
 from mudpuppy.export.gguf.published import TEST_TEXT
 from mudpuppy.export.gguf.sentencepiece_scores import score_tokens
 from mudpuppy.export.gguf.special_tokens import (
@@ -148,8 +152,16 @@ def _byte_level(
         ),
         templates=templates,
         strips_blanks=kinds.strips_blanks,
-        notes=(*notes, *found.notes),
+        notes=(*notes, *_changes(source, asked), *found.notes),
     )
+
+
+def _changes(source: Source, asked: str | None) -> tuple[str, ...]:
+    """Return what is said where transformers cuts text otherwise than the file does."""
+    if asked is not None:
+        return ()
+    name = type(source.tokenizer).__name__
+    return describe_change(source.stored, source.document, name)
 
 
 def _sentencepiece(

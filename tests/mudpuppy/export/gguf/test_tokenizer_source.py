@@ -201,14 +201,15 @@ def test_noise_never_ends_in_a_traceback(made, tmp_path_factory, cut, noise):
         assert "MP-V0" in str(error)  # noqa: PT017 - noise may also be harmless
 
 
-def test_what_transformers_loads_is_what_is_read(folder):
-    # transformers has a class of its own for Qwen 2, with a pre-tokenizer that is not the file's
+def test_what_transformers_loads_is_what_is_exported_and_told(folder):
+    assert read_vocabulary(folder, 400).notes == ()
+    # a class of transformers' own, whose pre-tokenizer is not the file's
     edit_json(folder / "config.json", put("model_type", "qwen2"))
-    edit_json(folder / "tokenizer_config.json", put("tokenizer_class", "Qwen2Tokenizer"))
-    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    assert stored["pre_tokenizer"]["type"] == "ByteLevel"
-    source = read_source(folder)
-    assert (
-        source.document["pre_tokenizer"]
-        == json.loads(source.tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]
-    )
+    names = {"tokenizer_class": "Qwen2Tokenizer", "unk_token": None, "pad_token": "<|stop|>"}
+    edit_json(folder / "tokenizer_config.json", lambda value: value.update(names))
+    vocabulary = read_vocabulary(folder, 401)
+    assert vocabulary.pre == "qwen2"
+    said = " ".join(vocabulary.notes)
+    assert "than Qwen2Tokenizer, by which transformers loads it" in said
+    assert "--pre-tokenizer gpt-2 for the file's way" in said
+    assert read_vocabulary(folder, 401, pre_tokenizer="gpt-2").pre == "gpt-2"
