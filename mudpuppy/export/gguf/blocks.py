@@ -21,7 +21,7 @@ Rows = NDArray[Any]
 """Rows of a tensor: float32, float16, or the bits of bf16 as uint16; (rows, columns)."""
 RAW: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """What stored values are read as."""
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 2 << 20
 """Bytes of a block as fp32."""
 EXPONENTS = {"F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
 """Bits of the exponent, all of which are set in infinities and in what is no number."""

@@ -15,7 +15,7 @@ from typing import Any
 
 PAGE = 4096
 """Direct writes begin at multiples of this, and are multiples of it long."""
-BUFFER_BYTES = 2048 * PAGE
+BUFFER_BYTES = 512 * PAGE
 """Bytes that are written at a time."""
 DIRECT: int = getattr(os, "O_DIRECT", 0)
 """The flag that asks for it; systems without it are written to as usual."""

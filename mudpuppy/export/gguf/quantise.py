@@ -25,8 +25,10 @@ from mudpuppy.export.gguf.refusals import ExportRefused
 from mudpuppy.export.gguf.trial import try_library, try_program
 from mudpuppy.export.gguf.whole_file import WholeFile
 
-PIECE_VALUES = 1 << 18
-"""Values that a thread takes at a time: 1 MB of float32, which the second cache holds."""
+PIECE_VALUES = 1 << 17
+"""Values that a thread takes at a time: half a megabyte of float32, for the second cache."""
+SLOW_PIECE_VALUES = 1 << 15
+"""The same where llama.cpp computes, which takes longer: enough pieces for many threads."""
 
 
 class Quantiser:
@@ -78,7 +80,8 @@ class Quantiser:
             raise ValueError(f"{self.name} makes no {type_name}")
         rows = np.ascontiguousarray(rows)
         out = np.empty((rows.shape[0], form.row_bytes(rows.shape[1])), np.uint8)
-        step = max(1, PIECE_VALUES // max(1, rows.shape[1]))
+        values = PIECE_VALUES if type_name in WRITERS else SLOW_PIECE_VALUES
+        step = max(1, values // max(1, rows.shape[1]))
         starts = range(0, rows.shape[0], step)
 
         def work(start: int) -> None:

@@ -64,6 +64,7 @@ def test_pieces_and_threads_change_nothing(native, name, monkeypatch):
     rows = weights(33)
     whole = native.quantise(rows, name)
     monkeypatch.setattr(quantise, "PIECE_VALUES", 1)
+    monkeypatch.setattr(quantise, "SLOW_PIECE_VALUES", 1)
     native_threads = Quantiser("x", library=native._library, threads=4)
 
     assert np.array_equal(whole, native_threads.quantise(rows, name))
