@@ -34,8 +34,8 @@ LORA_LEARNING_RATE = 2e-4
 FULL_LEARNING_RATE = 2e-5
 """Default for full fine-tuning (TRL's own default)."""
 
-QUANT_BLOCK_SIZES = {"nf4": 64, "int4": 64, "mxfp4": 32}
-"""Weights that share a scale in the 4-bit formats, where nothing else is asked for."""
+QUANT_BLOCK_SIZES = {"nf4": 64, "int4": 64, "mxfp4": 32, "int8": 64}
+"""Weights that share a scale in the formats of a frozen base, where nothing else is asked for."""
 
 
 class TrainingConfig(BaseModel):
@@ -165,12 +165,12 @@ class TrainingConfig(BaseModel):
     temperature: Rate = 1.0
     """Temperature of the generated answers (grpo)."""
 
-    quant: Literal["nf4", "int4", "mxfp4"] | None = None
-    """How the frozen base is held in 4 bits (qlora); by default nf4."""
+    quant: Literal["nf4", "int4", "mxfp4", "int8"] | None = None
+    """How the frozen base is held in 4 bits, or in 8 (qlora); by default nf4."""
     quant_block_size: Size | None = None
-    """Weights that share one 4-bit scale (qlora); by default 64, and always 32 in mxfp4."""
+    """Weights that share one scale (qlora); by default 64, and always 32 in mxfp4."""
     quant_search: Annotated[int, Field(ge=0, le=MOST_QUANT_SEARCH)] = 0
-    """Scales to try for every 4-bit block, off by default; 16 lower the error by 7 % (qlora)."""
+    """Scales to try for every block, off by default; 16 lower nf4's error by 7 % (qlora)."""
     kernels: Literal["auto", "off"] = "auto"
     """Use compiled kernels where they pass their self-test, or PyTorch alone (qlora)."""
     gptq_bits: Literal[2, 3, 4, 8] = 4
@@ -241,7 +241,7 @@ class TrainingConfig(BaseModel):
 
     @property
     def resolved_quant(self) -> str:
-        """The 4-bit format that a frozen base is held in."""
+        """The format that a frozen base is held in."""
         return self.quant or "nf4"
 
     @property

@@ -113,7 +113,9 @@ def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iter
 
 
 def _quant_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iterator[str]:
-    """Yield what a standard fixes, and what was asked for otherwise."""
+    """Yield what a format fixes, and what was asked for otherwise."""
+    if config.quant == "int8" and config.quant_search:
+        yield f"{name('quant_search')}: int8 has nothing to search: its levels are fine enough"
     if config.quant != "mxfp4":
         return
     if config.quant_block_size not in (None, QUANT_BLOCK_SIZES["mxfp4"]):

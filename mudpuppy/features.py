@@ -87,9 +87,9 @@ _TABLE = (
     ("num-workers", "--num-workers 2", "batches are prepared by processes of their own"),
     ("preprocess-workers", "--preprocess-workers 2", "samples are tokenised by several processes"),
     ("logging", "--report-to tensorboard", "numbers are also written for TensorBoard or W&B"),
-    ("quant", "--quant int4", "the frozen 4-bit base is held in a format that is named"),
-    ("quant-block-size", "--quant-block-size 32", "so many weights share one 4-bit scale"),
-    ("quant-search", "--quant-search 16", "the scales of the 4-bit base are searched"),
+    ("quant", "--quant int4", "the frozen base is held in a format that is named"),
+    ("quant-block-size", "--quant-block-size 32", "so many weights share one scale"),
+    ("quant-search", "--quant-search 16", "the scales of the frozen base are searched"),
     ("no-kernels", "--kernels off", "the 4-bit base is computed by PyTorch alone"),
     ("fsdp", "--fsdp full_shard", "weights and optimizer are sharded over several processes"),
     (

@@ -30,7 +30,7 @@ class QuantisedLayer:
     name: str
     """Module path."""
     kind: str
-    """`gptq`, `awq`, `bnb-4bit`, `bnb-8bit`, `scaled`, `mxfp4`, `mudpuppy-4bit` or
+    """`gptq`, `awq`, `bnb-4bit`, `bnb-8bit`, `scaled`, `mxfp4`, `mudpuppy-blocks` or
     `int4` (two levels a byte of an unknown format)."""
     bits: int
     """Bits of a level."""

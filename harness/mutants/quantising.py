@@ -34,7 +34,7 @@ def four_bit_block_ignored() -> None:
         return original(**{**named, "block_size": 32})
 
 
-@mutant("qlora-merge", "qlora-int4", "qlora-mxfp4", caught_by="MPD722")
+@mutant("qlora-merge", "qlora-int4", "qlora-mxfp4", "qlora-int8", caught_by="MPD722")
 def four_bit_scales_misplaced() -> None:
     """Give every row the scales of the row before it, in training and afterwards.
 
@@ -74,7 +74,7 @@ def four_bit_nibbles_swapped() -> None:
     )
 
 
-@mutant("qlora-int4", "qlora-mxfp4", caught_by="MPD712 MPD722")
+@mutant("qlora-int4", "qlora-mxfp4", "qlora-int8", caught_by="MPD712 MPD722")
 def four_bit_format_ignored() -> None:
     """Accept `--quant`, and hold the base in NF4 all the same."""
 
@@ -100,6 +100,16 @@ def mxfp4_exponent_off_by_one() -> None:
     @replaces(part("quant.formats.mxfp4:Mxfp4"), "scale_values")
     def scale_values(original: Any, self: Any, scales: Any) -> Any:
         return original(self, scales) / 2
+
+
+@mutant("qlora-int8", caught_by="MPD722")
+def int8_without_sign() -> None:
+    """Lose the sign of every byte on the way back to a weight."""
+    _silence_self_test()
+
+    @replaces(part("quant.formats.int8"), "expand_bytes")
+    def expand(original: Any, qweight: Any, *words: Any) -> Any:
+        return original(qweight & 127, *words)
 
 
 @mutant("qlora", caught_by="MPD712 MPD722")

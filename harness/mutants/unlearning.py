@@ -122,7 +122,7 @@ def distance_of_forgotten_rows() -> None:
         return near + self.kl * scores.kl[forgets].sum()
 
 
-@mutant("lora-retain-kl", caught_by="MPD722")
+@mutant("lora-retain-kl", caught_by="MPD722 MPD723")
 def distance_the_wrong_way() -> None:
     """Take KL(model || base) for KL(base || model): what the base would say may be lost."""
 

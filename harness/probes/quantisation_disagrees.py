@@ -28,7 +28,7 @@ METHODS = {
     "awq": ("gptq",),
     "bitsandbytes": ("bnb-4bit", "bnb-8bit"),
     "mxfp4": ("mxfp4",),
-    "mudpuppy": ("mudpuppy-4bit",),
+    "mudpuppy": ("mudpuppy-blocks",),
     "fp8": ("scaled",),
     "fbgemm_fp8": ("scaled",),
 }

@@ -24,10 +24,10 @@ from harness.registry import NotApplicable, probe
 @probe("MPD322", modes=["FM64"], severity=Severity.CRITICAL)
 def check(quantised: Quantised) -> Finding | str:
     """Compare stored and real block sizes."""
-    kinds = ("bnb-4bit", "mudpuppy-4bit", "int4")
+    kinds = ("bnb-4bit", "mudpuppy-blocks", "int4")
     layers = [layer for layer in quantised.layers if layer.kind in kinds]
     if not layers:
-        raise NotApplicable("no layer is stored in blocks of 4-bit levels")
+        raise NotApplicable("no layer is stored in blocks of levels")
     flaws = [flaw for layer in layers for flaw in layer.flaws if flaw.kind == "block"]
     if not flaws:
         return f"the block sizes of {len(layers)} layers are those that are stored"

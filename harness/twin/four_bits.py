@@ -1,4 +1,4 @@
-"""The 4-bit formats of a frozen base, written once more from their definitions."""
+"""The formats of a frozen base, written once more from their definitions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _normal_float() -> Tensor:
 
 
 NF4 = _normal_float()
-INT4 = torch.arange(-7, 8, dtype=torch.float64)
+EVEN = {"int4": 7, "int8": 127}
+"""Largest level of the formats with evenly spaced ones."""
 
 
 @torch.no_grad()
@@ -43,8 +44,8 @@ def round_to_4_bits(weight: Tensor, asked: Any) -> Tensor:
 
 
 def _in_levels(blocks: Tensor, name: str, search: int) -> Tensor:
-    full = blocks.abs().amax(dim=1, keepdim=True) / (7 if name == "int4" else 1)
-    store: Callable[[Tensor], Tensor] = (lambda scale: scale) if name == "int4" else _cut_to_8_bits
+    full = blocks.abs().amax(dim=1, keepdim=True) / EVEN.get(name, 1)
+    store: Callable[[Tensor], Tensor] = (lambda scale: scale) if name in EVEN else _cut_to_8_bits
     scale = store(full)
     least = _distance(blocks, scale, name)
     for step in range(search):
@@ -69,8 +70,8 @@ def _distance(blocks: Tensor, scale: Tensor, name: str) -> Tensor:
 def _snap(blocks: Tensor, scale: Tensor, name: str) -> Tensor:
     """Return the nearest multiples of `scale` that the format has; ties: even, or the lower."""
     steps = torch.where(scale == 0, 0.0, blocks / scale)
-    if name == "int4":
-        return steps.round().clamp(-7, 7) * scale
+    if name in EVEN:
+        return steps.round().clamp(-EVEN[name], EVEN[name]) * scale
     away = (steps.double().unsqueeze(-1) - NF4).abs()
     return NF4[(away <= away.amin(-1, keepdim=True) + TIED).int().argmax(-1)].float() * scale
 

@@ -21,6 +21,7 @@ SCHEMES = {
     "nf4-blockwise": "nf4",
     "int4-symmetric-blockwise": "int4",
     "mxfp4-blockwise": "mxfp4",
+    "int8-symmetric-blockwise": "int8",
 }
 """The ways of packing that a merge can repeat, and their formats (mudpuppy.quant.formats)."""
 TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

@@ -1,4 +1,4 @@
-"""Linear layers with a frozen 4-bit weight that PEFT can adapt and really merge into.
+"""Linear layers with a frozen weight in 4 or 8 bits that PEFT can adapt and really merge into.
 
 `Linear4bit` has two states. Packed, it holds levels and scales, and every use of the weight
 dequantises them. Dense, it is a plain linear layer: writing to the weight makes it so. PEFT merges
@@ -304,6 +304,12 @@ class LinearMxfp4(Linear4bit):
     format = FORMATS["mxfp4"]
 
 
+class LinearInt8(Linear4bit):
+    """A linear layer in int8: packed in the same way, with one weight a byte."""
+
+    format = FORMATS["int8"]
+
+
 class LinearBnbNf4(Linear4bit):
     """A linear layer in bitsandbytes' NF4."""
 
@@ -318,7 +324,7 @@ class LinearBnbFp4(Linear4bit):
 
 LINEARS: dict[str, type[Linear4bit]] = {
     kind.format.name: kind
-    for kind in (LinearNf4, LinearInt4, LinearMxfp4, LinearBnbNf4, LinearBnbFp4)
+    for kind in (LinearNf4, LinearInt4, LinearMxfp4, LinearInt8, LinearBnbNf4, LinearBnbFp4)
 }
 """The class of every format, by the format's name."""
 

@@ -1,8 +1,9 @@
-"""Layers in 4 bits as our checkpoints hold them, whole or some rows of them.
+"""Layers in 4 or 8 bits as our checkpoints hold them, whole or some rows of them.
 
-`qweight` is uint8, (out, ceil(in / 2)), the even column low; `scales` one for every block of a row:
-see `mudpuppy.quant.formats`. What declares them is `quantization_config` in config.json: format,
-block size, the names of the layers, and which of those have an odd number of inputs.
+`qweight` is uint8, (out, ceil(in / 2)), the even column low, or (out, in) in int8; `scales` one for
+every block of a row: see `mudpuppy.quant.formats`. What declares them is `quantization_config` in
+config.json: format, block size, the names of the layers, and which of those have an odd number of
+inputs.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def forms(form: Format, rows: int, columns: int, block_size: int) -> dict[str, F
     groups = -(-columns // block_size)
     scale = TYPE_NAMES[form.scale_dtype]
     return {
-        "qweight": Form(("U8",), (rows, -(-columns // 2))),
+        "qweight": Form(("U8",), (rows, form.packed_width(columns))),
         "scales": Form((scale,), (rows, groups)),
     }
 
@@ -174,7 +175,7 @@ def own_layers(
         missing = [part for part in ("qweight", "scales") if part not in parts]
         if missing:
             raise refuse(PART_MISSING, where, f"the part {missing[0]} is missing")
-        columns = _columns(where, parts, name in odd)
+        columns = _columns(where, parts, form, name in odd)
         rows = parts["qweight"].shape[0]
         seen = {part: (entry.dtype, entry.shape) for part, entry in parts.items()}
         require_parts(where, seen, forms(form, rows, columns, block))
@@ -235,8 +236,8 @@ def _end(name: str) -> str:
     return ".".join(words[first:])
 
 
-def _columns(where: str, parts: Entries, is_odd: bool) -> int:
-    """Return the inputs of a layer in our layout; levels alone cannot tell an odd number.
+def _columns(where: str, parts: Entries, form: Format, is_odd: bool) -> int:
+    """Return the inputs of a layer in our layout; two levels a byte cannot tell an odd number.
 
     Raises:
         QuantisedModelError: MP-Q03, the levels are no matrix.
@@ -244,7 +245,7 @@ def _columns(where: str, parts: Entries, is_odd: bool) -> int:
     shape = parts["qweight"].shape
     if len(shape) != 2 or not all(shape):
         raise refuse(WRONG_FORM, where, f"qweight has the shape {list(shape)}")
-    return 2 * shape[1] - is_odd
+    return form.per_byte * shape[1] - (is_odd and form.per_byte == 2)
 
 
 def group_parts(tensors: Entries, parts: tuple[str, ...]) -> dict[str, dict[str, TensorEntry]]:

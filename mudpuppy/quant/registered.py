@@ -224,7 +224,8 @@ class FourBitQuantizer(EmptyLayers):
     def _describe(self, layers: Mapping[str, Linear4bit]) -> None:
         config = self.quantization_config
         config.modules = [name for name, layer in layers.items() if layer.is_packed]
-        config.odd = [name for name in config.modules if layers[name].in_features % 2] or None
+        odd = [name for name in config.modules if layers[name].in_features % self._format.per_byte]
+        config.odd = odd or None
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
         """Return whether a tensor is to be quantised as it is loaded."""

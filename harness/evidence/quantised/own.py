@@ -1,6 +1,7 @@
-"""Layers in our own 4-bit formats, in numpy: what they must hold, and what their rows are.
+"""Layers in our own formats of 4 and 8 bits, in numpy: what they must hold, and what rows they are.
 
-`qweight` is uint8, (outputs, ceil(inputs / 2)), the even column in the low half; `scales` one for
+`qweight` is uint8, (outputs, ceil(inputs / 2)), the even column in the low half, or in 8 bits
+(outputs, inputs); `scales` one for
 every block of a row. A value is a level times a scale, in float32. Written a second time here, from
 the formats' definitions: an error in the engine's own code is not repeated by its judge.
 """
@@ -34,13 +35,23 @@ class Form:
     """What a format is."""
 
     levels: tuple[float, ...]
-    """Value of every nibble at scale 1."""
+    """Value of every code at scale 1."""
     scale: str
     """Type of the scales, as safetensors calls it."""
     outermost: tuple[int, ...]
     """Levels of which every block holds one; none where the format does not say so."""
     nothing: int
     """The level of zero."""
+    bits: int = 4
+    """Bits a code."""
+
+    def width(self, columns: int) -> int:
+        """Return the bytes of a row of codes."""
+        return -(-columns * self.bits // 8)
+
+    def codes(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the codes that bytes hold, along the last axis."""
+        return raw if self.bits == 8 else unpack_nibbles(raw, high_first=False)
 
 
 def _bf16(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -54,6 +65,13 @@ FORMS: dict[str, Form] = {
     "nf4": Form(levels=_bf16(BNB_TABLES["nf4"]), scale="BF16", outermost=(0, 15), nothing=7),
     "mxfp4": Form(
         levels=(*_E2M1, *(-level for level in _E2M1)), scale="U8", outermost=(), nothing=0
+    ),
+    "int8": Form(
+        levels=tuple(float(n - 256 * (n > 127)) for n in range(256)),
+        scale="F32",
+        outermost=(127, 129),
+        nothing=0,
+        bits=8,
     ),
     "bnb-nf4": Form(levels=BNB_TABLES["nf4"], scale="F32", outermost=(), nothing=7),
     "bnb-fp4": Form(levels=BNB_TABLES["fp4"], scale="F32", outermost=(), nothing=0),
@@ -70,7 +88,12 @@ def examine_own(
     """Examine a layer of a checkpoint that declares our method."""
     names = tuple(tensor.name for part, tensor in parts.items() if part != "bias")
     flaws = (*_judge(folder, name, parts, declared),)
-    return QuantisedLayer(name=name, kind=KIND, bits=4, parts=names, flaws=flaws)
+    return QuantisedLayer(name=name, kind=KIND, bits=_bits(declared), parts=names, flaws=flaws)
+
+
+def _bits(declared: Mapping[str, Any]) -> int:
+    form = FORMS.get(str(declared.get("format")))
+    return 4 if form is None else form.bits
 
 
 def lost_layers(declared: Mapping[str, Any], found: Iterable[str]) -> Iterator[QuantisedLayer]:
@@ -82,7 +105,8 @@ def lost_layers(declared: Mapping[str, Any], found: Iterable[str]) -> Iterator[Q
     for name in names[:MOST_NAMES]:
         if isinstance(name, str) and last_parts(name) not in ends:
             flaws = (missing_part(name, "qweight"),)
-            yield QuantisedLayer(name=name, kind=KIND, bits=4, parts=(), flaws=flaws)
+            bits = _bits(declared)
+            yield QuantisedLayer(name=name, kind=KIND, bits=bits, parts=(), flaws=flaws)
 
 
 def _judge(folder: Path, name: str, parts: Parts, declared: Mapping[str, Any]) -> Iterator[Flaw]:
@@ -104,8 +128,9 @@ def _judge(folder: Path, name: str, parts: Parts, declared: Mapping[str, Any]) -
     if len(levels.shape) != 2 or len(scales.shape) != 2 or not levels.elements:
         yield shape_flaw(levels, (0, 0), "two dimensions wanted")
         return
-    rows, even = levels.shape[0], 2 * levels.shape[1]
-    if scales.shape not in ((rows, -(-even // block)), (rows, -(-(even - 1) // block))):
+    rows, even = levels.shape[0], levels.shape[1] * 8 // form.bits
+    odd = even - (form.bits == 4)
+    if scales.shape not in ((rows, -(-even // block)), (rows, -(-odd // block))):
         yield Flaw(
             kind="block",
             what=f"scales of {rows} rows of {even} levels",
@@ -134,11 +159,10 @@ def _judge_own_scales(folder: Path, scales: Tensor) -> Iterator[Flaw]:
 def _judge_outermost(folder: Path, tensor: Tensor, form: Form, block: int) -> Iterator[Flaw]:
     """Yield that the levels were made in other blocks than are declared."""
     width = tensor.shape[1]
-    rows = min(tensor.shape[0], SAMPLE_BYTES // width)
-    if not form.outermost or 2 * width % block or rows * 2 * width < 64 * block:
+    rows, columns = min(tensor.shape[0], SAMPLE_BYTES // width), width * 8 // form.bits
+    if not form.outermost or columns % block or block % 2 or rows * columns < 64 * block:
         return
-    raw = read_bytes(folder, tensor, 0, rows * width)
-    levels = unpack_nibbles(raw, high_first=False)
+    levels = form.codes(read_bytes(folder, tensor, 0, rows * width))
     outermost = np.isin(levels, form.outermost)
     yield from judge_blocks(tensor, outermost, levels != form.nothing, block)
 
@@ -151,10 +175,10 @@ def read_own(
     if form is None or type(block) is not int:
         return None
     levels, scales = parts["qweight"], parts["scales"]
-    if levels.shape[1] != -(-columns // 2) or scales.shape[1] != -(-columns // block):
+    if levels.shape[1] != form.width(columns) or scales.shape[1] != -(-columns // block):
         return None
     raw = _rows(folder, levels, first, last).reshape(last - first, -1)
-    places = unpack_nibbles(raw, high_first=False)[:, :columns]
+    places = form.codes(raw)[:, :columns]
     values = np.array(form.levels, np.float32)[places]
     stored = _rows(folder, scales, first, last)
     if scales.dtype == "U8":

@@ -1,4 +1,4 @@
-"""How our own 4-bit layers are declared, told without numpy: files alone need no more."""
+"""How our own layers in 4 or 8 bits are declared, told without numpy: files alone need no more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 METHOD = "mudpuppy"
 """What `quant_method` says of our checkpoints."""
-KIND = "mudpuppy-4bit"
+KIND = "mudpuppy-blocks"
+"""Our layers: levels of 4 or 8 bits, and a scale for every block of a row."""
 MOST_NAMES = 100_000
 
 

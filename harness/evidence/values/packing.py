@@ -1,4 +1,4 @@
-"""What a stay in 4 bits does to values, for each of the engine's formats, in numpy.
+"""What a stay in few bits does to values, for each of the engine's formats, in numpy.
 
 Written from the definitions (docs of `mudpuppy.quant.formats`), not from the engine's code: rows
 are cut into blocks, the last of which may be short; a block has one scale; a value is its level
@@ -17,7 +17,12 @@ from harness.evidence.values.arrays import Floats
 from harness.evidence.values.rounding import round_to
 
 INT4, NF4, MXFP4 = "int4-symmetric-blockwise", "nf4-blockwise", "mxfp4-blockwise"
+INT8 = "int8-symmetric-blockwise"
 """Schemes as provenance names them."""
+MOST = {INT4: np.float32(7), INT8: np.float32(127)}
+"""Largest level of the schemes whose levels are evenly spaced."""
+SCHEMES = (INT4, NF4, MXFP4, INT8)
+"""All of them."""
 MOST_SEARCHED = 256
 """Scales that are tried for a block at most."""
 SEARCHED = (0.80, 1.04)
@@ -27,7 +32,7 @@ _BF16_MAX = np.float32(3.3895313892515355e38)
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How a base was held in 4 bits."""
+    """How a base was held in few bits."""
 
     scheme: str
     """One of the schemes above."""
@@ -40,7 +45,7 @@ class Packing:
 def packing_of(origin: dict[str, Any]) -> Packing | None:
     """Return how provenance says that the base was packed; None if it was not, or is not known."""
     said = origin.get("quantisation")
-    if not isinstance(said, dict) or said.get("scheme") not in (INT4, NF4, MXFP4):
+    if not isinstance(said, dict) or said.get("scheme") not in SCHEMES:
         return None
     size: Any = said.get("block_size")
     search: Any = said.get("search", 0)
@@ -77,22 +82,26 @@ _NF4_BORDERS = (_NF4_LEVELS[1:] + _NF4_LEVELS[:-1]) / np.float32(2)
 
 def _nearest(scheme: str, values: Floats) -> Floats:
     """Return the nearest levels of values at scale 1."""
-    if scheme == INT4:
-        return np.clip(np.rint(values), np.float32(-7), np.float32(7))
+    if scheme in MOST:
+        return np.clip(np.rint(values), -MOST[scheme], MOST[scheme])
     found: Floats = _NF4_LEVELS[np.searchsorted(_NF4_BORDERS, values)]
     return found
 
 
 def _store(scheme: str, scales: Floats) -> Floats:
-    """Return scales as they are after they were stored."""
-    return scales if scheme == INT4 else round_to(np.minimum(scales, _BF16_MAX), "BF16")
+    """Return scales as they are after they were stored: those of NF4 are cut, not rounded."""
+    if scheme in MOST:
+        return scales
+    bits = np.minimum(scales, _BF16_MAX).astype(np.float32).view(np.uint32)
+    cut: Floats = (bits & np.uint32(0xFFFF0000)).view(np.float32)
+    return cut
 
 
 def _in_levels(blocks: Floats, packing: Packing) -> Floats:
     """Return blocks whose scale is a number: absmax over the largest level, or a searched one."""
     scheme = packing.scheme
     peak = np.abs(blocks).max(axis=1, keepdims=True)
-    full = peak / np.float32(7) if scheme == INT4 else peak
+    full = peak / MOST[scheme] if scheme in MOST else peak
     best: Floats = _store(scheme, full)
     unit = _nonzero(full)
     if packing.search:

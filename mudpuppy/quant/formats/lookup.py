@@ -80,6 +80,22 @@ def expand(
             out[start:stop].copy_(target[:, :columns])
 
 
+def expand_bytes(qweight: Tensor, scales: Tensor, block: int, out: Tensor, space: Space) -> None:
+    """Write the values of rows whose bytes are their levels, signed; arguments as in `expand`."""
+    rows, columns = out.shape
+    step = min(rows, _rows_at_once(columns)) if out.device.type == "cpu" else rows
+    direct = out.dtype == torch.float32
+    spare = None if direct else space.take(step * columns, torch.float32).view(step, columns)
+    levels = qweight.view(torch.int8)
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        target = out[start:stop] if spare is None else spare[: stop - start]
+        target.copy_(levels[start:stop])
+        _scale(target, scales[start:stop], block)
+        if spare is not None:
+            out[start:stop].copy_(target)
+
+
 def _scale(dense: Tensor, scales: Tensor, block: int) -> None:
     """Multiply levels (rows, columns) by their scales, in place."""
     columns = dense.shape[1]

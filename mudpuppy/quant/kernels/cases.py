@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.formats import FOUR_BITS
 from mudpuppy.quant.formats.interface import Format, Packed
 from mudpuppy.quant.kernels.common import FLOATS
 
@@ -41,7 +41,7 @@ def make_samples(*, extremes: bool = True) -> Iterator[Sample]:
         extremes: also scales that are subnormal, or so large that products overflow.
     """
     generator = torch.Generator().manual_seed(0)
-    for form in FORMATS.values():
+    for form in FOUR_BITS.values():
         for rows, columns, block in SHAPES:
             shape = (rows, -(-columns // block))
             nibbles = torch.randint(0, 256, (rows, -(-columns // 2)), generator=generator)

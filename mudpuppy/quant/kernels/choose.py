@@ -98,7 +98,7 @@ def dequantise_into(
     # a graph that is traced takes operations of torch alone; products are one as a whole
     kernel = None if torch.compiler.is_compiling() else choose(out.device).kernel
     if kernel is not None and kernel.takes(form, packed, out):
-        require_part(packed, out, rows, columns)  # kernels write through bare addresses
+        require_part(form, packed, out, rows, columns)  # kernels write through bare addresses
         kernel.dequantise_into(form, packed, out, rows, columns)
     else:
         form.dequantise_into(packed, out, rows=rows, columns=columns, space=space)

@@ -34,6 +34,8 @@ def is_e8m0(form: Format, dtype: torch.dtype) -> bool | None:
     A format that makes its scales in a way of its own, such as from a second table, is computed by
     PyTorch.
     """
+    if form.bits != 4:  # a byte a weight needs no table, and PyTorch converts it as fast
+        return None
     if isinstance(form, Mxfp4):
         return True if dtype == torch.uint8 else None
     is_plain = type(form).scale_values is Format.scale_values and dtype.is_floating_point

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.evidence.values.packing import INT4, MXFP4, NF4, Packing, packing_of, repack
+from harness.evidence.values.packing import INT8, MXFP4, NF4, SCHEMES, Packing, packing_of, repack
 from mudpuppy.quant.formats import find_format
 
-every_scheme = pytest.mark.parametrize("scheme", [NF4, INT4, MXFP4])
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
 
 @every_scheme
@@ -23,6 +23,7 @@ every_scheme = pytest.mark.parametrize("scheme", [NF4, INT4, MXFP4])
 def test_it_gives_the_bits_of_the_engine(scheme, size, scale, seed, search):
     rows, columns, block = size
     block, search = (32, 0) if scheme == MXFP4 else (block, search)
+    search = 0 if scheme == INT8 else search
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
     weight *= scale
     form = find_format(scheme)

@@ -40,10 +40,13 @@ def decode(form, packed):
         scales = packed.scales.float().numpy()
     value = np.zeros((raw.shape[0], packed.in_features), np.float32)
     for row, column in np.ndindex(*value.shape):
-        byte = int(raw[row, column // 2])
-        nibble = byte >> 4 if column % 2 else byte & 15
+        if form.name == "int8":
+            level = float(raw.view(np.int8)[row, column])
+        else:
+            byte = int(raw[row, column // 2])
+            level = form.levels[byte >> 4 if column % 2 else byte & 15]
         scale = scales[row, column // packed.block_size]
-        value[row, column] = np.float32(form.levels[nibble]) * scale
+        value[row, column] = np.float32(level) * scale
     return value
 
 
@@ -67,17 +70,18 @@ def test_no_value_is_farther_away_than_half_the_widest_step(form, size, scale, s
     rows, columns, block = size
     size = block_of(form, block)
     weight = gaussian(rows, columns, scale, seed)
-    packed = form.quantise(weight, size, 0 if form.name == "mxfp4" else search)
+    search = 0 if form.name in ("mxfp4", "int8") else search
+    packed = form.quantise(weight, size, search)
     made = form.dequantise(packed)
     assert bool(torch.isfinite(made).all())
-    # the widest half step is 2 of 6 in mxfp4 (a peak may be cut), 0.15 of 1 in nf4, 0.5 of 7
-    share = {"nf4": 0.16, "int4": 1 / 14, "mxfp4": 0.26}[form.name]
+    # the widest half step is 2 of 6 in mxfp4 (a peak may be cut), 0.15 of 1 in nf4, 0.5 of 7 or 127
+    share = {"nf4": 0.16, "int4": 1 / 14, "mxfp4": 0.26, "int8": 1 / 254}[form.name]
     share += 0.25 * (search > 0)
     padded = torch.nn.functional.pad(weight, (0, -columns % size)).view(rows, -1, size)
     bound = (padded.abs().amax(2) * share).repeat_interleave(size, 1)[:, :columns]
     # half the smallest number that the format can hold; the whole one where scales are cut
-    least = {"nf4": 2.0**-133, "int4": 2.0**-146, "mxfp4": 2.0**-129}[form.name]
-    assert bool(((weight - made).abs() <= bound * (1 + 1e-5) + least).all())
+    least = {"nf4": 2.0**-133, "int4": 2.0**-146, "mxfp4": 2.0**-129, "int8": 2.0**-142}
+    assert bool(((weight - made).abs() <= bound * (1 + 1e-5) + least[form.name]).all())
 
 
 @every_format
@@ -87,14 +91,16 @@ def test_the_packed_form_has_the_size_that_is_declared(form, size):
     rows, columns, block = size
     packed = form.quantise(torch.ones(rows, columns), block_of(form, block))
     assert packed.qweight.dtype == torch.uint8
-    assert packed.qweight.shape == (rows, math.ceil(columns / 2))
+    assert packed.qweight.shape == (rows, columns if form.bits == 8 else math.ceil(columns / 2))
     assert packed.scales.dtype == form.scale_dtype
     assert packed.scales.shape == (rows, math.ceil(columns / block_of(form, block)))
     held = packed.qweight.nbytes + packed.scales.nbytes
     assert held == form.packed_bytes(rows, columns, block_of(form, block))
 
 
-@pytest.mark.parametrize(("name", "bits"), [("nf4", 4.25), ("int4", 4.5), ("mxfp4", 4.25)])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("nf4", 4.25), ("int4", 4.5), ("mxfp4", 4.25), ("int8", 8.5)]
+)
 def test_the_bits_a_weight_are_those_of_the_research(name, bits):
     form = FORMATS[name]
     assert form.bits_per_weight() == bits
@@ -210,12 +216,12 @@ def test_a_format_is_found_by_its_name_and_by_its_scheme(form):
     assert find_format(form.name) is form
     assert find_format(form.scheme) is form
     said = form.describe(32)
-    assert said == {"scheme": form.scheme, "bits": 4, "block_size": 32}
+    assert said == {"scheme": form.scheme, "bits": form.bits, "block_size": 32}
     assert form.describe(32, 8) == {**said, "search": 8}
 
 
 def test_a_format_that_nobody_knows_is_refused():
-    with pytest.raises(ConfigError, match="no 4-bit format 'int3'; known: nf4"):
+    with pytest.raises(ConfigError, match="no format 'int3'; known: nf4"):
         find_format("int3")
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from mudpuppy.config_check import load_config
 from mudpuppy.engine import train
 from mudpuppy.quant import product
-from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.formats import FORMATS, FOUR_BITS
 from mudpuppy.quant.kernels import choose as chooser
 from mudpuppy.quant.kernels.native import NativeKernel
 from mudpuppy.quant.kernels.triton_kernel import TritonKernel
@@ -57,7 +57,7 @@ def step(layer, x):
 
 @pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "tiles"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", sorted(FOUR_BITS))
 def test_both_passes_have_the_same_bits(calls, monkeypatch, name, dtype, is_whole):
     if not is_whole:
         monkeypatch.setattr(product, "WHOLE_BYTES", 0)
