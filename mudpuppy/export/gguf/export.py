@@ -134,12 +134,16 @@ class _Job:
         from mudpuppy.export.gguf.mix import choose_types, lossless_quant
 
         whole = lossless_quant(self.plan)
-        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        prefix = f".{output.name}."
+        with (
+            atomic_file(output) as path,
+            # made after it, and named as what a killed export leaves: the next one removes it
+            TemporaryDirectory(dir=output.parent, prefix=prefix, suffix=".tmp") as folder,
+        ):
             middle = Path(folder) / "whole.gguf"
             self.write(middle, choose_types(self.plan, whole), whole)
-            with atomic_file(output) as path:
-                self.quantiser.whole_file(middle, path, self.quant)
-                return path.stat().st_size
+            self.quantiser.whole_file(middle, path, self.quant)
+            return path.stat().st_size
 
 
 def check_quant(quant: str) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mudpuppy.errors import OutputError, UsageError
+from mudpuppy.errors import EngineError, OutputError, UsageError
 from mudpuppy.export.gguf import export_gguf
 from mudpuppy.export.gguf.export import check_output
 from mudpuppy.export.gguf.general import PROVENANCE_KEY
@@ -80,3 +80,38 @@ def test_a_file_of_that_name_is_replaced_when_asked(tmp_path: Path):
     export_gguf(Path(resolve_model("tiny:llama")), path, quant="f16", overwrite=True)
 
     assert read_tensors(path)
+
+
+def program(folder: Path, script: str) -> Path:
+    """Write a llama-quantize of our own."""
+    path = folder / "bin" / "llama-quantize"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\n[ "$1" = --help ] && echo Q4_K_M && exit\n{script}\n')
+    path.chmod(0o755)
+    return folder
+
+
+def test_where_only_a_program_quantises_it_gets_a_file_that_lost_nothing(tmp_path: Path):
+    # it says what it was called with, and hands its input on
+    found = program(tmp_path, f'echo "$@" > {tmp_path}/said; cp "$1" "$2"')
+    output = tmp_path / "out" / "out.gguf"
+    output.parent.mkdir()
+    model = Path(resolve_model("tiny:llama"))
+
+    report = export_gguf(model, output, quant="q4_k_m", llama_cpp=found)
+
+    plain = export_gguf(model, tmp_path / "plain.gguf", quant="f32").output
+    assert (tmp_path / "said").read_text().split()[2] == "Q4_K_M"
+    assert "llama-quantize" in report.quantiser
+    assert [output] == list(output.parent.iterdir())
+    assert read_tensors(output) == read_tensors(plain)
+
+
+def test_a_program_that_fails_leaves_nothing(tmp_path: Path):
+    found = program(tmp_path, 'echo "no more pond"; exit 3')
+    output = tmp_path / "out" / "out.gguf"
+    output.parent.mkdir()
+
+    with pytest.raises(EngineError, match="no more pond"):
+        export_gguf(Path(resolve_model("tiny:llama")), output, quant="q4_k_m", llama_cpp=found)
+    assert [] == list(output.parent.iterdir())
