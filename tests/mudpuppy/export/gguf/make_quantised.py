@@ -28,6 +28,14 @@ FAMILIES = {
     "gemma2": {**WIDE, "head_dim": 64, "query_pre_attn_scalar": 64, "num_hidden_layers": 4},
     "phi3": {**WIDE, "num_hidden_layers": 4},
     "mixtral": {**WIDE, "num_hidden_layers": 2, "num_local_experts": 8},
+    "qwen2moe": {
+        **WIDE,
+        "num_hidden_layers": 3,
+        "moe_intermediate_size": 256,
+        "shared_expert_intermediate_size": 512,
+    },
+    "qwen3moe": {**WIDE, "head_dim": 64, "num_hidden_layers": 2, "moe_intermediate_size": 256},
+    "gemma3": {**WIDE, "head_dim": 64, "query_pre_attn_scalar": 64},
     "qwen3": {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3},
 }
 """Models, and their sizes: layers enough for every exception of a mixture; Qwen 3's rows are filled

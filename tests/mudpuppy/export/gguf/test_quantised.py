@@ -41,7 +41,9 @@ def model(tmp_path_factory):
 def test_one_pass_writes_the_tensors_of_llama_cpps_own_quantiser(model, tmp_path, family, quant):
     ours = write_model(model(family), tmp_path / "model.gguf", quant)
 
-    assert GOLDENS[family][quant] == digest(ours)
+    # its quantiser drops axes of length one that its converter, and we, keep: (1, 256) of a gate
+    found = {name: line.replace("x1 ", " ") for name, line in digest(ours).items()}
+    assert GOLDENS[family][quant] == found
 
 
 def test_the_goldens_hold_every_type_that_the_mixtures_use():
