@@ -84,6 +84,11 @@ def test_4_bits_are_our_own_qlora():
     assert (config.method, config.resolved_quant) == ("qlora", "nf4")
 
 
+def test_8_bits_are_our_own_int8():
+    config = config_of("--use_8bit")
+    assert (config.method, config.resolved_quant) == ("qlora", "int8")
+
+
 def test_wandb_is_where_numbers_go():
     assert config_of("--wandb").report_to == ("wandb",)
 
