@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Sequence
@@ -9,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mudpuppy.config import TrainingConfig
-from mudpuppy.config_check import load_config
+from mudpuppy.asking import open_local
 from mudpuppy.errors import EngineError
 from mudpuppy.files import write_text_atomic
 from mudpuppy.pipelines.curriculum.gates import StageGate
@@ -36,10 +36,13 @@ ANSWERS = "answers.jsonl"
 def import_libraries() -> None:
     """Import what the phases use and compute nothing, so that their children need not."""
     import mudpuppy.adapters.shard_merge
+    import mudpuppy.asking.local
     import mudpuppy.engine
     import mudpuppy.methods.preference
-    import mudpuppy.methods.sft
-    import mudpuppy.tiny.measure  # noqa: F401
+    import mudpuppy.methods.sft  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # what is here already is not looked through in every child, and not copied for it
 
 
 def fingerprint(model: str) -> str | None:
@@ -135,11 +138,13 @@ def ask_stage(
 
 def _ask(made: Curriculum, point: Point, prompts: Sequence[str]) -> list[tuple[str, bool | None]]:
     """Return the greedy answers of a point, and whether each ended by itself."""
-    config = stage_config(
-        made, "sft", model=point.model, dataset=made.topics[0].sft, output=Path("out")
-    )
+    word = made.settings("sft").get("precision", "bf16")
     return ask_model(
-        point.model, point.adapter, prompts, config=config, max_tokens=made.form.max_new_tokens
+        point.model,
+        point.adapter,
+        prompts,
+        precision=word if word in ("fp32", "bf16", "fp16") else None,
+        max_tokens=made.form.max_new_tokens,
     )
 
 
@@ -148,7 +153,7 @@ def ask_model(
     adapter: str | None,
     prompts: Sequence[str],
     *,
-    config: TrainingConfig | None = None,
+    precision: str | None = None,
     max_tokens: int = MAX_NEW_TOKENS,
 ) -> list[tuple[str, bool | None]]:
     """Return greedy answers, and whether each ended by itself.
@@ -157,29 +162,16 @@ def ask_model(
         model: folder, hub id or name of an embedded model.
         adapter: folder of an adapter on it.
         prompts: what is asked.
-        config: how the model is loaded: as its training loads it.
+        precision: fp32, bf16 or fp16; by default as the weights are stored.
         max_tokens: longest answer.
 
     Raises:
         ModelError: the model cannot be opened.
+        UsageError: its chat template takes no such conversation, or a prompt is too long.
     """
-    from peft import PeftModel
-
-    from mudpuppy.loading import load
-    from mudpuppy.runtime import choose_runtime
-    from mudpuppy.tiny import resolve_model
-    from mudpuppy.tiny.measure import ask
-
-    config = config or load_config({"model": model, "dataset": "unread", "output": "unwritten"})
-    loaded = load(resolve_model(model), config, choose_runtime(config))
-    opened = loaded.model
-    if adapter is not None:
-        opened = PeftModel.from_pretrained(opened, adapter)
-    opened = opened.eval()
-    if hasattr(opened.config, "use_cache"):  # off for training alone
-        opened.config.use_cache = True
-    replies = ask(opened, loaded.tokenizer, prompts, max_new_tokens=max_tokens)
-    return [(reply.text, reply.ended) for reply in replies]
+    base = None if adapter is None else model
+    asked = open_local(adapter or model, base=base, precision=precision)
+    return [(one.text, one.ended) for one in asked.answer(prompts, max_tokens=max_tokens)]
 
 
 def ask_prompts(made: Curriculum, point: Point, prompts: Sequence[str]) -> list[str]:
