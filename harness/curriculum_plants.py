@@ -15,6 +15,7 @@ from typing import Any
 from harness.mutants.form import part, replaces
 from mudpuppy.pipelines.curriculum.gates import MERGE, STACKED, STUB
 
+TARGETS = ["q_proj", "v_proj"]
 RANK = 1
 """Rank of the adapter that is put on top."""
 
@@ -24,16 +25,26 @@ def stack_adapters() -> None:
 
     @replaces(part("engine"), "continue_adapter")
     def continue_adapter(original: Any, model: Any, folder: Path, config: Any) -> Any:
-        adapted = original(model, folder, config)
         if config.method != "dpo":
-            return adapted
+            return original(model, folder, config)
         peft: Any = importlib.import_module("peft")
+        # TRL looks for the reference of every factor that is called by the usual name.
+        adapted = peft.PeftModel.from_pretrained(
+            model, str(folder), adapter_name="sft", is_trainable=True
+        )
         settings = peft.LoraConfig(
-            r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM"
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT warns of the very damage that is wanted here
-            return peft.get_peft_model(adapted, settings)
+            stacked = peft.get_peft_model(adapted, settings)
+        stacked.get_base_model = adapted.get_base_model  # TRL computes the loss in there
+        return stacked
+
+    @replaces(part("engine"), "adapter_settings")
+    def adapter_settings(original: Any, model: Any) -> Any:
+        del original  # it knows one adapter alone
+        return {"names": sorted(model.peft_config)}
 
 
 def stub_adapter() -> None:

@@ -158,15 +158,16 @@ class Run:
             f"{_number(trained['final_loss'])} in {trained['steps']} steps"
         )
         after = Point(point.model, str(self.state.folder(name) / stages.ADAPTER))
-        scores = self._ask(f"{name}.asked", after, topic.questions)
+        # The gate comes first: what it refuses can often not even be loaded.
+        stage.verdict = self._judge(name, f"{topic.name} {kind}", kind, after, point)
+        if stage.verdict.faults:
+            return self._conclude(told, stage, point, after, stage.verdict.faults)
+        scores = stage.measured = self._ask(f"{name}.asked", after, topic.questions)
         self.say(f"  asked    {_words(scores)}")
         faults = faults_of_scores(kind, told.after, scores, self.made.form.max_drop)
-        verdict = self._judge(name, f"{topic.name} {kind}", kind, after, point)
-        stage.verdict, stage.measured = verdict, scores
-        if verdict.faults or faults:
-            return self._conclude(told, stage, point, after, (*verdict.faults, *faults))
-        stage.after = told.after = scores
-        return self._conclude(told, stage, point, after, ())
+        if not faults:
+            stage.after = told.after = scores
+        return self._conclude(told, stage, point, after, faults)
 
     def _conclude(
         self,
