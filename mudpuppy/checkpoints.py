@@ -37,6 +37,7 @@ MANIFEST_SCHEMA_VERSION = 1
 FREE_SETTINGS = frozenset(
     {
         "output",
+        "preset",
         "resume",
         "save_steps",
         "num_workers",

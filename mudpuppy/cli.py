@@ -39,6 +39,7 @@ MODULES: dict[str, str] = {
     "estimate": "mudpuppy.estimate.command",
     "export": "mudpuppy.export.command",
     "merge": "mudpuppy.adapters.command",
+    "presets": "mudpuppy.presets.command",
     "serve": "mudpuppy.serving.command",
     "temporal": "mudpuppy.pipelines.temporal.command",
     "tiny": "mudpuppy.tiny.command",
@@ -63,11 +64,13 @@ commands:
   mud-puppy serve FILE.gguf     put a model behind llama.cpp's OpenAI-compatible server
   mud-puppy env                 what this machine is, which traps it is in, and what to type
   mud-puppy estimate MODEL ...  predict the memory of a run from the configuration alone
+  mud-puppy presets [NAME]      settings to start from: which there are, what each one sets
   mud-puppy temporal ...        unlearn what came after a year: data to a served GGUF
   mud-puppy tiny build|show     the embedded model that `tiny` names
 
 examples:
   mud-puppy tiny data.jsonl --method lora --precision fp32 --output out
+  mud-puppy Qwen/Qwen2.5-14B-Instruct data.jsonl --preset lora-14b-16gb --output out
   mud-puppy Qwen/Qwen2.5-0.5B-Instruct data.jsonl --method qlora --merge-lora --output out
   mud-puppy ./model data.jsonl --config run.yaml --learning-rate 1e-4
 """

@@ -1,6 +1,6 @@
 """TrainingConfig: one frozen set of settings; its fields are the CLI flags and the YAML keys.
 
-Precedence: flags over the file given with `--config` over the defaults here. No torch.
+Precedence: flags over the file given with `--config` over a preset over the defaults. No torch.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class TrainingConfig(BaseModel):
     """Data to learn from: a JSONL, JSON or Parquet file, or a hub id (docs/data.md)."""
     output: Path
     """Folder for the result; must be new or empty."""
+    preset: str | None = None
+    """Settings to start from, by name (mud-puppy presets); whatever else is given wins."""
 
     method: Literal[
         "full",

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from mudpuppy.config import QUANT_BLOCK_SIZES, TrainingConfig
 from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
 from mudpuppy.features import PREFERENCE_METHODS, SFT_METHODS
+from mudpuppy.presets.loader import load_presets, settings_of
 
 POSITIONAL = ("model", "dataset")
 """Settings that are given by position."""
@@ -64,13 +65,13 @@ CHECKED_TOGETHER = (
 def check_values(
     values: Mapping[str, Any], *, name: Callable[[str], str] = quote
 ) -> TrainingConfig:
-    """Check each value by itself, as `load_config` does, without the rule table.
+    """Check each value by itself, over those of a preset, without the rule table.
 
     Raises:
         ConfigError: unknown, missing or wrong values, all of them.
     """
     try:
-        config = TrainingConfig.model_validate(dict(values))
+        config = TrainingConfig.model_validate({**settings_of(values.get("preset")), **values})
     except ValidationError as error:
         raise ConfigError(_explain(error, name)) from None
     problems = list(_method_problems(config, name))
@@ -82,7 +83,10 @@ def check_values(
 
 
 def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iterator[str]:
-    """Yield what is wrong with values that are fine for other methods."""
+    """Yield what is wrong with values that are fine for other methods, and an unknown preset."""
+    if config.preset is not None and config.preset not in load_presets():
+        near = near_names(config.preset, load_presets())
+        yield f"{name('preset')}: there is no preset {shown(config.preset)}{near}"
     if config.method == "kto" and config.batch_size < 2:
         yield (
             f"{name('batch_size')}: kto estimates a distance within a batch, and needs 2 samples "
@@ -175,7 +179,17 @@ def unread_settings(config: TrainingConfig) -> tuple[str, ...]:
         unread.add("gptq_activation_memory")
     if not config.stream:
         unread.add("stream_layers")
-    return tuple(name for name in config.field_names() if name in unread & config.model_fields_set)
+    given = {name for name in config.model_fields_set if not is_of_preset(name, config)}
+    return tuple(name for name in config.field_names() if name in unread & given)
+
+
+def is_of_preset(field: str, config: TrainingConfig) -> bool:
+    """Return whether a setting is as the preset of the run has it."""
+    settings = settings_of(config.preset)
+    if field not in settings:
+        return False
+    held, value = settings[field], getattr(config, field)
+    return bool(value == (tuple(held) if isinstance(held, list) else held))
 
 
 def check_warmup(

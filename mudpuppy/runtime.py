@@ -11,12 +11,14 @@ import torch
 
 from mudpuppy import team
 from mudpuppy.config import TrainingConfig
+from mudpuppy.config_check import is_of_preset
 from mudpuppy.env.choose import Plan, plan
 from mudpuppy.env.devices import torch_facts
 from mudpuppy.env.facts import Facts
 from mudpuppy.env.probe import collect
 from mudpuppy.errors import ConfigError, EngineError
 from mudpuppy.memory.placement import list_devices, require_devices
+from mudpuppy.presets.loader import settings_of
 from mudpuppy.records import Choice
 
 DTYPES = {
@@ -75,8 +77,18 @@ def choose_runtime(config: TrainingConfig) -> Runtime:
         choices={
             **chosen.choices,
             "precision": Choice(value=config.precision, reason=precision_reason),
+            **_tell_preset(config),
         },
     )
+
+
+def _tell_preset(config: TrainingConfig) -> dict[str, Choice]:
+    """Return which preset the run began from, and what of it was set otherwise."""
+    if config.preset is None:
+        return {}
+    others = [name for name in settings_of(config.preset) if not is_of_preset(name, config)]
+    reason = f"asked for; set otherwise: {', '.join(others) or 'nothing'}"
+    return {"preset": Choice(value=config.preset, reason=reason)}
 
 
 def _require_exact(error: float, precision: str, device: torch.device, rounding: str) -> None:

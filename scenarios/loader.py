@@ -18,8 +18,11 @@ from scenarios.schema import FEATURE_AXIS, Covering, Expectation, Scenario, Scen
 SHIPPED = Path(__file__).parent
 """Folder of the scenario files that come with the project."""
 
-RUNNER_OWNS = frozenset({"output"})
-"""Settings that a scenario may not hold, because every cell has its own folder."""
+RUNNER_OWNS = {
+    "output": "every cell has its own folder",
+    "preset": "a scenario says itself what it sets",
+}
+"""Settings that a scenario may not hold, and why."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,11 @@ def _keys_at(place: Place) -> tuple[str, ...]:
 
 def _unknown_settings(document: Document) -> Iterator[str]:
     """Yield a problem for every setting that `TrainingConfig` does not have."""
-    known = frozenset(TrainingConfig.field_names()) - RUNNER_OWNS
+    known = frozenset(TrainingConfig.field_names()) - RUNNER_OWNS.keys()
     for place, settings in _setting_tables(document.value):
         for key in settings:
             if key in RUNNER_OWNS:
-                why = f"'{key}' may not be set here: every cell has its own folder"
+                why = f"'{key}' may not be set here: {RUNNER_OWNS[key]}"
             elif key == FEATURE_AXIS and not {"defaults", "config"} & {*place}:
                 continue
             elif key not in known:

@@ -1,0 +1,1 @@
+"""Presets: settings to start from, by name; data, each value with where it comes from."""
