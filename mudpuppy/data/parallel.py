@@ -27,10 +27,13 @@ def render_rows(loaded: Loaded, samples: Sequence[Sample], config: TrainingConfi
     if workers > 1:
         size = -(-len(samples) // workers)
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        # Not forked: a tokenizer's threads do not survive in a copy of the process.
+        render = partial(_render, replace(loaded, model=None), config)
+        # Not forked: a tokenizer's threads do not survive in a copy of the process. This process is
+        # one of them, since another one must import the libraries first.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            done = list(pool.map(partial(_render, replace(loaded, model=None), config), parts))
+        with ProcessPoolExecutor(workers - 1, mp_context=context) as pool:
+            others = pool.map(render, parts[1:])
+            done = [render(parts[0]), *others]
         rows = [row for part in done if part is not None for row in part]
         if None not in done:
             return rows
