@@ -9,9 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mudpuppy.adapters.merge_plan import Packing
+from mudpuppy.config import QUANT_BLOCK_SIZES
 from mudpuppy.errors import ModelError, UsageError, printable
+from mudpuppy.features import MOST_QUANT_SEARCH
 from mudpuppy.interruption import describe
 from mudpuppy.provenance import PROVENANCE_FILE
+from mudpuppy.quant.declared import MOST_BLOCK
 from mudpuppy.tiny import resolve_model
 from mudpuppy.tiny.names import is_tiny_name
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 DESCRIPTION = "Fold a LoRA adapter into its base on disk; the model is never held in memory."
 MERGE_HINT = "end what else uses memory; the merge itself needs a few hundred megabytes"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB)", re.IGNORECASE)
+SEARCHED = ("nf4", "int4")
+"""Formats whose scales can be searched."""
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -33,6 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "bf16", "fp16"),
         help="type of the weights; by default the base's own",
+    )
+    parser.add_argument(
+        "--quant",
+        choices=tuple(QUANT_BLOCK_SIZES),
+        help="write the layers in few bits that the adapter saw so, or every linear layer of the "
+        "decoder; by default the result is in 16 bits, also where the base is not",
+    )
+    parser.add_argument(
+        "--quant-block-size",
+        type=int,
+        metavar="N",
+        help="with --quant: columns that share a scale; by default as in training",
+    )
+    parser.add_argument(
+        "--quant-search",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --quant nf4 or int4: try N further scales for every block, for a smaller error",
     )
     parser.add_argument(
         "--max-shard-size",
@@ -65,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """
     started = time.monotonic()
     max_bytes = None if args.max_shard_size is None else parse_size(args.max_shard_size)
+    packing = choose_packing(args.quant, args.quant_block_size, args.quant_search)
     base = find_folder(args.base)
 
     def say(line: str) -> None:
@@ -93,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
                 args.adapter,
                 args.output,
                 precision=args.precision,
+                packing=packing,
                 max_shard_bytes=max_bytes,
                 other_base=args.other_base,
                 inspect=verify if args.verify else None,
@@ -116,6 +143,33 @@ def run(args: argparse.Namespace) -> int:
             say(f"how to serve it: {path}")
     say(f"check it: mudpuppy-doctor {report.output}")
     return 0
+
+
+def choose_packing(quant: str | None, block_size: int | None, search: int) -> Packing | None:
+    """Return the few bits that the flags ask for; None where they ask for none.
+
+    Raises:
+        UsageError: they contradict each other or the format.
+    """
+    if quant is None:
+        if block_size is not None or search:
+            raise UsageError(
+                "--quant-block-size and --quant-search say how --quant writes, and it is not there",
+                hint="add --quant nf4, or leave them out",
+            )
+        return None
+    size = QUANT_BLOCK_SIZES[quant] if block_size is None else block_size
+    if not 1 <= size <= MOST_BLOCK or (quant == "mxfp4" and size != QUANT_BLOCK_SIZES[quant]):
+        raise UsageError(
+            f"--quant-block-size {size} is none that {quant} has",
+            hint="mxfp4 has blocks of 32 by definition; the others are best with 64 or less",
+        )
+    if not 0 <= search <= MOST_QUANT_SEARCH or (search and quant not in SEARCHED):
+        raise UsageError(
+            f"--quant-search {search} is nothing that {quant} can do",
+            hint=f"0 to {MOST_QUANT_SEARCH}, for {' and '.join(SEARCHED)}",
+        )
+    return Packing(format=quant, block_size=size, search=search)
 
 
 def parse_size(text: str) -> int:

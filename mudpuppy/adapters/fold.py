@@ -19,6 +19,7 @@ from mudpuppy.adapters.codes import NOT_FINITE
 from mudpuppy.adapters.merge_plan import LowRank, Output, PackedEntry
 from mudpuppy.errors import EngineError
 from mudpuppy.quant.formats import FORMATS
+from mudpuppy.quant.formats.interface import Format, Packed
 from mudpuppy.safefile import TensorEntry
 from mudpuppy.stored import FLOATS, Reader
 
@@ -100,6 +101,18 @@ def _fold_flat(output: Output, dtype: str, work: Workspace) -> Iterator[memoryvi
 
 
 def _fold_rows(output: Output, dtype: str, work: Workspace) -> Iterator[memoryview]:
+    for _, _, block in merged_rows(output, dtype, work):
+        yield _round(block, dtype, output.name, work)
+
+
+def merged_rows(
+    output: Output, dtype: str, work: Workspace
+) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
+    """Yield first and last row + 1 of every block, what the adapter saw there, and the merged rows.
+
+    Both are (stop - start, columns), and valid until the next block is asked for. Where nothing
+    changes, they are the same tensor.
+    """
     rows, columns = output.source.shape
     change = None if output.change is None else _Change(output, dtype, work)
     if change is not None and change.needs_lengths:
@@ -107,7 +120,7 @@ def _fold_rows(output: Output, dtype: str, work: Workspace) -> Iterator[memoryvi
             change.measure(_base_block(output, start, stop, work), start, stop)
     new = None if output.rows is None else work.reader.read(output.rows[1])
     for start, stop in row_blocks(rows, columns):
-        block = _base_block(output, start, stop, work)
+        seen = block = _base_block(output, start, stop, work)
         if change is not None:
             block = change.add_to(block, start, stop)
         if new is not None and output.rows is not None:
@@ -115,7 +128,7 @@ def _fold_rows(output: Output, dtype: str, work: Workspace) -> Iterator[memoryvi
             for row, value in zip(output.rows[0], new, strict=True):
                 if start <= row < stop:
                     block[row - start] = value
-        yield _round(block, dtype, output.name, work)
+        yield (start, stop), seen, block
 
 
 def _load(entry: TensorEntry, start: int, count: int, kept: str, work: Workspace) -> Tensor:
@@ -129,20 +142,35 @@ def _load(entry: TensorEntry, start: int, count: int, kept: str, work: Workspace
 
 def _base_block(output: Output, start: int, stop: int, work: Workspace) -> Tensor:
     """Return rows of the weight that the adapter saw, (stop - start, columns)."""
+    found = packed_rows(output, start, stop, work)
+    if found is not None:
+        form, packed = found
+        dense: Tensor = form.dequantise(packed)
+        return dense
+    return _plain_block(output, start, stop, work)
+
+
+def packed_rows(
+    output: Output, start: int, stop: int, work: Workspace
+) -> tuple[Format, Packed] | None:
+    """Return rows of a base that the adapter saw in few bits, as they were held; else None."""
     if isinstance(output.source, PackedEntry):
         layer = output.source.layer
-        dense: Tensor = layer.format.dequantise(layer.read(work.reader, start, stop))
-        return dense
+        return layer.format, layer.read(work.reader, start, stop)
+    packing = output.packing
+    if packing is None:
+        return None
+    block = _plain_block(output, start, stop, work)
+    held = block if work.seen_dtype is None else block.to(work.seen_dtype)
+    form = FORMATS[packing.format]
+    return form, form.quantise(held, packing.block_size, packing.search)
+
+
+def _plain_block(output: Output, start: int, stop: int, work: Workspace) -> Tensor:
     columns = output.source.shape[1]
     count = (stop - start) * columns
     block = _load(output.source, start * columns, count, output.home.dtype, work)
-    block = block.view(stop - start, columns)
-    packing = output.packing
-    if packing is None:
-        return block
-    held = block if work.seen_dtype is None else block.to(work.seen_dtype)
-    form = FORMATS[packing.format]
-    return form.dequantise(form.quantise(held, packing.block_size, packing.search))
+    return block.view(stop - start, columns)
 
 
 class _Change:

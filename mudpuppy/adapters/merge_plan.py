@@ -75,6 +75,8 @@ class Output:
     """Rows that are replaced."""
     packing: Packing | None = None
     """The source is rounded to 4 bits in this way first, as the adapter saw it."""
+    packed_as: Packing | None = None
+    """It is written in few bits, in this way."""
 
     @property
     def is_copied(self) -> bool:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 
 from mudpuppy.adapters.fold import Workspace, fold
 from mudpuppy.adapters.merge_inputs import TORCH_NAMES, Inputs, read_inputs
-from mudpuppy.adapters.merge_plan import FLOATS, Output, Plan, plan_merge
+from mudpuppy.adapters.merge_plan import FLOATS, Output, Packing, Plan, plan_merge
+from mudpuppy.adapters.repack import Repacking, part_shapes, repack
 from mudpuppy.errors import OutputError
 from mudpuppy.files import write_json_atomic
 from mudpuppy.preflight import locked
@@ -62,6 +64,8 @@ class MergeReport:
     """Weights files."""
     bytes: int
     """Bytes of all tensors."""
+    quantisation: dict[str, Any] | None = None
+    """How it was written in few bits, and what each layer lost; None in 16 bits or more."""
 
 
 def merge_shards(
@@ -70,6 +74,7 @@ def merge_shards(
     output: Path,
     *,
     precision: str | None = None,
+    packing: Packing | None = None,
     max_shard_bytes: int | None = None,
     other_base: bool = False,
     inspect: Callable[[Path, Inputs], None] | None = None,
@@ -86,6 +91,8 @@ def merge_shards(
         adapter: folder of a LoRA adapter.
         output: folder that is empty or does not exist; complete afterwards, or not there.
         precision: fp32, bf16 or fp16; by default every tensor keeps its own type.
+        packing: few bits in which the layers are written that the adapter saw so, or where it saw
+            none every linear layer of the decoder blocks; by default none are.
         max_shard_bytes: longest weights file; by default the base's division is kept.
         other_base: merge although the adapter was trained on another base.
         inspect: called with the finished folder before it is published; what it raises stops that.
@@ -98,25 +105,35 @@ def merge_shards(
     """
     inputs = read_inputs(base, adapter, other_base=other_base, say=say)
     plan = plan_merge(inputs.adapter, inputs.tensors, is_tied=inputs.is_tied, packed=inputs.packed)
+    config = make_config(inputs.config, plan, precision)
+    repacking = None
+    if packing is not None:
+        # transformers, which knows the model's layers, takes seconds to import
+        from mudpuppy.adapters.repack_plan import declare, plan_repacking
+
+        plan, repacking = plan_repacking(plan, config, packing)
+        config = declare(config, repacking)
     shards = _divide(plan.outputs, precision, max_shard_bytes)
     size = sum(_size(one, precision) for one in plan.outputs)
     say(f"merging {plan.num_changed} of {len(plan.outputs)} tensors, {size / 1e9:.2f} GB")
     with _empty_again(output), _one_thread(), telling_of_failed_writes(output), locked(output):
         _require_space(output, size)
         with staging(output) as folder:
-            _write_shards(folder, shards, precision, inputs, plan)
+            _write_shards(folder, shards, precision, inputs, repacking)
             _copy_files(folder, inputs)
-            config = make_config(inputs.config, plan, precision)
             write_json_atomic(folder / "config.json", config)
+            for line in () if repacking is None else repacking.tell():
+                say(line)
             if inspect is not None:
                 inspect(folder, inputs)
             report = MergeReport(
                 output=str(output),
-                precision=" ".join(sorted({_dtype(o, precision) for o in plan.outputs})),
+                precision=" ".join(sorted({_kind(o, precision) for o in plan.outputs})),
                 tensors=len(plan.outputs),
                 changed=plan.num_changed,
                 shards=len(shards),
                 bytes=size,
+                quantisation=None if repacking is None else repacking.describe(),
             )
             found_at = os.path.relpath(inputs.adapter.folder.resolve(), output.resolve())
             manifest = {**_provenance(inputs, report), "adapter": found_at}
@@ -164,11 +181,24 @@ def _dtype(output: Output, precision: str | None) -> str:
     return TYPES[precision] if precision is not None and is_float else output.home.dtype
 
 
+def _kind(output: Output, precision: str | None) -> str:
+    return _dtype(output, precision) if output.packed_as is None else output.packed_as.format
+
+
 def _size(output: Output, precision: str | None) -> int:
-    source = output.source
-    if source.dtype not in FLOATS:
-        return source.size
-    return source.size // ITEM_BYTES[source.dtype] * ITEM_BYTES[_dtype(output, precision)]
+    return sum(size for *_, size in _parts(output, precision))
+
+
+def _parts(output: Output, precision: str | None) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Return name, type, shape and bytes of what is written of a tensor, in the order of a file."""
+    if output.packed_as is not None:
+        parts = part_shapes(output)
+        return [(name, kind, sh, prod(sh) * ITEM_BYTES[kind]) for name, kind, sh in parts]
+    source, kind = output.source, _dtype(output, precision)
+    size = source.size
+    if source.dtype in FLOATS:
+        size = size // ITEM_BYTES[source.dtype] * ITEM_BYTES[kind]
+    return [(output.name, kind, source.shape, size)]
 
 
 def _divide(
@@ -203,37 +233,49 @@ def _write_shards(
     shards: Mapping[str, Sequence[Output]],
     precision: str | None,
     inputs: Inputs,
-    plan: Plan,
+    repacking: Repacking | None,
 ) -> None:
     """Write every weights file, and the index where there are several."""
     reader = Reader()
     work = Workspace(reader, seen_dtype=DTYPES.get(inputs.seen or ""))
     try:
         for name, outputs in shards.items():
-            _write_shard(folder / name, outputs, precision, work)
+            _write_shard(folder / name, outputs, precision, work, repacking)
     finally:
         reader.close()
     if len(shards) > 1:
-        placed = {output.name: name for name, outputs in shards.items() for output in outputs}
-        total = sum(_size(output, precision) for output in plan.outputs)
+        written = {name: _described(outputs, precision) for name, outputs in shards.items()}
+        placed = {part[0]: name for name, parts in written.items() for part in parts}
+        total = sum(size for parts in written.values() for *_, size in parts)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
         write_json_atomic(folder / INDEX_FILE, index)
 
 
+def _described(
+    outputs: Sequence[Output], precision: str | None
+) -> list[tuple[str, str, tuple[int, ...], int]]:
+    return [part for output in outputs for part in _parts(output, precision)]
+
+
 def _write_shard(
-    path: Path, outputs: Sequence[Output], precision: str | None, work: Workspace
+    path: Path,
+    outputs: Sequence[Output],
+    precision: str | None,
+    work: Workspace,
+    repacking: Repacking | None,
 ) -> None:
     """Write one weights file: the header, which follows from the plan, then block after block."""
-    described = [
-        (one.name, _dtype(one, precision), one.source.shape, _size(one, precision))
-        for one in outputs
-    ]
+    described = _described(outputs, precision)
     header = pack_header(described)
     whole = len(header) + sum(size for *_, size in described)
     with path.open("wb", buffering=0) as handle:
         _write(handle, memoryview(header))
         for output in outputs:
-            for block in fold(output, _dtype(output, precision), work):
+            if output.packed_as is not None and repacking is not None:
+                blocks = repack(output, work, repacking)
+            else:
+                blocks = fold(output, _dtype(output, precision), work)
+            for block in blocks:
                 _write(handle, block)
         if handle.tell() != whole:
             raise OSError(f"{path.name} has {handle.tell()} bytes, not {whole}")
