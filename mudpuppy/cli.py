@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from mudpuppy.features import METHODS, PRECISIONS
 from mudpuppy.flags import add_training_flags, typed_settings
 from mudpuppy.interruption import describe as describe_end
 from mudpuppy.interruption import raising_when_terminated
+from mudpuppy.logs import LOG_FOLDERS
 from mudpuppy.parser import FriendlyParser
 from mudpuppy.records import RunRecord
 from mudpuppy.ruleform import Rule
@@ -196,8 +198,29 @@ def _run_train(words: list[str]) -> int:
         _print_error(error)
         _say_what_is_left(config.output)
         return error.exit_code
+    if record.merged and team.is_first():
+        _write_notes(Path(record.merged), config.system_prompt, tell)
     tell(_summary(record))
+    for line in _curves(config.report_to, config.output):
+        tell(line)
     return 0
+
+
+def _curves(kept_in: Sequence[str], output: Path) -> list[str]:
+    """Return what opens the curves of a run."""
+    runs = shlex.quote(str(output / LOG_FOLDERS["tensorboard"]))
+    return [f"look at the curves: tensorboard --logdir {runs}"] if "tensorboard" in kept_in else []
+
+
+def _write_notes(merged: Path, system: str | None, tell: Callable[[str], None]) -> None:
+    """Write how a merged model is served; what was trained is complete with or without it."""
+    from mudpuppy.export.serving_notes import write_notes
+
+    try:
+        for path in write_notes(merged, merged, system=system):
+            tell(f"how to serve it: {path}")
+    except UsageError as error:
+        tell(f"nothing was written on how to serve {merged}: {error}")
 
 
 def _say_what_is_left(output: Path) -> None:

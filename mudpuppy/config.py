@@ -215,6 +215,8 @@ class TrainingConfig(BaseModel):
     """Tokens of a sample that are kept."""
     chat_template: bool = True
     """Render samples with the tokenizer's chat template, when it has one."""
+    system_prompt: Annotated[str, Field(min_length=1, max_length=65_536)] | None = None
+    """What conversations begin with that have no system message; also for serving the result."""
     response_only: bool = True
     """Compute the loss on the assistant's tokens only."""
     trust_remote_code: bool = False

@@ -57,7 +57,7 @@ def load_config(values: Mapping[str, Any], *, name: Callable[[str], str] = quote
 CHECKED_TOGETHER = (
     *("method", "preference", "use_peft", "max_steps", "warmup_steps", "batch_size"),
     *("gradient_accumulation", "num_generations", "reward_funcs", "qat_warmup", "qat_freeze"),
-    *("quant", "quant_block_size", "quant_search"),
+    *("quant", "quant_block_size", "quant_search", "chat_template", "system_prompt"),
 )
 """Settings whose values `check_values` weighs against each other; every other stands by itself."""
 
@@ -87,6 +87,11 @@ def _method_problems(config: TrainingConfig, name: Callable[[str], str]) -> Iter
     if config.preset is not None and config.preset not in load_presets():
         near = near_names(config.preset, load_presets())
         yield f"{name('preset')}: there is no preset {shown(config.preset)}{near}"
+    if config.system_prompt is not None and not config.chat_template:
+        yield (
+            f"{name('system_prompt')}: the chat template is what says it; leave out "
+            f"{name('chat_template')}"
+        )
     if config.method == "kto" and config.batch_size < 2:
         yield (
             f"{name('batch_size')}: kto estimates a distance within a batch, and needs 2 samples "

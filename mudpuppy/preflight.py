@@ -28,6 +28,7 @@ from mudpuppy.data.forgetting import require_groups
 from mudpuppy.data.held_out import count_held_out
 from mudpuppy.data.read import read_dataset
 from mudpuppy.data.samples import Sample
+from mudpuppy.data.system_prompt import require_conversations
 from mudpuppy.errors import ConfigError, ModelError, OutputError, UsageError, near_names
 from mudpuppy.gptq_backend import require_backend
 from mudpuppy.leftovers import (
@@ -69,6 +70,7 @@ def preflight(config: TrainingConfig, given: Sequence[Sample] | None = None) -> 
     if config.resume and team.is_first():
         found = find_resumable(config.output, deep=False)
         require_same(found, identify(config, samples))
+    require_conversations(samples, config)
     require_groups(samples, config)
     count_held_out(len(samples), config)  # the same again, once some samples may be left out
     if team.is_first():

@@ -65,6 +65,15 @@ def template_always_applied() -> None:
     change_settings(part("methods.sft"), "make_renderer", chat_template=True)
 
 
+@mutant("lora-system", caught_by="MPD706")
+def system_prompt_lost() -> None:
+    """Leave out the system prompt that was asked for."""
+
+    @replaces(part("data.parallel"), "with_system")
+    def with_system(original: Any, samples: Any, text: Any) -> Any:
+        return original(samples, None)
+
+
 @mutant("lora-turns", caught_by="MPD706")
 def first_turns_dropped() -> None:
     """Keep the last question and answer of a conversation alone."""

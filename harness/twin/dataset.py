@@ -87,6 +87,7 @@ class _Maker:
         Raises:
             NotRendered: the record has a form that is not known here.
         """
+        record = _instructed(record, self.asked.settings.get("system_prompt"))
         for form, make in _FORMS.items():
             if set(form) <= set(record):
                 yield from make(self, record)
@@ -295,6 +296,17 @@ _FORMS: dict[tuple[str, ...], Callable[[_Maker, Mapping[str, Any]], Iterator[Row
     ("prompt",): _Maker.ask,
 }
 """What makes the rows of a record, by the fields it must have."""
+
+
+def _instructed(record: Mapping[str, Any], system: str | None) -> Mapping[str, Any]:
+    """Return a record whose conversation begins with the system prompt that was asked for."""
+    begins = {}
+    whole = ("chosen", "rejected") if "prompt" not in record else ()
+    for name in ("messages", "prompt", *whole):
+        said = record.get(name)
+        if system and isinstance(said, list) and [m["role"] for m in said[:1]] != ["system"]:
+            begins[name] = [{"role": "system", "content": system}, *said]
+    return {**record, **begins}
 
 
 def _as_known(record: Mapping[str, Any]) -> list[Any]:

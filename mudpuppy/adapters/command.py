@@ -14,7 +14,7 @@ from mudpuppy.config import QUANT_BLOCK_SIZES
 from mudpuppy.errors import ModelError, UsageError, printable
 from mudpuppy.features import MOST_QUANT_SEARCH
 from mudpuppy.interruption import describe
-from mudpuppy.provenance import PROVENANCE_FILE
+from mudpuppy.provenance import PROVENANCE_FILE, read_provenance
 from mudpuppy.quant.declared import MOST_BLOCK
 from mudpuppy.tiny import resolve_model
 from mudpuppy.tiny.names import is_tiny_name
@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--notes",
         action="store_true",
         help="write into the folder how it is served: an Ollama Modelfile, and SERVING.md",
+    )
+    parser.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="system prompt of that Modelfile; by default the one that was trained with",
     )
     parser.add_argument(
         "--other-base",
@@ -136,10 +141,11 @@ def run(args: argparse.Namespace) -> int:
         f"merged {report.changed} of {report.tensors} tensors in {seconds:.1f} s: {report.output} "
         f"({report.bytes / 1e9:.2f} GB {report.precision}, {report.shards} weights files)"
     )
-    if args.notes:
+    if args.notes or args.system is not None:
         from mudpuppy.export.serving_notes import write_notes
 
-        for path in write_notes(Path(report.output), Path(report.output)):
+        system = trained_system(args.adapter) if args.system is None else args.system
+        for path in write_notes(Path(report.output), Path(report.output), system=system):
             say(f"how to serve it: {path}")
     say(f"check it: mudpuppy-doctor {report.output}")
     return 0
@@ -170,6 +176,17 @@ def choose_packing(quant: str | None, block_size: int | None, search: int) -> Pa
             hint=f"0 to {MOST_QUANT_SEARCH}, for {' and '.join(SEARCHED)}",
         )
     return Packing(format=quant, block_size=size, search=search)
+
+
+def trained_system(adapter: Path) -> str | None:
+    """Return the system prompt that an adapter was trained with, where its manifest says one."""
+    try:
+        held = read_provenance(adapter) or {}
+    except (OSError, ValueError):
+        return None  # a damaged manifest says nothing; the doctor says so
+    settings = held.get("config")
+    found = settings.get("system_prompt") if isinstance(settings, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def parse_size(text: str) -> int:

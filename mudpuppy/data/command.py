@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mudpuppy.config import TrainingConfig
@@ -15,6 +15,7 @@ from mudpuppy.data.facts import TokenFacts, duplicates, measure, summarise, to_j
 from mudpuppy.data.read import DatasetRead, read_dataset
 from mudpuppy.data.samples import KINDS_OF_METHOD, PromptSample, Sample
 from mudpuppy.data.show import Marks, describe
+from mudpuppy.data.system_prompt import with_system
 from mudpuppy.errors import DatasetError, UsageError
 from mudpuppy.features import METHODS
 
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=text
         )
+    parser.add_argument(
+        "--system-prompt", metavar="TEXT", help="what conversations without one begin with"
+    )
     parser.add_argument("--line", type=int, metavar="N", help="show the sample of this line")
     parser.add_argument(
         "--limit", type=int, default=5000, metavar="N", help="samples to render (default: 5000)"
@@ -75,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.limit < 1:
         raise UsageError("--limit must be 1 or more")
     read = read_dataset(args.dataset, args.method)
+    read = replace(read, samples=with_system(read.samples, args.system_prompt))
     shown = _pick(read, args.line)
     config = _settings(args, read.kind) if args.model else None
     repeated = duplicates(read.samples)

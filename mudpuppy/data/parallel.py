@@ -11,6 +11,7 @@ from typing import Any
 
 from mudpuppy.config import TrainingConfig
 from mudpuppy.data.samples import Sample
+from mudpuppy.data.system_prompt import with_system
 from mudpuppy.errors import MudpuppyError
 from mudpuppy.loading import Loaded
 from mudpuppy.methods.family import find_family
@@ -23,6 +24,7 @@ def render_rows(loaded: Loaded, samples: Sequence[Sample], config: TrainingConfi
         DatasetError: a sample cannot be used.
         ModelError: the chat template does not end.
     """
+    samples = with_system(samples, config.system_prompt)
     workers = min(config.preprocess_workers, len(samples))
     if workers > 1:
         size = -(-len(samples) // workers)

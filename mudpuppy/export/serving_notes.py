@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from itertools import groupby
@@ -80,7 +81,7 @@ def describe(
     sections += [
         _ollama(output, modelfile, speech),
         _vllm(output, source),
-        _transformers(source),
+        _transformers(source, system),
         _evaluate(output),
     ]
     return "\n\n".join(sections) + "\n"
@@ -170,14 +171,17 @@ def _vllm(output: Path, source: Path) -> str:
     )
 
 
-def _transformers(source: Path) -> str:
+def _transformers(source: Path, system: str | None) -> str:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": "Hello"})
+    shown = json.dumps(messages, ensure_ascii=False)  # Python reads it as it is
     code = f"""\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = {str(source)!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto")
-messages = [{{"role": "user", "content": "Hello"}}]
+messages = {shown}
 inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
 ).to(model.device)
