@@ -27,6 +27,8 @@ BIAS = 127
 """What is added to the exponent of a scale."""
 MAX_STORED = BIAS + 125
 """Largest exponent, as it is stored: with one more, 4 would be beyond float32."""
+MOST_UNITS = 7.0
+"""Largest magnitude, in units of the lower scale, at which the higher one cannot be better."""
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _NEAREST = Nearest(
     [(a + b) / 2 for a, b in pairwise(_MAGNITUDES)], per_unit=2, above=frozenset({0.75, 1.75, 3.5})
@@ -61,16 +63,26 @@ class Mxfp4(Format):
         return bits.view(torch.float32).masked_fill(scales == 255, torch.nan)
 
     def encode(self, blocks: Tensor, peak: Tensor, search: int) -> tuple[Tensor, Tensor]:
-        """Try both exponents; there is nothing else to search."""
+        """Try both exponents where the higher can be better; there is nothing else to search.
+
+        Up to 7 units the lower is never worse: its levels hold all the higher's up to 6, and from
+        there to 7 both are nearest to 6. So only a fifth of usual blocks are rounded twice.
+        """
         del search
         _, exponent = torch.frexp(peak)  # peak = m * 2^exponent with 0.5 <= m < 1
         low = (exponent - 1 - MAX_EXPONENT + BIAS).clamp_(0, MAX_STORED).to(torch.uint8)
         low.masked_fill_(peak == 0, BIAS)
-        high = (low + 1).clamp_(max=MAX_STORED)
-        first, second = (self._round(blocks, one, low) for one in (low, high))
-        takes_high = second[1] < first[1]
-        nibbles = torch.where(takes_high.unsqueeze(1), second[0], first[0])
-        return nibbles, torch.where(takes_high, high, low)
+        nibbles, error = self._round(blocks, low, low)
+        rows = (peak > MOST_UNITS * self.scale_values(low)).nonzero().squeeze(1)
+        if not rows.numel():
+            return nibbles, low
+        unit = low[rows]
+        high = (unit + 1).clamp_(max=MAX_STORED)
+        other, other_error = self._round(blocks[rows], high, unit)
+        is_better = other_error < error[rows]
+        chosen = rows[is_better]
+        nibbles[chosen], low[chosen] = other[is_better], high[is_better]
+        return nibbles, low
 
     def _round(self, blocks: Tensor, stored: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Return nibbles and squared errors for given scales, the errors in units of `unit`."""
