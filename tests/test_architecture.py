@@ -85,6 +85,7 @@ PROBE_MAY = (
     "harness.observations",
     "harness.weighing",
     "mudpuppy.records",
+    "mudpuppy.tuning",
 )
 
 

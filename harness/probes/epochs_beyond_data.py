@@ -16,10 +16,8 @@ from __future__ import annotations
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
+from mudpuppy.tuning import advise
 
-UPPER = ((1_000, 10), (10_000, 5))
-"""Rows below which a number of epochs is the highest that the guide takes."""
-BEYOND = 3
 REAL_RUN = 50
 """Optimizer steps from which a run is more than a trial."""
 
@@ -31,7 +29,7 @@ def check(training_log: TrainingLog) -> Finding | str:
     steps = max((p.step for p in log.points("loss")), default=0)
     if log.samples is None or log.epochs is None or steps < REAL_RUN or log.is_generating:
         raise NotApplicable("the number of rows or epochs is not known, or it was a trial")
-    upper = next((most for bound, most in UPPER if log.samples < bound), BEYOND)
+    upper = advise(log.samples).epochs[1]
     if log.epochs <= upper + 0.5:
         return f"{log.epochs:.3g} epochs over about {log.samples:,.0f} rows"
     return Finding(

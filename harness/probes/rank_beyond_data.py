@@ -18,9 +18,8 @@ from harness.facts.checkpoint import Adapter
 from harness.facts.records import TrainingLog
 from harness.findings import Evidence, Finding, Severity
 from harness.registry import NotApplicable, probe
+from mudpuppy.tuning import advise
 
-UPPER = ((1_000, 16), (10_000, 64))
-"""Rows below which a rank is the highest that the guide takes."""
 REAL_RUN = 50
 """Optimizer steps from which a run is more than a trial."""
 
@@ -32,8 +31,8 @@ def check(training_log: TrainingLog, adapter: Adapter) -> Finding | str:
     steps = max((p.step for p in training_log.points("loss")), default=0)
     if type(rank) is not int or not adapter.is_lora or rows is None or steps < REAL_RUN:
         raise NotApplicable("rank, number of rows or steps are not known, or it was a trial")
-    upper = next((most for bound, most in UPPER if rows < bound), None)
-    if upper is None or rank <= 2 * upper:
+    upper = advise(rows).ranks[1]
+    if rank <= 2 * upper:
         return f"rank {rank} for about {rows:,.0f} rows"
     return Finding(
         message=f"rank {rank} for about {rows:,.0f} training rows; up to {upper} is usual",

@@ -18,8 +18,9 @@ from harness.facts.records import TrainingLog
 from harness.findings import Finding, Severity
 from harness.registry import NotApplicable, probe
 from harness.weighing.record_series import require_points, show
+from mudpuppy.tuning import LEARNING_RATES
 
-HIGHEST, LOWEST = 1e-3, 1e-5
+HIGHEST, LOWEST = LEARNING_RATES[-1], LEARNING_RATES[0] / 10
 REAL_RUN = 100
 """Optimizer steps from which a run is more than a trial."""
 

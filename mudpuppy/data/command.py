@@ -18,6 +18,7 @@ from mudpuppy.data.show import Marks, describe
 from mudpuppy.data.system_prompt import with_system
 from mudpuppy.errors import DatasetError, UsageError
 from mudpuppy.features import METHODS
+from mudpuppy.tuning import advise
 
 DESCRIPTION = (
     "Say what a dataset is and, with --model, what the model would learn from it: one sample with "
@@ -221,6 +222,7 @@ def _as_json(
         "samples": len(read.samples),
         "methods": [name for name, kinds in KINDS_OF_METHOD.items() if read.kind in kinds],
         "duplicates": repeated,
+        "advice": vars(advise(len(read.samples))),
     }
     if config is None or facts is None:
         return result

@@ -19,6 +19,7 @@ from mudpuppy.data.samples import (
     TextSample,
 )
 from mudpuppy.errors import clip, printable
+from mudpuppy.tuning import describe_advice
 
 BAR_CHARS = 40
 """Characters of the longest bar."""
@@ -82,6 +83,8 @@ def describe(
     yield _fact("samples", f"{len(read.samples):,}")
     yield _fact("methods", ", ".join(methods))
     yield _fact("duplicates", _which(repeated, read.unit, "repeats an earlier one") or "none")
+    if "lora" in methods:
+        yield _fact("advice", describe_advice(len(read.samples)))
     groups = Counter(getattr(sample, "group", "") for sample in read.samples)
     groups.pop("", None)
     if groups:
