@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from mudpuppy.asking.answers import Answer, Answerer, OnAnswer
 from mudpuppy.asking.endpoint import REPLY_S
 from mudpuppy.asking.kept import Kept, key_of, open_kept
-from mudpuppy.errors import MudpuppyError
+from mudpuppy.errors import MudpuppyError, UsageError
+
+CHECKED = 5
+"""Kept answers that are asked for again where an identity does not tell one model from another."""
 
 
 def ask(
@@ -30,7 +33,7 @@ def ask(
         on_answer: told every answer as soon as it is known, also one that was kept.
 
     Raises:
-        UsageError: `keep` cannot be used.
+        UsageError: `keep` cannot be used, or holds the answers of another served model.
         MudpuppyError: an answer cannot be had; those before it are kept.
     """
     places: dict[str, list[int]] = {}
@@ -46,13 +49,12 @@ def ask(
                 on_answer(place, answer)
 
     with nullcontext() if keep is None else open_kept(keep) as kept:
-        unasked = []
-        for prompt, key in keys.items():
-            found = None if kept is None else kept.get(key)
-            if found is None:
-                unasked.append(prompt)
-            else:
-                take(prompt, found)
+        said = {} if kept is None else {p: a for p, key in keys.items() if (a := kept.get(key))}
+        if kept is not None and not getattr(answerer, "is_recognised", True):
+            _check_kept(answerer, said, max_tokens, kept.path)
+        for prompt, answer in said.items():
+            take(prompt, answer)
+        unasked = [prompt for prompt in keys if prompt not in said]
 
         def receive(number: int, answer: Answer) -> None:
             prompt = unasked[number]
@@ -67,6 +69,26 @@ def ask(
             _say_what_is_kept(error, kept, len(known), len(places))
             raise
     return [known[prompt] for prompt in prompts]
+
+
+def _check_kept(
+    answerer: Answerer, said: Mapping[str, Answer], max_tokens: int, path: Path
+) -> None:
+    """Ask some prompts again, spread over what is kept: behind one address models change.
+
+    Raises:
+        UsageError: one of them is answered otherwise now.
+    """
+    step = max(1, len(said) // CHECKED)
+    prompts = list(said)[::step][:CHECKED]
+    answers = answerer.answer(prompts, max_tokens=max_tokens) if prompts else []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if answer.text != said[prompt].text:
+            raise UsageError(
+                f"{path} holds the answers of another model than {answerer.name} is now: it "
+                f"answers {prompt[:60]!r} otherwise",
+                hint=f"remove {path} to ask everything again, or name another file",
+            )
 
 
 def _say_what_is_kept(error: MudpuppyError, kept: Kept | None, done: int, total: int) -> None:
@@ -117,7 +139,8 @@ def open_served(
         model: its name there; by default the only one.
         system: what the system says before every prompt; nothing by default.
         identity: what tells this model from others in a file of kept answers, such as the hash of
-            its file; by default the address.
+            its file. Without one its address stands for it, and some prompts whose answers are
+            kept are asked again.
         reply_s: time for one answer, in seconds.
         flags: how a person names address and model, for messages.
         say: told of a server that is neither on this machine nor on a private network, before

@@ -1,7 +1,8 @@
 """Answers kept in a file while they come, so that an evaluation that was killed goes on.
 
 A line of JSON an answer, appended and synced. Its key is a hash of the question, of the model and
-of the settings: an answer of another model is never taken for this one's.
+of the settings. Where an identity does not tell a model from another one behind the same address,
+`mudpuppy.asking.ask` asks for some answers again before it takes any.
 """
 
 from __future__ import annotations

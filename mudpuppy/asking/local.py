@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jinja2.exceptions import TemplateError
@@ -42,7 +43,7 @@ class LocalAnswerer:
         model: of transformers, or of PEFT; on its device, in evaluation mode.
         tokenizer: its tokenizer.
         name: how headings call it.
-        identity: what tells it from other models; answers are not to be kept without.
+        identity: what tells it from other models; without one no kept answer is taken for its own.
         system: what the system says before every prompt.
     """
 
@@ -59,7 +60,7 @@ class LocalAnswerer:
         self.model, self.tokenizer = model, tokenizer
         self._system = system
         self.identity: Mapping[str, str] = {
-            **(identity or {"object": str(id(model))}),
+            **(identity or {"object": uuid4().hex}),
             "system": system or "",
         }
 

@@ -23,7 +23,7 @@ class ServedAnswerer:
         endpoint: the server.
         model: the model, as the server calls it.
         system: what the system says before every prompt.
-        identity: what tells this model from others; by default the server's address.
+        identity: what tells this model from others; without one the server's address stands for it.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class ServedAnswerer:
     ) -> None:
         self.name = model
         self._endpoint, self._system = endpoint, system
+        self.is_recognised = identity is not None
         self.identity: Mapping[str, str] = {
             "served": identity or endpoint.url,
             "model": model,

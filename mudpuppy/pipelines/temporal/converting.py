@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mudpuppy.errors import UsageError
 from mudpuppy.pipelines.temporal.words import add_flag, run_command
 
 HELP = "write a merged model as a GGUF file"
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(QUANT_TYPES),
         help=text,
     )
-    text = "a llama.cpp checkout; by default ./llama.cpp where it is there, else the wheel's code"
+    text = "a llama.cpp checkout; by default ./llama.cpp where one is built, else the wheel's code"
     add_flag(parser, "llama_cpp_path", type=Path, metavar="DIR", help=text)
 
 
@@ -45,7 +46,17 @@ def run(args: argparse.Namespace) -> int:
         EngineError: the file cannot be written, or a value is not finite.
     """
     words = ["gguf", str(args.model_path), str(args.output_path), "--quant", args.quant_type]
-    checkout = args.llama_cpp_path or (LLAMA_CPP if LLAMA_CPP.is_dir() else None)
+    checkout = args.llama_cpp_path or (LLAMA_CPP if _is_built(LLAMA_CPP) else None)
     if checkout is not None:
         words += ["--llama-cpp-path", str(checkout)]
     return run_command("convert", "mudpuppy.export.command", words)
+
+
+def _is_built(checkout: Path) -> bool:
+    """Return whether a checkout holds something that quantises: a mere clone does not."""
+    from mudpuppy.export.gguf.libraries import find_candidates
+
+    try:
+        return bool(find_candidates(checkout))
+    except UsageError:
+        return False

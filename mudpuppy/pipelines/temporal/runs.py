@@ -95,7 +95,7 @@ def go_on_from(checkpoint: Path) -> None:
 def publish(run: Path) -> dict[str, dict[str, Any]]:
     """Move what the engine left in a run into `final/`, write the results, and return them.
 
-    A run that is killed in here is published by the next call.
+    The manifest goes last: a run that is killed in here is published by the next call.
 
     Raises:
         OSError: something cannot be written.
@@ -109,12 +109,13 @@ def publish(run: Path) -> dict[str, dict[str, Any]]:
                     shutil.copytree(path, folder / path.name)
                 else:
                     shutil.copy2(path, folder / path.name)
+    results = _write_results(run)
     for path in sorted(entries, key=lambda one: one.name == PROVENANCE_FILE):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    return _write_results(run)
+    return results
 
 
 def is_unpublished(run: Path) -> bool:

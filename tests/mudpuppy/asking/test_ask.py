@@ -174,3 +174,33 @@ def test_what_was_answered_before_a_kill_is_kept(tmp_path):
         process.kill()
     kept = [json.loads(line)["text"] for line in keep.read_text().splitlines()]
     assert kept == ["0", "1", "2"]
+
+
+def test_answers_of_another_model_behind_the_same_address_are_not_taken(tmp_path):
+    keep = tmp_path / "answers.jsonl"
+
+    class Served(Parrot):
+        is_recognised = False
+
+        def answer(self, prompts, *, max_tokens, on_answer=lambda number, answer: None):
+            return super().answer(prompts, max_tokens=max_tokens, on_answer=on_answer)
+
+    class Other(Served):
+        def answer(self, prompts, *, max_tokens, on_answer=lambda number, answer: None):
+            prompts = [one.upper() for one in prompts]
+            return super().answer(prompts, max_tokens=max_tokens, on_answer=on_answer)
+
+    first = ask(Served(), PROMPTS, max_tokens=9, keep=keep)
+    again = Served()
+    assert ask(again, PROMPTS, max_tokens=9, keep=keep) == first
+    assert sorted(again.heard) == ["one", "three", "two"]
+    with pytest.raises(UsageError, match="another model than parrot is now: it answers 'one'"):
+        ask(Other(), PROMPTS, max_tokens=9, keep=keep)
+
+
+def test_a_model_in_memory_without_a_name_of_its_own_takes_nobodys_answers():
+    from mudpuppy.asking.local import LocalAnswerer
+
+    model = object()
+    made = [LocalAnswerer(model, None, name="x").identity for _ in range(2)]
+    assert made[0] != made[1]

@@ -64,6 +64,20 @@ def test_an_adapter_is_no_model_to_convert(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("is_built", [True, False])
+def test_a_checkout_beside_it_is_used_only_where_it_is_built(is_built, tmp_path, monkeypatch):
+    """The document clones llama.cpp and builds nothing; the wheel's code then does it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "llama.cpp" / "build" / "bin"
+    folder.mkdir(parents=True)
+    if is_built:
+        (folder / "llama-quantize").touch()
+    given = []
+    monkeypatch.setattr(converting, "run_command", lambda *words: given.extend(words[2]) or 0)
+    converting.run(parse(converting, "--model_path", "m", "--output_path", "o.gguf"))
+    assert ("--llama-cpp-path" in given) == is_built
+
+
 def test_a_merged_model_that_says_nothing_is_told(monkeypatch, tmp_path):
     class Silent:
         def answer(self, prompts, *, max_tokens):
