@@ -74,7 +74,8 @@ def test_a_checkout_beside_it_is_used_only_where_it_is_built(is_built, tmp_path,
         (folder / "llama-quantize").touch()
     given = []
     monkeypatch.setattr(converting, "run_command", lambda *words: given.extend(words[2]) or 0)
-    converting.run(parse(converting, "--model_path", "m", "--output_path", "o.gguf"))
+    args = parse(converting, "--model_path", "m", "--output_path", "o.gguf")
+    converting.run(argparse.Namespace(**args))
     assert ("--llama-cpp-path" in given) == is_built
 
 
