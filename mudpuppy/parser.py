@@ -31,6 +31,11 @@ class FriendlyParser(argparse.ArgumentParser):
         self.exit(2, text)
 
 
+def wide_help(prog: str) -> argparse.HelpFormatter:
+    """Return what formats the help: lines as they were written, flags in a wide column."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=100, max_help_position=30)
+
+
 def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Yield the flags of a parser and its subcommands, whose unknown flags argparse hands up."""
     for action in parser._actions:

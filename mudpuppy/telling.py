@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from typing import TYPE_CHECKING
 
-from mudpuppy.errors import printable
-from mudpuppy.records import StepRecord
+from mudpuppy import team
+from mudpuppy.errors import MudpuppyError, printable
+
+if TYPE_CHECKING:
+    from mudpuppy.records import StepRecord
 
 
 def hush_libraries() -> None:
@@ -25,6 +29,14 @@ def say(text: str) -> None:
         print(printable(text), flush=True)
     except OSError:
         mute()
+
+
+def print_error(error: MudpuppyError) -> None:
+    """Print an error; one that all processes found is printed by the first of them."""
+    if not team.is_first() and not error.is_own:
+        return
+    who = "mud-puppy" if team.is_first() else f"mud-puppy (process {team.rank()})"
+    print(printable(f"{who}: error: {error}"), file=sys.stderr)
 
 
 def mute() -> None:

@@ -3,14 +3,11 @@
 `tiny` stands wherever a model path may stand. Nothing at the top of these modules imports torch.
 """
 
-from mudpuppy.tiny.build import TinyReport, build_tiny
 from mudpuppy.tiny.cache import cache_folder, resolve_model, tiny_path
 from mudpuppy.tiny.names import FAMILIES, is_tiny_name
 
 __all__ = [
     "FAMILIES",
-    "TinyReport",
-    "build_tiny",
     "cache_folder",
     "is_tiny_name",
     "resolve_model",

@@ -1,21 +1,28 @@
-"""Keep tiny models between runs: one folder per content hash, complete or not there at all."""
+"""Keep tiny models between runs: one folder per content hash, complete or not there at all.
+
+Every command asks here what its model is called, so what makes tiny models is imported when one is
+asked for.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mudpuppy import cache
-from mudpuppy.cache import cache_root
-from mudpuppy.tiny.build import MANIFEST, build_tiny
-from mudpuppy.tiny.fingerprint import family_hash, file_sha256, recipe_hash
 from mudpuppy.tiny.names import check_family, is_tiny_name
-from mudpuppy.tiny.training import Progress, Recipe
+
+if TYPE_CHECKING:
+    from mudpuppy.tiny.training import Progress
 
 
 def cache_folder(family: str | None = None, *, seed: int = 0) -> Path:
     """Return where the trained model, or the random one of `family`, belongs; builds nothing."""
+    from mudpuppy.cache import cache_root
+    from mudpuppy.tiny.fingerprint import family_hash, recipe_hash
+    from mudpuppy.tiny.training import Recipe
+
     if family is None:
         return cache_root() / f"tiny-{recipe_hash(Recipe(), seed)}"
     return cache_root() / f"tiny-{family}-{family_hash(family, seed)}"
@@ -28,6 +35,8 @@ def tiny_path(*, seed: int = 0, progress: Progress | None = None, force: bool = 
         OutputError: the cache folder cannot be written.
         EngineError: the model was trained and is not fit for use.
     """
+    from mudpuppy.tiny.build import build_tiny
+
     return fill(
         cache_folder(seed=seed),
         lambda folder: build_tiny(folder, seed=seed, progress=progress),
@@ -48,6 +57,9 @@ def family_path(family: str, *, seed: int = 0, force: bool = False) -> Path:
 
 def is_complete(folder: Path) -> bool:
     """Return whether `folder` holds every file of its manifest, unchanged."""
+    from mudpuppy.tiny.build import MANIFEST
+    from mudpuppy.tiny.fingerprint import file_sha256
+
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         sums = files.items()
@@ -73,4 +85,6 @@ def resolve_model(name: str) -> str:
 
 def fill(target: Path, build: Callable[[Path], object], *, force: bool = False) -> Path:
     """Return `target`, built as `mudpuppy.cache.fill` does; it is complete with its manifest."""
+    from mudpuppy import cache
+
     return cache.fill(target, build, is_complete, force=force)

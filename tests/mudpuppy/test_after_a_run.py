@@ -56,15 +56,15 @@ def test_tensorboard_finds_the_curves_in_the_folder_that_is_named(finished):
 
 
 def test_the_command_for_the_curves_is_told_after_the_run(finished):
-    from mudpuppy import cli
+    from mudpuppy import train_command
 
-    (line,) = cli._curves(("tensorboard",), finished)
+    (line,) = train_command._curves(("tensorboard",), finished)
     assert line.endswith(f"tensorboard --logdir {finished / 'runs'}")
-    assert [] == cli._curves((), finished)
+    assert [] == train_command._curves((), finished)
 
 
 def test_notes_that_cannot_be_written_do_not_undo_the_run(monkeypatch):
-    from mudpuppy import cli
+    from mudpuppy import train_command
     from mudpuppy.export import serving_notes
 
     def refuse(*_, **__):
@@ -72,7 +72,7 @@ def test_notes_that_cannot_be_written_do_not_undo_the_run(monkeypatch):
 
     monkeypatch.setattr(serving_notes, "write_notes", refuse)
     said = []
-    cli._write_notes(Path("merged"), "x", said.append)
+    train_command._write_notes(Path("merged"), "x", said.append)
     assert [
         "nothing was written on how to serve merged: the system prompt cannot be quoted"
     ] == said

@@ -318,3 +318,15 @@ def test_explain_tells_of_one_rule_by_its_code(capsys):
     assert capsys.readouterr().out.startswith("MP-R07 lora-with-streaming")
     assert 2 == run("explain", "MP-R99")
     assert "there is no rule MP-R99" in capsys.readouterr().err
+
+
+def test_a_command_imports_nothing_of_training():
+    """Settings, their schema and what makes tiny models took longer than small commands do."""
+    names = ("pydantic", "yaml", "mudpuppy.config", "mudpuppy.tiny.build")
+    code = (
+        "import sys, mudpuppy.cli, mudpuppy.export.command\n"
+        f"sys.exit(' '.join(name for name in {names!r} if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert 0 == done.returncode, done.stderr

@@ -301,7 +301,7 @@ def test_a_checkpoint_whose_bytes_changed_is_skipped(stopped):
 def test_a_run_killed_in_its_first_checkpoint_starts_again(settings, tmp_path, monkeypatch, capsys):
     from transformers import Trainer
 
-    from mudpuppy.cli import _say_what_is_left
+    from mudpuppy.train_command import say_what_is_left
 
     settings |= {"output": tmp_path / "out", "save_steps": 1, "max_steps": 2}
 
@@ -313,7 +313,7 @@ def test_a_run_killed_in_its_first_checkpoint_starts_again(settings, tmp_path, m
         with pytest.raises(Stop):
             run(settings)
     assert (tmp_path / "out" / "checkpoint-1" / "adapter_model.safetensors").is_file()
-    _say_what_is_left(tmp_path / "out")
+    say_what_is_left(tmp_path / "out")
     assert "--resume" not in capsys.readouterr().err
     with pytest.raises(OutputError, match="can be resumed"):
         run({**settings, "resume": True})
@@ -324,9 +324,9 @@ def test_a_run_killed_in_its_first_checkpoint_starts_again(settings, tmp_path, m
 
 
 def test_after_a_complete_checkpoint_resume_is_advised(stopped, capsys):
-    from mudpuppy.cli import _say_what_is_left
+    from mudpuppy.train_command import say_what_is_left
 
-    _say_what_is_left(stopped["output"])
+    say_what_is_left(stopped["output"])
     assert "--resume" in capsys.readouterr().err
 
 

@@ -21,8 +21,8 @@ def test_all_are_listed(capsys):
 
 @pytest.mark.parametrize("name", load_presets())
 def test_what_one_shows_sets_the_same_when_it_is_typed(name, capsys):
-    from mudpuppy.cli import _training_parser
     from mudpuppy.flags import typed_settings
+    from mudpuppy.train_command import training_parser
 
     assert 0 == main(["presets", name])
     shown = [
@@ -31,7 +31,7 @@ def test_what_one_shows_sets_the_same_when_it_is_typed(name, capsys):
         if line.startswith("--") and line[2] != "-"
     ]
     words = [word for line in shown for word in shlex.split(line.partition("  ")[0])]
-    typed = typed_settings(_training_parser().parse_args(["m", "d", *words]))
+    typed = typed_settings(training_parser().parse_args(["m", "d", *words]))
     typed = {name: value for name, value in typed.items() if name not in LEAST}
 
     made = load_config({**LEAST, **typed})
