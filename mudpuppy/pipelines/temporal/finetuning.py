@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
 
         preflight(config, samples)
         if args.resume_from_checkpoint is not None:
-            runs.go_on_from(Path(args.resume_from_checkpoint))
+            runs.go_on_from(Path(args.resume_from_checkpoint).expanduser())
         try:
             _train(config, samples, evaluated)
         except KeyboardInterrupt as error:
