@@ -14,9 +14,9 @@ def find_path_fault(text: str) -> str:
     if "\0" in text:
         return "a path cannot hold a NUL character"
     try:
-        parts = text.encode("utf-8").split(b"/")
+        encoded = text.encode("utf-8")
     except UnicodeEncodeError:
         return "is not UTF-8"
-    if max(map(len, parts)) > MAX_NAME_BYTES:
+    if max(map(len, encoded.split(b"/"))) > MAX_NAME_BYTES:
         return f"a name is longer than {MAX_NAME_BYTES} bytes"
-    return f"is longer than {MAX_PATH_BYTES} bytes" if len(text) > MAX_PATH_BYTES else ""
+    return f"is longer than {MAX_PATH_BYTES} bytes" if len(encoded) > MAX_PATH_BYTES else ""

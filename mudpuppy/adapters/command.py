@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mudpuppy.adapters.merge_plan import Packing
+from mudpuppy.base_path import find_folder
 from mudpuppy.config import QUANT_BLOCK_SIZES
-from mudpuppy.errors import ModelError, UsageError, printable
+from mudpuppy.errors import UsageError
 from mudpuppy.features import MOST_QUANT_SEARCH
 from mudpuppy.interruption import describe
 from mudpuppy.provenance import PROVENANCE_FILE, read_provenance
 from mudpuppy.quant.declared import MOST_BLOCK
-from mudpuppy.tiny import resolve_model
-from mudpuppy.tiny.names import is_tiny_name
+from mudpuppy.telling import say
 
 if TYPE_CHECKING:
     from mudpuppy.adapters.merge_inputs import Inputs
@@ -97,9 +97,6 @@ def run(args: argparse.Namespace) -> int:
     max_bytes = None if args.max_shard_size is None else parse_size(args.max_shard_size)
     packing = choose_packing(args.quant, args.quant_block_size, args.quant_search)
     base = find_folder(args.base)
-
-    def say(line: str) -> None:
-        print(printable(line), flush=True)
 
     # after the arguments are known to be good: torch takes a second to import
     from mudpuppy.adapters.shard_merge import merge_shards
@@ -202,31 +199,3 @@ def parse_size(text: str) -> int:
             f"--max-shard-size {text} is no size", hint="write it as 500MB or 2GB, for example"
         )
     return size
-
-
-def find_folder(model: str) -> Path:
-    """Return the folder of a model on this machine.
-
-    Raises:
-        ModelError: there is none.
-    """
-    if is_tiny_name(model):
-        return Path(resolve_model(model))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ModelError(
-            f"the model folder {model} does not exist",
-            hint="name the folder that holds config.json",
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError) as error:
-        raise ModelError(
-            f"{model} is neither a folder nor in the hub's cache on this machine",
-            hint=f"download it first: hf download {model}",
-        ) from error

@@ -19,10 +19,9 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from mudpuppy.adapters.adapter_files import SETTINGS_FILE, WEIGHTS_FILE, read_adapter_settings
-from mudpuppy.adapters.command import find_folder
 from mudpuppy.asking.answers import Answer, OnAnswer
 from mudpuppy.asking.generate import cut_at_end, encode, end_ids, generate_all
-from mudpuppy.base_path import ask_the_doctor
+from mudpuppy.base_path import ask_the_doctor, find_folder
 from mudpuppy.errors import ModelError, MudpuppyError, UsageError
 from mudpuppy.provenance import fingerprint_model
 from mudpuppy.quant import gptq_read, int8

@@ -6,17 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from mudpuppy.adapters.command import find_folder
-from mudpuppy.errors import printable
+from mudpuppy.base_path import find_folder
 from mudpuppy.export.gguf.export import (
     DEFAULT_QUANT,
     ExportReport,
-    Say,
     check_quant,
     export_gguf,
 )
 from mudpuppy.export.gguf.tensors import QUANTS
 from mudpuppy.interruption import describe
+from mudpuppy.telling import say
 
 DESCRIPTION = "Write a model for the programs that serve it: one GGUF file, quantised in one pass."
 EXAMPLES = """\
@@ -81,10 +80,6 @@ def run(args: argparse.Namespace) -> int:
         EngineError: the disk is full, or the quantiser failed.
     """
     check_quant(args.quant)
-
-    def say(line: str) -> None:
-        print(printable(line), flush=True)
-
     model = find_folder(args.model)
     finished: list[ExportReport] = []
     try:
@@ -98,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
             say=say,
         )
         finished.append(report)
-        _tell(report, say=say)
+        _tell(report)
         if not args.no_notes:
-            _write_notes(report.output, model, args.system, say=say)
+            _write_notes(report.output, model, args.system)
     except KeyboardInterrupt as error:
         if not finished:
             raise
@@ -110,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(report: ExportReport, *, say: Say) -> None:
+def _tell(report: ExportReport) -> None:
     counts = ", ".join(f"{count} {kind}" for kind, count in report.types.items())
     say(
         f"wrote {report.bytes / 1e9:.2f} GB in {report.seconds:.1f} s: {report.output} "
@@ -119,7 +114,7 @@ def _tell(report: ExportReport, *, say: Say) -> None:
     say(f"check it: mudpuppy-doctor {report.output}")
 
 
-def _write_notes(output: Path, model: Path, system: str | None, *, say: Say) -> None:
+def _write_notes(output: Path, model: Path, system: str | None) -> None:
     """Write how the file is served, and name what was written."""
     from mudpuppy.export.serving_notes import write_notes
 

@@ -162,7 +162,13 @@ def quote_system(text: str) -> str:
         UsageError: it holds three quotes in a row, or characters that Ollama would drop.
     """
     if '"""' in text:
-        raise UsageError("--system holds three quotes in a row, which end it in a Modelfile")
+        raise UsageError(
+            "--system holds three quotes in a row, which end it in a Modelfile",
+            hint="write it with single quotes or two",
+        )
     if not is_plain(text):
-        raise UsageError("--system holds control characters, which Ollama would drop")
+        raise UsageError(
+            "--system holds control characters, which Ollama would drop",
+            hint="leave them out; lines and tabs are kept",
+        )
     return f'"""{text}"""'

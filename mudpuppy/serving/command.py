@@ -6,14 +6,14 @@ import argparse
 import json
 import os
 import shlex
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from mudpuppy.asking.addresses import KEY_VARIABLE, is_local
-from mudpuppy.errors import UsageError, printable
+from mudpuppy.errors import UsageError
 from mudpuppy.interruption import describe
 from mudpuppy.serving.server import CTX_SIZE, Server, Settings, require_gguf
+from mudpuppy.telling import say
 
 DESCRIPTION = """\
 Serve a GGUF file with llama.cpp's OpenAI-compatible server, on this machine alone unless --host
@@ -25,7 +25,7 @@ examples:
   mud-puppy serve model.gguf --host 0.0.0.0 --require-key
 """
 PORT = 1234
-"""LM Studio's port, which the document's scripts ask by default."""
+"""LM Studio's port, which clients written for it ask by default."""
 MAX_TEMPLATE_BYTES = 1_000_000
 EVERYWHERE = ("0.0.0.0", "::")
 """Hosts that listen on every network the machine is in."""
@@ -71,16 +71,16 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     if arguments.host in EVERYWHERE or not is_local(f"http://{_bracketed(arguments.host)}"):
         unless = "" if settings.api_key else ", who needs no key (--require-key asks for one)"
-        _say(f"warning: {arguments.host} can be reached by everybody on its networks{unless}")
-    _say(f"loading {settings.path}")
+        say(f"warning: {arguments.host} can be reached by everybody on its networks{unless}")
+    say(f"loading {settings.path}")
     with Server(settings) as server:
         try:
             for line in _greet(server):
-                _say(line)
+                say(line)
             server.wait()
         except KeyboardInterrupt as error:
             word, _ = describe(error)
-            _say(f"{word}; {server.url} is no longer served")
+            say(f"{word}; {server.url} is no longer served")
     return 0
 
 
@@ -97,7 +97,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         ("--threads", arguments.threads, 1, 4096),
     ):
         if value is not None and not least <= value <= most:
-            raise UsageError(f"{flag} {value} is not between {least} and {most}")
+            raise UsageError(
+                f"{flag} {value} is not between {least} and {most}",
+                hint=f"choose one, or leave {flag} out",
+            )
     key = os.environ.get(KEY_VARIABLE, "") if arguments.require_key else ""
     if arguments.require_key and not key:
         raise UsageError(f"--require-key: {KEY_VARIABLE} is empty", hint=f"export {KEY_VARIABLE}=")
@@ -124,10 +127,16 @@ def _read_template(path: Path | None) -> str | None:
         return None
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise UsageError(f"--chat-template {path} is longer than any template")
+            raise UsageError(
+                f"--chat-template {path} is longer than any template",
+                hint=f"a Jinja file has at most {MAX_TEMPLATE_BYTES:,} bytes: is it the right one?",
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--chat-template {path} cannot be read: {error}") from error
+        raise UsageError(
+            f"--chat-template {path} cannot be read: {error}",
+            hint="name a Jinja file in UTF-8, or leave it out for the one in the GGUF file",
+        ) from error
 
 
 def _greet(server: Server) -> list[str]:
@@ -154,7 +163,3 @@ def reachable(url: str) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _say(line: str) -> None:
-    print(printable(line), flush=True, file=sys.stdout)

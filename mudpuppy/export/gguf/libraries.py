@@ -64,7 +64,10 @@ def find_candidates(llama_cpp: Path | None) -> list[Candidate]:
     if llama_cpp is None:
         return [*_packaged("xllamacpp"), *_packaged("llama_cpp"), *_on_path()]
     if not llama_cpp.exists():
-        raise UsageError(f"--llama-cpp-path {llama_cpp}: there is no such file or folder")
+        raise UsageError(
+            f"--llama-cpp-path {llama_cpp}: there is no such file or folder",
+            hint="leave it out for what is installed: pip install 'mudpuppy[serve]'",
+        )
     if found := list(_in_place(llama_cpp)):
         return found
     raise UsageError(

@@ -286,11 +286,12 @@ def _object_to_merges(model: Mapping[str, Any], added: frozenset[str]) -> ModelE
         done.add(token)
         last = token
     listed = set(pairs)
+    cuts = _list_cuts(vocabulary)
     lacking = [
         pair
         for token in vocabulary
-        if len(token) > 1 and token not in added and not BYTE_TOKEN.fullmatch(token)
-        for pair in ((token[:at], token[at:]) for at in range(1, len(token)))
+        if token not in added and not BYTE_TOKEN.fullmatch(token)
+        for pair in ((token[:at], token[at:]) for at in cuts[len(token)])
         if all(piece in vocabulary for piece in pair) and pair not in listed
     ]
     if not lacking:
@@ -299,6 +300,19 @@ def _object_to_merges(model: Mapping[str, Any], added: frozenset[str]) -> ModelE
         f"llama.cpp would join {len(lacking):,} pairs that this tokenizer leaves apart, such as "
         f"{lacking[0][0]!r} and {lacking[0][1]!r}"
     )
+
+
+def _list_cuts(vocabulary: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    """Return where a token of some length can be cut so that both parts are as long as a token.
+
+    To try every place of a token takes time with the square of its length, and a stranger's file
+    may hold one of megabytes.
+    """
+    lengths = dict.fromkeys(sorted(map(len, vocabulary)))
+    return {
+        whole: tuple(at for at in lengths if 0 < at < whole and whole - at in lengths)
+        for whole in lengths
+    }
 
 
 def _uncovered(model: Mapping[str, Any], added: frozenset[str]) -> list[str]:

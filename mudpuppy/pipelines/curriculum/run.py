@@ -243,7 +243,7 @@ class Run:
         folder = self.state.folder(f"{name}.gate")
 
         def work() -> dict[str, Any]:
-            from mudpuppy.adapters.command import find_folder
+            from mudpuppy.base_path import find_folder
 
             folder.mkdir(parents=True)
             quiz = write_quiz(folder / "quiz.jsonl", gate_questions(self.made, name))

@@ -51,7 +51,7 @@ def fingerprint(model: str) -> str | None:
     Raises:
         ModelError: there is no such model on this machine.
     """
-    from mudpuppy.adapters.command import find_folder
+    from mudpuppy.base_path import find_folder
 
     return fingerprint_model(find_folder(model))
 
@@ -110,8 +110,8 @@ def merge_stage(made: Curriculum, point: Point, folder: Path) -> dict[str, Any]:
         ModelError: the two do not belong together.
         EngineError: a merged value is not finite, or the disk is full.
     """
-    from mudpuppy.adapters.command import find_folder
     from mudpuppy.adapters.shard_merge import merge_shards
+    from mudpuppy.base_path import find_folder
 
     del made
     assert point.adapter is not None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mudpuppy.errors import ModelError
-from mudpuppy.export.gguf.sentencepiece_scores import Blanks, read_blanks
+from mudpuppy.export.gguf.sentencepiece_scores import Blanks, _object_to_merges, read_blanks
 from mudpuppy.export.gguf.vocabulary import read_vocabulary
 from mudpuppy.sentencepiece_file import BYTE, NORMAL
 from tests.mudpuppy.export.gguf.folders import write_config, write_json
@@ -131,6 +136,31 @@ def test_merges_of_one_token_that_do_not_follow_each_other_are_refused(tmp_path)
     rows = save(tmp_path, [MERGES[0], MERGES[1], MERGES[2], ["b", "a"], MERGES[3]])
     with pytest.raises(ModelError, match=r"MP-V09.*'▁ab' do not follow"):
         read_vocabulary(tmp_path, rows)
+
+
+@given(
+    st.sets(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=12),
+    st.lists(st.tuples(st.text("ab", min_size=1, max_size=3), st.text("ab", min_size=1))),
+)
+def test_every_pair_that_would_join_is_counted(tokens, merges):
+    vocabulary = dict.fromkeys(sorted(tokens), 0)
+    every = [
+        (left, right)
+        for left, right in itertools.product(vocabulary, repeat=2)
+        if left + right in vocabulary and (left, right) not in merges
+    ]
+    found = _object_to_merges({"vocab": vocabulary, "merges": merges}, vocabulary.keys() - tokens)
+    if found is not None and "do not follow" in found.message:
+        return
+    assert (found is None) == (not every)
+    assert found is None or f"would join {len(every):,} pairs" in found.message
+
+
+def test_a_token_of_a_stranger_takes_no_time_with_the_square_of_its_length():
+    vocabulary = dict.fromkeys(["a", "aa", "a" * 200_000], 0)
+    started = time.process_time()
+    assert _object_to_merges({"vocab": vocabulary, "merges": [("a", "a")]}, frozenset()) is None
+    assert time.process_time() - started < 1
 
 
 def test_missing_bytes_are_refused(tmp_path):
