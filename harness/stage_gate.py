@@ -200,6 +200,7 @@ def _visit(stage: Examined, depth: Depth, *, asks: bool) -> Diagnosis:
             against=None if stage.before == stage.base else stage.before,
             quiz=stage.quiz,
             voice=stage.voice,
+            embeddings=stage.embeddings,
             select=_asking_codes(),
         )
     else:

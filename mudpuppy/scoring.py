@@ -23,6 +23,8 @@ MAX_FILE_BYTES = 4_000_000
 """Largest quiz or profile that is read."""
 MAX_TEXT_CHARS = 4_000
 """Longest text that is searched; the rest of a longer answer is not judged for its voice."""
+MIN_EXAMPLES, MAX_EXAMPLES = 3, 256
+"""How many texts show a voice: of fewer nobody can tell whether a model knows them apart."""
 KINDS = ("fact", "post-cutoff", "chat")
 """What a question is for: knowledge, refusal, or conversation."""
 
@@ -66,6 +68,18 @@ class Markers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Texts in a voice, and texts in none, between which an embedding model tells others."""
+
+    texts: tuple[str, ...]
+    """In the voice."""
+    neutral: tuple[str, ...] = ()
+    """Without it; the built-in ones (`mudpuppy.similarity.NEUTRAL`) where there is none."""
+    weight: float = 1.0
+    """As that of a marker family."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VoiceProfile:
     """What marks a voice, what spoils it, and what it must never claim."""
 
@@ -79,6 +93,8 @@ class VoiceProfile:
     """Claims that make the score 0, whatever else the text holds."""
     refusals: tuple[re.Pattern[str], ...] = ()
     """Patterns of a refusal to answer."""
+    similarity: Examples | None = None
+    """What texts in the voice are like; counts only where an embedding model measures it."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Least scores, 0 to 1, by `accuracy topic`, `voice unit`, `voice final`, ..."""
 
@@ -95,13 +111,23 @@ def exact_match(answer: str, gold: str) -> bool:
     return bool(said) and said == normalise(gold)
 
 
-def score_voice(text: str, profile: VoiceProfile) -> float:
-    """Return how far `text` keeps the voice, from 0 (not at all) to 1 (every marker family)."""
+def score_voice(text: str, profile: VoiceProfile, near: float | None = None) -> float:
+    """Return how far `text` keeps the voice, from 0 (not at all) to 1 (every marker family).
+
+    Args:
+        text: an answer.
+        profile: the voice.
+        near: how near the text is to the profile's examples, 0 to 1
+            (`mudpuppy.similarity.measure_voice`); without it they do not count.
+    """
     searched = text.strip()[:MAX_TEXT_CHARS]
     if not searched or _any_found(profile.forbidden, searched):
         return 0.0
     total = sum(family.weight for family in profile.families)
     shown = sum(family.weight for family in profile.families if family.found_in(searched))
+    if near is not None and profile.similarity is not None:
+        total += profile.similarity.weight
+        shown += profile.similarity.weight * near
     spoilt = sum(bad.weight for bad in profile.negatives if bad.found_in(searched))
     return min(1.0, max(0.0, shown / total - spoilt))
 
@@ -156,8 +182,9 @@ def load_voice_profile(path: Path) -> VoiceProfile:
     """Read a voice profile from YAML.
 
     The keys are `name`, `families` and, if wanted, `negatives` (both lists of `name`, `weight`,
-    `phrases`, `regexes`), `forbidden` and `refusals` (each `phrases` and `regexes`), and
-    `thresholds` (`accuracy` and `voice`, each with `topic`, `chapter`, `unit` and `final`).
+    `phrases`, `regexes`), `forbidden` and `refusals` (each `phrases` and `regexes`), `similarity`
+    (`examples`, `neutral`, `weight`), and `thresholds` (`accuracy` and `voice`, each with `topic`,
+    `chapter`, `unit` and `final`).
 
     Raises:
         ConfigError: the file cannot be read, or lists everything that is wrong with it.
@@ -229,8 +256,29 @@ class _ProfileReader:
             negatives=self._all_markers(top.get("negatives"), "negatives"),
             forbidden=self._patterns(top.get("forbidden"), "forbidden"),
             refusals=self._patterns(top.get("refusals"), "refusals"),
+            similarity=self._similarity(top.get("similarity")),
             thresholds=self._thresholds(top.get("thresholds")),
         )
+
+    def _similarity(self, value: Any) -> Examples | None:
+        if value is None:
+            return None
+        fields = self._mapping(value, "similarity", ("examples", "neutral", "weight"))
+        examples = self._examples(fields, "examples")
+        neutral = self._examples(fields, "neutral") if "neutral" in fields else ()
+        if {*map(normalise, examples)} & {*map(normalise, neutral)}:
+            self.problems.append("similarity: a text is among the examples and the neutral ones")
+        weight = self._weight(fields, "similarity")
+        return Examples(texts=examples, neutral=neutral, weight=weight)
+
+    def _examples(self, fields: Mapping[str, Any], key: str) -> tuple[str, ...]:
+        found = {normalise(text): text for text in self._texts(fields, key, "similarity")}
+        if not MIN_EXAMPLES <= len(found) <= MAX_EXAMPLES:
+            self.problems.append(
+                f"similarity.{key}: {MIN_EXAMPLES} to {MAX_EXAMPLES} different texts are expected, "
+                f"found {len(found)}"
+            )
+        return tuple(text[:MAX_TEXT_CHARS] for text in found.values())
 
     def _thresholds(self, value: Any) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -258,14 +306,18 @@ class _ProfileReader:
 
     def _markers(self, value: Any, where: str) -> Markers:
         fields = self._mapping(value, where, ("name", "weight", "phrases", "regexes"))
-        weight = fields.get("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1e6:
-            self.problems.append(f"{where}.weight: a positive number is expected, found {weight!r}")
-            weight = 1.0
+        weight = self._weight(fields, where)
         patterns = self._patterns({k: v for k, v in fields.items() if k in _TEXTS}, where)
         if not patterns:
             self.problems.append(f"{where}: needs `phrases` or `regexes`")
         return Markers(name=str(fields.get("name", where)), weight=weight, patterns=patterns)
+
+    def _weight(self, fields: Mapping[str, Any], where: str) -> float:
+        weight = fields.get("weight", 1.0)
+        if not isinstance(weight, bool) and isinstance(weight, int | float) and 0 < weight <= 1e6:
+            return weight
+        self.problems.append(f"{where}.weight: a positive number is expected, found {weight!r}")
+        return 1.0
 
     def _patterns(self, value: Any, where: str) -> tuple[re.Pattern[str], ...]:
         fields = self._mapping({} if value is None else value, where, _TEXTS)
@@ -296,7 +348,9 @@ class _ProfileReader:
 
 
 _TEXTS = ("phrases", "regexes")
-PROFILE_KEYS = ("name", "families", "negatives", "forbidden", "refusals", "thresholds")
+PROFILE_KEYS = (
+    *("name", "families", "negatives", "forbidden", "refusals", "similarity", "thresholds"),
+)
 """What a profile may hold."""
 PROFILE_HINT = (
     f"the keys are {', '.join(PROFILE_KEYS)}; the least that is one:\n"

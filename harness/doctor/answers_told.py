@@ -24,7 +24,9 @@ def describe_answers(behaviour: BehaviourFacts) -> str:
     ):
         if mine:
             base = f" (base {fmean(theirs):.2f})" if theirs else ""
-            parts.append(f"{name} {fmean(mine):.2f}{base}")
+            alone = behaviour.why_markers_alone if name == "voice" else ""
+            by = f" by its markers alone ({alone})" if alone else ""
+            parts.append(f"{name} {fmean(mine):.2f}{base}{by}")
     ended, asked = _count_ended(behaviour.answers)
     if asked:
         base = ""

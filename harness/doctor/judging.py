@@ -47,7 +47,7 @@ class Judging:
     """Voice profile (YAML) for the voice probe."""
     embeddings: str | Path | None = None
     """Folder of a sentence-transformers model, by which answers of the quiz are compared as
-    well."""
+    well, and those to a voice with its examples."""
     time_limit_s: float = TIME_LIMIT_S
     """Time for loading and asking a checkpoint and its base."""
     in_process: bool = False

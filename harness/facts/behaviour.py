@@ -116,6 +116,8 @@ class Scores:
     """Why it is absent though a model was named; empty where none was."""
     voice: tuple[float, ...] | None = None
     """Voice score of each answer, 0 to 1."""
+    why_markers_alone: str = ""
+    """Why the examples of the profile do not count in it; empty where they do or there are none."""
     claims: tuple[bool, ...] | None = None
     """Whether each answer makes a claim that the profile forbids; absent where it forbids none."""
 
@@ -157,6 +159,11 @@ class BehaviourFacts:
     only continues texts may loop and never end, and is well."""
     name_control: str = "pass --base PATH"
     """What to type so that there is a control."""
+
+    @property
+    def why_markers_alone(self) -> str:
+        """Why the voice is judged without the profile's examples; empty where it is not."""
+        return "" if self.scores is None else self.scores.why_markers_alone
 
     @property
     def why_no_control(self) -> str:

@@ -13,12 +13,14 @@ What to do: run the other probes on the checkpoint before this stage and after i
 
 How it decides: collapse means that the whole 95% interval of this checkpoint's mean lies below half
 of the base's. If both score below 0.2 the control has failed and nothing is said: a dead scorer is
-not a score of zero. Without a base, a score of half or more is no collapse whatever the base's is;
-of less nothing is said.
+not a score of zero. Examples of the voice, where the profile has some, count with `--embeddings`
+alone; without it the answer says so. Without a base, a score of half or more is no collapse
+whatever the base's is; of less nothing is said.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import fmean
 
 from harness.facts.behaviour import BehaviourFacts
@@ -32,6 +34,17 @@ def check(behaviour: BehaviourFacts) -> Finding | str:
     """Compare the voice with that of the base."""
     if behaviour.voice is None:
         raise Missing("there is no voice profile; pass --voice FILE")
+    outcome = _judge(behaviour)
+    if not (why := behaviour.why_markers_alone):
+        return outcome
+    said = f"by the markers of the voice alone: {why}"
+    if isinstance(outcome, str):
+        return f"{outcome}; {said}"
+    return replace(outcome, message=f"{outcome.message}; {said}")
+
+
+def _judge(behaviour: BehaviourFacts) -> Finding | str:
+    assert behaviour.voice is not None
     if behaviour.control_voice is None:
         return judge_alone(
             "voice",

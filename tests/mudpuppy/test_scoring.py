@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -130,8 +131,43 @@ def test_all_problems_of_a_profile_are_listed_at_once(tmp_path: Path) -> None:
     assert "families[0].weight" in str(caught.value)
     assert "a group may not be repeated" in str(caught.value)
     assert "voice.yaml" in str(caught.value)
-    assert "families, negatives, forbidden, refusals, thresholds" in caught.value.hint
+    assert "negatives, forbidden, refusals, similarity, thresholds" in caught.value.hint
     assert "docs/doctor.md" in caught.value.hint
+
+
+EXAMPLES = "[well now, damp reeds, old mud]"
+
+
+@pytest.mark.parametrize(
+    ("similarity", "told"),
+    [
+        ("3", "similarity: keys are expected"),
+        ("{}", "3 to 256 different texts are expected, found 0"),
+        ("{examples: [a, 'A.', b]}", "different texts are expected, found 2"),
+        ("{examples: [a, b, 3]}", "a list of texts"),
+        (f"{{examples: {EXAMPLES}, neutral: [x]}}", "similarity.neutral: 3 to 256"),
+        (f"{{examples: {EXAMPLES}, neutral: {EXAMPLES}}}", "is among the examples and"),
+        (f"{{examples: {EXAMPLES}, weight: 0}}", "similarity.weight: a positive number"),
+        (f"{{examples: {EXAMPLES}, wieght: 1}}", "did you mean 'weight'"),
+    ],
+)
+def test_examples_of_a_voice_that_cannot_be_used_are_named(
+    tmp_path: Path, similarity: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        read_profile(tmp_path, f"{PROFILE}similarity: {similarity}\n")
+
+
+def test_examples_count_as_one_more_family_and_only_where_they_are_measured(tmp_path: Path) -> None:
+    profile = read_profile(tmp_path, f"{PROFILE}similarity: {{examples: {EXAMPLES}, weight: 4}}\n")
+    text = "Well now, hello."
+    assert score_voice(text, profile) == 3 / 4
+    assert score_voice(text, profile, 0.0) == 3 / 8
+    assert score_voice(text, profile, 1.0) == 7 / 8
+    assert score_voice(text + " In conclusion.", profile, 1.0) == 3 / 8
+    assert score_voice("A language model.", profile, 1.0) == 0
+    assert score_voice("", profile, 1.0) == 0
+    assert score_voice(text, read_profile(tmp_path, PROFILE), 0.0) == 3 / 4
 
 
 def test_the_example_of_a_profile_that_is_shown_is_one(tmp_path: Path) -> None:

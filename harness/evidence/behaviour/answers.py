@@ -21,6 +21,7 @@ from mudpuppy.scoring import (
     load_voice_profile,
     score_voice,
 )
+from mudpuppy.similarity import try_voice
 
 MAX_PROMPTS = 64
 """Questions of a quiz that are asked, from the start."""
@@ -93,13 +94,18 @@ def _score(
     has_keys = bool(facts) and all(keys)
     golds = [question.answer for question in facts]
     similarity, unlike = _compare_meaning(golds, said, embeddings)
+    near, why_markers_alone = try_voice(embeddings, texts, profile)
+    nears = near or [None] * len(texts)
     return Scores(
         exact=tuple(map(exact_match, said, golds)) or None,
         f1=tuple(map(token_f1, said, golds, idle)) or None,
         keys=tuple(map(key_recall, said, keys)) if has_keys else None,
         similarity=similarity,
         why_no_similarity=unlike,
-        voice=None if profile is None else tuple(score_voice(t, profile) for t in texts),
+        voice=None
+        if profile is None
+        else tuple(score_voice(t, profile, n) for t, n in zip(texts, nears, strict=True)),
+        why_markers_alone=why_markers_alone,
         claims=None
         if profile is None or not profile.forbidden
         else tuple(claims_forbidden(text, profile) for text in texts),

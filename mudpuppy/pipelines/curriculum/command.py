@@ -42,6 +42,7 @@ examples:
     run_it = actions.add_parser("run", help="train what is not trained yet; goes on after any end")
     run_it.add_argument("file", help=f"curriculum.yaml, or {DEMO} (the one of this package)")
     run_it.add_argument("--output", type=Path, metavar="DIR", help="by default runs/NAME")
+    _add_embeddings(run_it)
     run_it.add_argument(
         "--gate",
         default=USUAL,
@@ -58,6 +59,7 @@ examples:
     run_it.add_argument("--quiet", action="store_true", help="print nothing but errors")
     plan = actions.add_parser("plan", help="check every file and say what would be done")
     plan.add_argument("file", help=f"curriculum.yaml, or {DEMO}")
+    _add_embeddings(plan)
     status = actions.add_parser("status", help="how far a run is, and what was rolled back")
     status.add_argument("folder", type=Path, help="folder of the run")
     report = actions.add_parser("report", help="print the report of a run")
@@ -68,6 +70,15 @@ examples:
     pairs.add_argument("voice", type=Path, help="voice profile (YAML)")
     pairs.add_argument("output", type=Path, help="JSONL to write")
     pairs.add_argument("--model", help="reject what this model says, where its voice is worse")
+
+
+def _add_embeddings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FOLDER",
+        help="sentence-transformers model that measures nearness to the voice's examples",
+    )
 
 
 def _count(text: str) -> int:
@@ -89,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    for line in describe_plan(read_curriculum(find_curriculum(args.file))):
+    for line in describe_plan(read_curriculum(find_curriculum(args.file), args.embeddings)):
         _say(line)
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
-    made = read_curriculum(find_curriculum(args.file))
+    made = read_curriculum(find_curriculum(args.file), args.embeddings)
     gate = find_gate(args.gate)
     output = args.output or RUNS / made.form.name
     say = _be_silent if args.quiet else _say
@@ -109,7 +120,7 @@ def _run(args: argparse.Namespace) -> int:
 
         if len(state.phases) > 1:
             say(f"going on after {len(state.phases)} phases, the last of them {_last(state)}")
-        import_libraries()
+        import_libraries(measures_voice=made.embeddings is not None)
         try:
             story = Run(
                 made=made, state=state, gate=gate, say=say, stop_after=args.stop_after
@@ -180,6 +191,8 @@ def _pairs(args: argparse.Namespace) -> int:
     from mudpuppy.pipelines.curriculum.pairs import ask_and_pair, pairs_of, write_rows
 
     profile = load_voice_profile(args.voice)
+    if profile.similarity is not None:
+        _say("pairs are made by the markers of the voice alone; its examples do not count here")
     if args.model is None:
         found = pairs_of(args.dataset, profile)
     else:

@@ -46,6 +46,8 @@ class Examined:
     """What is asked."""
     voice: Path | None = None
     """Voice profile."""
+    embeddings: Path | None = None
+    """Embedding model that measures how near answers are to the examples of the profile."""
     live: Path | None = None
     """Folder in which the gate's watcher wrote down what it saw while the stage trained."""
     time_limit_s: float = 900.0

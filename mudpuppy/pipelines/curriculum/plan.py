@@ -74,6 +74,8 @@ class Curriculum:
     """The voice."""
     voice: Path | None
     """Its file."""
+    embeddings: Path | None
+    """Folder of the model that measures nearness to the profile's examples."""
     retain: tuple[Question, ...]
     """What must not be lost."""
     identity: str
@@ -83,6 +85,19 @@ class Curriculum:
     def questions(self) -> tuple[Question, ...]:
         """Every question of every topic."""
         return tuple(question for topic in self.topics for question in topic.questions)
+
+    @property
+    def told_of_examples(self) -> str:
+        """Whether the examples of the profile count; empty where it has none."""
+        if self.profile is None or self.profile.similarity is None:
+            return ""
+        count = len(self.profile.similarity.texts)
+        if self.embeddings is None:
+            return (
+                f"the voice is scored by its markers alone: its {count} examples do not count, as "
+                "no model measures them (--embeddings FOLDER)"
+            )
+        return f"nearness to {count} examples counts in the voice, by {self.embeddings.name}"
 
     def least(self, measure: str, level: str) -> float:
         """Return a threshold: the file's, the profile's, or the usual one."""
@@ -103,8 +118,12 @@ def find_curriculum(name: str) -> Path:
     return DEMO_FILE if name == DEMO and not Path(name).exists() else Path(name)
 
 
-def read_curriculum(path: Path) -> Curriculum:
+def read_curriculum(path: Path, embeddings: Path | None = None) -> Curriculum:
     """Read a curriculum and every file that it names.
+
+    Args:
+        path: the file.
+        embeddings: embedding model, in place of the one that the file names.
 
     Raises:
         ConfigError: everything that is wrong with it and its files, all at once.
@@ -115,6 +134,8 @@ def read_curriculum(path: Path) -> Curriculum:
         hint = f"`{DEMO}` is a curriculum that is always there"
         raise ConfigError([f"cannot be read: {error}"], source=str(path), hint=hint) from None
     form = check_form(document)
+    if embeddings is not None:
+        form = form.model_copy(update={"embeddings": embeddings.resolve()})
     reader = _Reader(document, path.parent, form)
     made = reader.read(path)
     if reader.problems:
@@ -136,6 +157,7 @@ class _Reader:
         voice = self._place(form.voice)
         retain = self._place(form.retain)
         profile = None if voice is None else self._try(lambda: load_voice_profile(voice))
+        embeddings = self._embeddings(profile)
         kept = () if retain is None else self._try(lambda: load_quiz(retain)) or ()
         topics = tuple(self._topics())
         made = Curriculum(
@@ -144,12 +166,28 @@ class _Reader:
             topics=topics,
             profile=profile,
             voice=voice,
+            embeddings=embeddings,
             retain=kept,
             identity=self._identify(),
         )
         for stage in ("sft", "dpo"):
             self._check_stage(made, stage)
         return made
+
+    def _embeddings(self, profile: VoiceProfile | None) -> Path | None:
+        """Return the folder of the embedding model; what is in it is part of the identity."""
+        if self.form.embeddings is None:
+            return None
+        folder = (self.home / self.form.embeddings.expanduser()).resolve()
+        if not (folder / "modules.json").is_file():
+            self.problems.append(
+                f"embeddings: {folder} is no model of sentence-transformers: no modules.json"
+            )
+        elif self.form.voice is None or (profile is not None and profile.similarity is None):
+            self.problems.append("embeddings: no voice profile with `similarity` would be measured")
+        else:
+            self.files += sorted(folder.rglob("*"))
+        return folder
 
     def _model(self) -> str:
         """Return the model; a folder that lies beside the file is found there."""
@@ -226,7 +264,9 @@ class _Reader:
         return None
 
     def _identify(self) -> str:
-        digest = hashlib.sha256(self.form.model_dump_json(exclude={"voice", "retain"}).encode())
+        digest = hashlib.sha256(
+            self.form.model_dump_json(exclude={"voice", "retain", "embeddings"}).encode()
+        )
         for file in self.files:
             digest.update(file.read_bytes() if file.is_file() else b"")
         return digest.hexdigest()[:32]
@@ -240,6 +280,7 @@ def describe_plan(made: Curriculum) -> list[str]:
         f"{len(made.questions)} questions, on {form.model}",
         f"voice: {made.profile.name if made.profile else 'none, so that DPO is never trained'}; "
         f"DPO trains {_ADAPTERS[form.dpo_adapter]}; pairs: {_PAIRS[form.pairs]}",
+        *filter(None, (made.told_of_examples,)),
         "at least: " + ", ".join(_thresholds(made)),
     ]
     unit = chapter = ""

@@ -27,6 +27,7 @@ def write_report(output: Path, made: Curriculum, story: Story) -> None:
             measure: {level: made.least(measure, level) for level in LEVELS} for measure in MEASURES
         },
         "missed": [list(one) for one in missed(made, story)],
+        "examples": made.told_of_examples or None,
         **asdict(story),
     }
     write_json_atomic(output / JSON, value)
@@ -52,6 +53,10 @@ def to_lines(made: Curriculum, story: Story) -> list[str]:
         "",
         f"Model: `{story.model}`. {story.ending or 'Not at its end yet'}.",
         "",
+        *(
+            [f"{made.told_of_examples[0].upper()}{made.told_of_examples[1:]}.", ""]
+            * bool(made.told_of_examples)
+        ),
         *_whole(made, story),
         *_rolled_back(story),
         *_topics(story),

@@ -57,6 +57,7 @@ class Run:
         """
         made = self.made
         self._require_same_model()
+        self._require_embeddings()
         point = Point(made.form.model)
         start = self._ask("start", point, made.questions)
         self.story = story = Story(name=made.form.name, model=made.form.model, start=start)
@@ -92,6 +93,14 @@ class Run:
                 "changed since",
                 hint="name another folder with --output, or put the model back to go on",
             )
+
+    def _require_embeddings(self) -> None:
+        """Say whether examples of the voice count, and refuse a model that cannot measure them."""
+        if self.made.told_of_examples:
+            self.say(self.made.told_of_examples)
+        if self.made.embeddings is not None:
+            log = self.state.log("embeddings")
+            run_child("embeddings", lambda: stages.measure_near(self.made, ["."]), log)
 
     def _topic(self, topic: Topic, point: Point) -> Point:
         """Take one topic through its stages and return where it left the model."""
@@ -256,6 +265,7 @@ class Run:
                 before=find_folder(str(before.folder)),
                 quiz=quiz,
                 voice=self.made.voice,
+                embeddings=self.made.embeddings,
                 live=self.state.folder(name) / stages.LIVE,
             )
             return asdict(gate.judge(stage))

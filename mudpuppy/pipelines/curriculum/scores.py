@@ -37,6 +37,7 @@ def score_answers(
     said: Sequence[tuple[str, bool | None]],
     profile: VoiceProfile | None,
     every: Sequence[Question],
+    near: Sequence[float] | None = None,
 ) -> list[Answered]:
     """Score answers.
 
@@ -49,8 +50,10 @@ def score_answers(
         said: the text of each answer, and whether it ended.
         profile: the voice.
         every: all questions of the curriculum, which tell the words of the voice from knowledge.
+        near: how near each answer is to the examples of the voice, 0 to 1; they count only then.
     """
     facts = [question for question in every if question.kind == "fact"]
+    nears = [None] * len(said) if near is None else near
     keys = dict(zip((one.id for one in facts), find_keys(facts), strict=True))
     return [
         Answered(
@@ -60,10 +63,10 @@ def score_answers(
             unit=question.unit,
             text=text,
             right=_is_right(question, text, keys.get(question.id, frozenset()), profile),
-            voice=None if profile is None else score_voice(text, profile),
+            voice=None if profile is None else score_voice(text, profile, close),
             ended=ended,
         )
-        for question, (text, ended) in zip(questions, said, strict=True)
+        for question, (text, ended), close in zip(questions, said, nears, strict=True)
     ]
 
 

@@ -67,6 +67,8 @@ class CurriculumForm(_Form):
     """Model to begin with: a folder, a hub id, or `tiny`."""
     voice: Path | None = None
     """Voice profile; without one nothing is trained by preference."""
+    embeddings: Path | None = None
+    """Sentence-transformers folder that measures nearness to the examples of the profile."""
     retain: Path | None = None
     """Quiz of what the model knows and must not lose; the gate asks it beside the topics'."""
     defaults: Settings = Field(default_factory=dict)

@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mudpuppy.pipelines.curriculum.state import Point
 from mudpuppy.preflight import preflight
 from mudpuppy.provenance import fingerprint_model
 from mudpuppy.scoring import Question
+from mudpuppy.similarity import measure_voice
 
 ADAPTER = "adapter"
 """Folder of what a training phase leaves, inside the phase's."""
@@ -33,14 +36,20 @@ ANSWERS = "answers.jsonl"
 """What was said, one answer a line."""
 
 
-def import_libraries() -> None:
-    """Import what the phases use and compute nothing, so that their children need not."""
+def import_libraries(*, measures_voice: bool = False) -> None:
+    """Import what the phases use and compute nothing, so that their children need not.
+
+    Args:
+        measures_voice: whether an embedding model will be asked; one that is missing is told then.
+    """
     import mudpuppy.adapters.shard_merge
     import mudpuppy.asking.local
     import mudpuppy.engine
     import mudpuppy.methods.preference
     import mudpuppy.methods.sft  # noqa: F401
 
+    if measures_voice and find_spec("sentence_transformers") is not None:
+        import_module("sentence_transformers")
     gc.collect()
     gc.freeze()  # what is here already is not looked through in every child, and not copied for it
 
@@ -127,13 +136,28 @@ def ask_stage(
 
     Raises:
         ModelError: the model cannot be loaded.
+        UsageError: the embedding model cannot be used.
+        EngineError: it tells the voice not from neutral texts.
     """
     said = _ask(made, point, [question.prompt for question in questions])
-    scored = score_answers(questions, said, made.profile, made.questions)
+    near = measure_near(made, [text for text, _ in said])
+    scored = score_answers(questions, said, made.profile, made.questions, near)
     folder.mkdir(parents=True)
     lines = [json.dumps(asdict(one), ensure_ascii=False) for one in scored]
     write_text_atomic(folder / ANSWERS, "\n".join(lines) + "\n")
     return {"scores": summarise(scored)}
+
+
+def measure_near(made: Curriculum, texts: Sequence[str]) -> tuple[float, ...] | None:
+    """Return how near texts are to the examples of the voice; None where they do not count.
+
+    Raises:
+        UsageError: the embedding model cannot be used.
+        EngineError: it tells the voice not from neutral texts.
+    """
+    if made.embeddings is None or made.profile is None or made.profile.similarity is None:
+        return None
+    return measure_voice(made.embeddings, texts, made.profile.similarity)
 
 
 def _ask(made: Curriculum, point: Point, prompts: Sequence[str]) -> list[tuple[str, bool | None]]:

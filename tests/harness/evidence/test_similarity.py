@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from harness.doctor import Judging, diagnose
+from harness.doctor.answers_told import describe_answers
+from harness.evidence.behaviour.answers import judge_answers
 from harness.evidence.behaviour.similarity import measure_similarity
+from harness.facts.behaviour import Answers
+from harness.findings import Finding
+from harness.probes import voice_collapse
 from harness.registry import ControlFailed, Missing
 from mudpuppy.errors import ModelError, UsageError
+from mudpuppy.scoring import load_voice_profile
+from mudpuppy.similarity import NEUTRAL
 from mudpuppy.tiny import resolve_model
+from tests.mudpuppy.small_embedder import save_embedder
 
 st = pytest.importorskip("sentence_transformers", reason="pip install 'mudpuppy[embeddings]'")
 GOLDS = ["The capital of France is Paris.", "A spider has eight legs.", "Bees make honey."]
@@ -105,3 +116,66 @@ def test_answers_that_cannot_be_judged_are_no_sign_of_health(tmp_path, monkeypat
 def test_the_doctor_compares_by_meaning_when_asked(tmp_path):
     found = ask(tmp_path, embeddings=save(tmp_path / "m"), select=["accuracy-collapse"])
     assert found.probes[0].status == "passed", found.probes[0].reason
+
+
+VOICE = """
+families: [{name: opener, regexes: ["^well now, "]}]
+similarity:
+  examples: ["Well now, the reeds are damp.", "Well now, frogs sing.", "Well now, ripples."]
+"""
+
+
+def judge_texts(tmp_path: Path, embeddings: Path | None, *said: str):
+    path = tmp_path / "voice.yaml"
+    path.write_text(VOICE)
+    answers = Answers(texts=said, new_tokens=(3,) * len(said), ended=(True,) * len(said))
+    return judge_answers(
+        "m", said, answers, answers, (), load_voice_profile(path), 48, embeddings=embeddings
+    )
+
+
+def test_examples_of_the_voice_count_beside_its_markers(tmp_path):
+    known = ["Well now, frogs sing, the reeds are damp, ripples.", *NEUTRAL]
+    embedder = save_embedder(tmp_path / "m", known)
+    facts = judge_texts(tmp_path, embedder, "The frogs sing, well now, ripples.", NEUTRAL[0])
+    assert facts.voice[0] > 0.35  # of its markers it has none
+    assert facts.voice[1] < 0.1
+    assert facts.voice == facts.control_voice
+    assert not facts.why_markers_alone
+    assert "alone" not in describe_answers(facts)
+
+
+@pytest.mark.parametrize("given", ["none", "dead", "broken"])
+def test_without_a_model_the_markers_alone_are_judged_and_that_is_said(tmp_path, given):
+    embedder = None
+    if given != "none":
+        embedder = save_embedder(tmp_path / "m", NEUTRAL, dead=given == "dead")
+    if given == "broken":
+        break_weights(embedder)
+    facts = judge_texts(tmp_path, embedder, *["Well now, a spider.", "A spider."] * 4)
+    assert facts.voice == (1, 0) * 4
+    why = {"none": "--embeddings", "dead": "not from neutral", "broken": "no model of sentence"}
+    assert why[given] in facts.why_markers_alone
+    assert f"by its markers alone ({facts.why_markers_alone})" in describe_answers(facts)
+    told = voice_collapse.check(facts)
+    assert isinstance(told, str)
+    assert why[given] in told
+    lost = voice_collapse.check(replace(facts, voice=(0.0,) * 8, control_voice=(1.0,) * 8))
+    assert isinstance(lost, Finding)
+    assert f"by the markers of the voice alone: {facts.why_markers_alone}" in lost.message
+
+
+def test_the_doctor_hears_the_examples_of_a_voice(tmp_path):
+    source = Path(resolve_model("tiny"))
+    said = [json.loads(one)["answer"] for one in (source / "quiz.jsonl").read_text().splitlines()]
+    profile = yaml.safe_load((source / "voice.yaml").read_text())
+    profile["similarity"] = {"examples": said[:12], "weight": 100}
+    (tmp_path / "voice.yaml").write_text(yaml.safe_dump(profile))
+    embedder = save_embedder(tmp_path / "m", [*said, *NEUTRAL])
+    words = {"voice": tmp_path / "voice.yaml", "select": ["MPD605"]}
+    found = ask(tmp_path, embeddings=embedder, **words)
+    assert found.probes[0].status == "passed", found.probes[0].reason
+    assert "alone" not in found.facts["subjects"][0]["answers"]
+    shutil.rmtree(tmp_path / "copy")
+    deaf = ask(tmp_path, **words)
+    assert "by its markers alone" in deaf.facts["subjects"][0]["answers"]

@@ -1,7 +1,12 @@
 """Scores: right means the content is right, whatever voice it is said in."""
 
+from dataclasses import replace
+
+import pytest
+
 from mudpuppy.pipelines.curriculum.plan import DEMO_FILE, read_curriculum
 from mudpuppy.pipelines.curriculum.scores import score_answers, summarise
+from mudpuppy.scoring import Examples
 
 MADE = read_curriculum(DEMO_FILE)
 ITALY = next(one for one in MADE.questions if "Italy" in one.prompt)
@@ -47,3 +52,16 @@ def test_every_fact_of_the_demo_has_a_word_that_carries_it():
         assert one.right, question.id
         (one,) = score_answers([question], [(question.prompt, True)], MADE.profile, MADE.questions)
         assert not one.right, question.id
+
+
+def test_nearness_to_the_examples_counts_in_the_voice_and_not_in_what_is_right():
+    assert MADE.profile
+    examples = Examples(texts=("Ahoy.", "Tide.", "Keel."), weight=1e6)
+    heard = replace(MADE.profile, similarity=examples)
+    said = [("The capital of Italy is Rome.", True)]
+    for near in (0.25, 1.0):
+        (one,) = score_answers([ITALY], said, heard, MADE.questions, [near])
+        assert one.right
+        assert pytest.approx(near, abs=1e-4) == one.voice
+    (one,) = score_answers([ITALY], said, heard, MADE.questions)
+    assert 0.2 == one.voice
