@@ -186,10 +186,13 @@ def plain_result(cell: Cell, outcome: Outcome, message: str) -> CellResult:
 def worker_environment(scratch: Path, jobs: int) -> dict[str, str]:
     """Return the environment of a worker: its share of the cores and a place of its own.
 
+    Who sets OMP_NUM_THREADS gets no more threads than that: on a busy machine two threads that wait
+    for each other at every product take ten times as long as one.
+
     Compiled kernels are shared by all runs unless the environment says where else: they are stored
     by their content, and making them anew takes a minute a cell.
     """
-    share = max(1, count_cores() // jobs)
+    share = max(1, min(count_cores() // jobs, _asked_threads()))
     search = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     compiled = cache_root() / "compiled"
     return {
@@ -205,6 +208,12 @@ def worker_environment(scratch: Path, jobs: int) -> dict[str, str]:
         "MASTER_PORT": str(find_free_port()),
         "TMPDIR": str(scratch),
     }
+
+
+def _asked_threads() -> int:
+    """Return the threads that the environment allows; all cores where it says nothing."""
+    word = os.environ.get("OMP_NUM_THREADS", "")
+    return int(word) if word.isdecimal() and int(word) else count_cores()
 
 
 def find_free_port() -> int:

@@ -39,6 +39,8 @@ class CurriculumOptions(BaseModel):
 
     topics: int = Field(default=2, ge=1, le=100)
     """Topics of the demo that are trained."""
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    """Steps of SFT, after which DPO comes whatever was learnt; by default the demo's epochs."""
     planted: str = ""
     """A root cause of `harness.curriculum_plants`; empty for none."""
     dpo_adapter: Literal["fresh", "continued"] = "fresh"
@@ -112,6 +114,10 @@ def write_curriculum(order: Order, options: CurriculumOptions) -> Path:
     form["voice"] = str(home / form["voice"])
     form["model"] = order.config["model"]
     form["dpo_adapter"] = options.dpo_adapter
+    if options.steps is not None:
+        del form["sft"]["epochs"]
+        form["sft"]["max_steps"] = options.steps
+        form["thresholds"]["accuracy"]["topic"] = 0.0
     given = {name: order.config[name] for name in TAKEN if order.config.get(name) is not None}
     form["defaults"] |= given
     path = order.folder / "curriculum.yaml"

@@ -172,6 +172,7 @@ class _Reader:
         )
         for stage in ("sft", "dpo"):
             self._check_stage(made, stage)
+        self._check_continued(made)
         return made
 
     def _embeddings(self, profile: VoiceProfile | None) -> Path | None:
@@ -245,6 +246,15 @@ class _Reader:
         topic = made.topics[0]
         values = {"model": made.form.model, "dataset": topic.sft, "output": Path("out")}
         self._try(lambda: load_config({**made.settings(stage), **values}), before=f"{stage}: ")
+
+    def _check_continued(self, made: Curriculum) -> None:
+        """Refuse what the engine would only refuse after SFT: other weights under the adapter."""
+        is_continued = made.profile is not None and self.form.dpo_adapter == "continued"
+        if is_continued and made.settings("sft")["method"] == "qlora":
+            self.problems.append(
+                "dpo_adapter: continued: SFT by qlora trains the adapter on weights in 4 bits, and "
+                "DPO holds them whole: use dpo_adapter: fresh, or sft: {method: lora}"
+            )
 
     def _place(self, path: Path | None) -> Path | None:
         if path is None:

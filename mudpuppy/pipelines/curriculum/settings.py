@@ -117,6 +117,14 @@ class CurriculumForm(_Form):
                 raise ValueError(f"'{name}' is no setting of a run{near}")
         return value
 
+    @field_validator("defaults")
+    @classmethod
+    def leave_method(cls, value: Settings) -> Settings:
+        """Refuse one method for both stages: one learns answers, the other compares them."""
+        if "method" in value:
+            raise ValueError("the method is named in sft, or in dpo")
+        return value
+
     @field_validator("sft")
     @classmethod
     def know_sft(cls, value: Settings) -> Settings:

@@ -74,6 +74,8 @@ def test_everything_that_is_wrong_with_the_files_is_told_at_once(tmp_path: Path)
         ({"sft": {"learning_rate": -1}}, "sft: .*learning_rate"),
         ({"dpo_adaptor": "fresh"}, r"curriculum.yaml:\d+: dpo_adaptor: .*dpo_adapter"),
         ({"thresholds": {"voice": {"topik": 1}}}, "topik.*topic"),
+        ({"defaults": {"method": "lora"}}, "defaults: .*named in sft, or in dpo"),
+        ({"sft": {"method": "qlora"}, "dpo_adapter": "continued"}, "DPO holds them whole"),
         ({"units": []}, "units"),
         ({"model": "./nowhere"}, "nowhere"),
     ],
