@@ -3,6 +3,7 @@
 #   make test                format, lint, types and tests
 #   make unlearning-table    every objective of unlearning on the embedded model, side by side (20 minutes)
 #   make curriculum-demo     SFT and DPO, topic by topic, each stage examined (3 minutes)
+#   make curriculum-cells    the same, healthy and with each root cause planted: is it named? (4 minutes)
 #   make mutants             plant every bug into the engine: which cell and probe notices?
 #   make doctor CKPT=path    diagnose a checkpoint
 #   make selftest            is the doctor any good? recall and false alarms of every probe
@@ -22,10 +23,10 @@ TORCH_INDEX ?=
 
 OBJECTIVES ?= refusal kl gradient-ascent gradient-ascent-refusal npo npo-refusal dpo
 
-.PHONY: unlearning-table always help setup pressure mutants test test-triton lint doctor selftest fuzz temporal-demo curriculum-demo bench bench-quick bench-timings clean
+.PHONY: unlearning-table always help setup pressure mutants test test-triton lint doctor selftest fuzz temporal-demo curriculum-demo curriculum-cells bench bench-quick bench-timings clean
 
 help:
-	@sed -n '1,14p' Makefile
+	@sed -n '1,15p' Makefile
 
 setup: $(STAMP)
 
@@ -42,6 +43,9 @@ pressure: $(STAMP)
 curriculum-demo: $(STAMP)
 	@rm -rf runs/curriculum-demo
 	@OMP_NUM_THREADS=1 $(BIN)/mud-puppy curriculum run demo --output runs/curriculum-demo
+
+curriculum-cells: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/mudpuppy-pressure run curriculum -j $(JOBS)
 
 # Triton beside the installation, not in it: 600 MB, and torch imports it wherever it finds it. Its
 # interpreter needs a numpy that still turns arrays of one element into numbers.

@@ -39,6 +39,9 @@ LIVE = ("MPD501", "MPD502", "MPD504", "MPD506")
 """Probes of the model that trains: leftovers, wrappers, strides, a base that trains too."""
 ALWAYS = ("MPD501", "MPD504", "MPD411")
 """Findings of medium severity for which a stage is rolled back: the next one is built on it."""
+COLLAPSES = ("MPD601", "MPD604", "MPD605")
+"""What a stage did to the answers: an end at once, wrong ones, no voice. Told by these names where
+another finding explains them, too; a root cause goes before them, everything else behind."""
 BASE_MOVED = "MP-G01"
 """Weights of the base moved while an adapter was said to train."""
 NO_ADAPTER = "MP-G02"
@@ -220,7 +223,7 @@ def _faults_of(stage: Examined, diagnosis: Diagnosis) -> list[Fault]:
             remedy=one.remedy,
         )
         for one in diagnosis.findings
-        if _counts(one) and not one.caused_by
+        if _counts(one) and (not one.caused_by or one.code in COLLAPSES)
     ]
 
 
@@ -237,8 +240,13 @@ def _root_of(code: str, kind: str) -> str:
 
 def _sort(faults: Sequence[Fault]) -> tuple[Fault, ...]:
     """Return faults with those of a known root first, in the order of the table."""
-    order = [*ROOTS, ""]
-    return tuple(sorted(faults, key=lambda one: order.index(one.root if one.root in ROOTS else "")))
+    order = [*ROOTS, *COLLAPSES, ""]
+
+    def place(fault: Fault) -> int:
+        word = fault.root if fault.root in ROOTS else fault.code
+        return order.index(word if word in order else "")
+
+    return tuple(sorted(faults, key=place))
 
 
 def _remarks(diagnosis: Diagnosis) -> tuple[str, ...]:

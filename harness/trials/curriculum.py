@@ -45,6 +45,8 @@ class CurriculumOptions(BaseModel):
     """A root cause of `harness.curriculum_plants`; empty for none."""
     dpo_adapter: Literal["fresh", "continued"] = "fresh"
     """What DPO trains."""
+    dpo_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of DPO; by default the demo's, which is one for an adapter of rank 1."""
     stop_after: int = Field(default=2, ge=0)
     """Stages that may fail in a row for the same reason."""
 
@@ -118,6 +120,8 @@ def write_curriculum(order: Order, options: CurriculumOptions) -> Path:
         del form["sft"]["epochs"]
         form["sft"]["max_steps"] = options.steps
         form["thresholds"]["accuracy"]["topic"] = 0.0
+    if options.dpo_rate is not None:
+        form["dpo"]["learning_rate"] = options.dpo_rate
     given = {name: order.config[name] for name in TAKEN if order.config.get(name) is not None}
     form["defaults"] |= given
     path = order.folder / "curriculum.yaml"

@@ -79,8 +79,6 @@ def tell(home: Path, monkeypatch: pytest.MonkeyPatch, answer: Any) -> Story:
 
     def train(made: Any, stage: str, point: Any, dataset: Path, folder: Path, gate: Any) -> Any:
         outcome = honest(made, stage, point, dataset, folder, gate)
-        if answer is None:
-            return outcome
         teach(folder / "taught", answer)
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(folder / "taught" / name, folder / stages.ADAPTER / name)
@@ -110,9 +108,3 @@ def test_what_a_stage_ruins_is_named_and_left_out(
     assert "finished" == story.ending
     assert {"model": "tiny", "adapter": None} == story.model_at_end
     assert story.start["final"] == story.end["final"]
-
-
-def test_what_teaches_the_topic_alone_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    story = tell(tmp_path, monkeypatch, None)
-
-    assert [True] == [stage.kept for _, stage in story.stages if stage.kind == "sft"]

@@ -221,7 +221,7 @@ class Run:
         if not faults:
             verdict = self._judge(name, f"{topic} merge", "merge", after, point)
             faults = verdict.faults
-        last = told[-1].after if told else self._story().start
+        last = told[-1].after if told else self._story().topics[-1].after
         stage = Stage(kind="merge", before=last, after=last, training=merged, verdict=verdict)
         told.append(stage)
         self.say(f"  merge    {merged.get('changed', 0)} of {merged.get('tensors', 0)} tensors")

@@ -50,7 +50,7 @@ def run(name: str, folder: Path) -> Observations:
     return seen
 
 
-@pytest.mark.slow
+@pytest.mark.pressure  # minutes: make curriculum-cells
 @pytest.mark.parametrize("name", sorted(CELLS))
 def test_every_cell_ends_as_its_scenario_says(name: str, tmp_path: Path):
     run(name, tmp_path)
