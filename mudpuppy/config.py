@@ -18,7 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from mudpuppy.features import ADAPTER_BY_DEFAULT, METHOD_ALIASES, MOST_QUANT_SEARCH
+from mudpuppy.features import (
+    ADAPTER_BY_DEFAULT,
+    METHOD_ALIASES,
+    MOST_QUANT_SEARCH,
+    QUANT_BLOCK_SIZES,
+)
 from mudpuppy.path_fault import find_path_fault
 from mudpuppy.rules import Decision, decide
 
@@ -33,9 +38,6 @@ LORA_LEARNING_RATE = 2e-4
 """Default for adapters (seed 002, "Recommended Settings")."""
 FULL_LEARNING_RATE = 2e-5
 """Default for full fine-tuning (TRL's own default)."""
-
-QUANT_BLOCK_SIZES = {"nf4": 64, "int4": 64, "mxfp4": 32, "int8": 64}
-"""Weights that share a scale in the formats of a frozen base, where nothing else is asked for."""
 
 
 class TrainingConfig(BaseModel):

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mudpuppy.config import QUANT_BLOCK_SIZES, TrainingConfig
+from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, UnsupportedCombination, clip, near_names, shown
-from mudpuppy.features import PREFERENCE_METHODS, SFT_METHODS
+from mudpuppy.features import PREFERENCE_METHODS, QUANT_BLOCK_SIZES, SFT_METHODS
 from mudpuppy.presets.loader import load_presets, settings_of
 
 POSITIONAL = ("model", "dataset")

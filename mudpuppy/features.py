@@ -19,6 +19,8 @@ ADAPTER_BY_DEFAULT = ADAPTER_METHODS | {*PREFERENCE_METHODS, "grpo", "rm", "prm"
 """Methods that train an adapter unless `--no-use-peft` says otherwise."""
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
 """Precisions, by the names people use for them."""
+QUANT_BLOCK_SIZES = {"nf4": 64, "int4": 64, "mxfp4": 32, "int8": 64}
+"""Weights that share a scale in the formats of a frozen base, where nothing else is asked for."""
 MOST_QUANT_SEARCH = 256
 """Further scales that may be tried for a block of a 4-bit weight."""
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from mudpuppy.adapters.merge_plan import Packing
 from mudpuppy.base_path import find_folder
-from mudpuppy.config import QUANT_BLOCK_SIZES
 from mudpuppy.errors import UsageError
-from mudpuppy.features import MOST_QUANT_SEARCH
+from mudpuppy.features import MOST_QUANT_SEARCH, QUANT_BLOCK_SIZES
 from mudpuppy.interruption import describe
 from mudpuppy.provenance import PROVENANCE_FILE, read_provenance
 from mudpuppy.quant.declared import MOST_BLOCK

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mudpuppy.config import QUANT_BLOCK_SIZES, TrainingConfig
+from mudpuppy.config import TrainingConfig
 from mudpuppy.errors import ConfigError, EngineError
+from mudpuppy.features import QUANT_BLOCK_SIZES
 from mudpuppy.quant.formats import FORMATS, find_format
 from mudpuppy.quant.formats.interface import CHUNK
 from mudpuppy.quant.formats.selftest import relative_error
