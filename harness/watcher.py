@@ -99,6 +99,7 @@ class TrainingWatcher:
             chat_template=config.chat_template,
             response_only=config.response_only,
             forgets=config.unlearn != "none",
+            system_prompt=config.system_prompt,
         )
         if truth is not None and config.method in SPEAKING and config.response_only:
             self.dataset = truth.count(ends)

@@ -65,8 +65,8 @@ def read_truth(
         method: one of the engine's methods.
         tokenizer: as the base has it; a processor of text and images for `multimodal`.
         eos_ids: ids that end a turn.
-        settings: `max_length`, `chat_template` and `response_only` of the run, and whether it
-            `forgets` the rows that are marked.
+        settings: `max_length`, `chat_template` and `response_only` of the run, whether it
+            `forgets` the rows that are marked, and its `system_prompt`.
     """
     if dataset.suffix != ".jsonl":
         return None
@@ -93,9 +93,11 @@ class Rendering:
         chat_template: bool = True,
         response_only: bool = True,
         forgets: bool = False,
+        system_prompt: str | None = None,
     ) -> None:
         """Remember how; the words are those of `read_truth`."""
         self._forgets = forgets
+        self._system_prompt = system_prompt
         self.cut: set[Key] = set()
         self._method = method
         self._processor = tokenizer if hasattr(tokenizer, "image_processor") else None
@@ -108,6 +110,8 @@ class Rendering:
 
     def render(self, row: Mapping[str, Any]) -> Iterator[Key]:
         """Yield every sequence of one line."""
+        if self._system_prompt is not None:
+            row = {name: self._instructed(name, value) for name, value in row.items()}
         if self._method == "prm":
             yield self._steps(row)
         elif self._method == "grpo":
@@ -125,6 +129,13 @@ class Rendering:
             yield self._pictured(row)
         else:
             yield from self._said(row)
+
+    def _instructed(self, name: str, value: Any) -> Any:
+        """Return a field of a line; what a conversation begins with has a system message."""
+        begins = name in ("messages", "prompt") and isinstance(value, list)
+        if not begins or any(message["role"] == "system" for message in value[:1]):
+            return value
+        return [{"role": "system", "content": self._system_prompt}, *value]
 
     def _said(self, row: Mapping[str, Any]) -> Iterator[Key]:
         """Yield a conversation or a text that is learnt by its tokens."""
