@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from harness.process import name_signal
 from mudpuppy.children import die_with
+from mudpuppy.exits import name_signal
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 """Environment variable with the number of threads that a phase may use."""

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from harness.results import WorkerExit
 from mudpuppy.children import die_with
+from mudpuppy.exits import name_signal
 
 MARK = "MUDPUPPY_CELL_FOLDER"
 """Environment variable with the cell's folder; every descendant of a worker carries it."""
@@ -161,14 +162,6 @@ def signal_group(group: int, number: signal.Signals) -> None:
     """Send a signal to a process group; one that has ended is no mistake."""
     with suppress(ProcessLookupError, PermissionError):  # PermissionError: only zombies, on macOS
         os.killpg(group, number)
-
-
-def name_signal(number: int) -> str:
-    """Return the name of a signal, such as SIGSEGV."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def tell_stack_when_ended() -> None:

@@ -27,7 +27,7 @@ PLUGINS = "mudpuppy.probes"
 """Group of the entry points with which other packages bring probes."""
 INFO = (".dist-info", "egg-info")
 """Endings of the folders that describe installed packages, in small letters."""
-FOREIGN_CODE = re.compile("(?!MPD|PLUGIN)[A-Z]{2,12}[0-9]{3}")
+FOREIGN_CODE = re.compile("(?!MPD|PLUGIN|BROKEN)[A-Z]{2,12}[0-9]{3}")
 """Codes of their probes."""
 Check = Callable[..., Finding | str]
 """A probe's function: a `Finding`, or one sentence that says what was found in order."""
@@ -119,14 +119,30 @@ def load_own_probes() -> tuple[Probe, ...]:
     The files are read, not imported: most probes have nothing to judge in a checkpoint, and what
     they and their facts need takes longer to import than a diagnosis of files alone takes.
 
-    Raises:
-        ValueError: a file without a probe, or two probes with one code.
+    A file that registers none, or a code that another one has, is a probe as well, which crashes
+    and says why: one odd file must not end every diagnosis.
+    """
+    return read_probes(Path(__file__).parent / "probes", OWN)
+
+
+def read_probes(folder: Path, package: str) -> tuple[Probe, ...]:
+    """Return the probe of every file of a folder, in code order; a stand-in of one that has none.
+
+    Args:
+        folder: where the files lie.
+        package: the package that they are.
     """
     found: dict[str, Probe] = {}
-    for path, module in _list_modules(Path(__file__).parent / "probes", OWN):
-        made = _read_probe(path.read_text(encoding="utf-8"), module)
-        if made.code in found:
-            raise ValueError(f"{made.code} is both {found[made.code].name} and {made.name}")
+    for number, (path, module) in enumerate(_list_modules(folder, package), start=1):
+        try:
+            made = _read_probe(path.read_text(encoding="utf-8"), module)
+            if made.code in found:
+                raise ValueError(f"{made.code} is both {found[made.code].name} and {made.name}")
+        except (ValueError, LookupError, OSError) as problem:
+            code, what = f"BROKEN{number:03}", f"the probe file {path.name}"
+            made = _stand_in(
+                code, _name_probe(module), what, f"{type(problem).__name__}: {problem}"
+            )
         found[made.code] = made
     return tuple(found[code] for code in sorted(found))
 
@@ -184,7 +200,11 @@ def load_probes() -> tuple[Probe, ...]:
             found.append(_load_plugin(entry, found))
         except (Exception, SystemExit) as problem:  # noqa: BLE001 - somebody else's code
             broken.append((entry, f"{type(problem).__name__}: {problem}"))
-    found += [_stand_in(number, *one) for number, one in enumerate(broken, start=1)]
+    for number, (entry, why) in enumerate(broken, start=1):
+        package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+        name = re.sub("[^a-z0-9]+", "-", entry.name.lower())
+        what = f"the plugin {entry.name}{package}"
+        found.append(_stand_in(f"PLUGIN{number:03}", name, what, why))
     return tuple(sorted(found, key=lambda one: one.code))
 
 
@@ -246,22 +266,21 @@ def _load_plugin(entry: EntryPoint, known: Iterable[Probe]) -> Probe:
     return made
 
 
-def _stand_in(number: int, entry: EntryPoint, why: str) -> Probe:
-    """Return the probe that tells of a plugin that cannot be used."""
-    package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+def _stand_in(code: str, name: str, what: str, why: str) -> Probe:
+    """Return the probe that tells of a plugin or a file that cannot be used."""
 
     def check() -> str:
-        raise ControlFailed(f"the plugin {entry.name}{package} cannot be used: {why}")
+        raise ControlFailed(f"{what} cannot be used: {why}")
 
     return Probe(
-        code=f"PLUGIN{number:03}",
-        name=re.sub("[^a-z0-9]+", "-", entry.name.lower()),
+        code=code,
+        name=name,
         modes=(),
         severity=Severity.HIGH,
         needs=(),
         check=check,
         module=__name__,
-        documentation=f"The plugin {entry.name}{package} cannot be used.\n\n{why}",
+        documentation=f"{what[0].upper()}{what[1:]} cannot be used.\n\n{why}",
     )
 
 

@@ -24,11 +24,12 @@ from typing import Any
 from harness.environment import sign_sources
 from harness.pools.base import THREAD_VARIABLES, Job, Pool, Running
 from harness.pools.spawn import POLL_S, SpawnPool
-from harness.process import GRACE_S, MARK, Worker, kill_marked, name_signal, signal_group
+from harness.process import GRACE_S, MARK, Worker, kill_marked, signal_group
 from harness.results import WorkerExit
 from harness.zygote import MARK_ROOM
 from mudpuppy.children import die_with
 from mudpuppy.errors import MudpuppyError
+from mudpuppy.exits import name_signal
 
 READY_S = 300.0
 """Seconds that the imports of a zygote may take."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
+from mudpuppy.exits import describe_exit
 from mudpuppy.native.compiler import KernelUnavailable
 
 
@@ -25,14 +26,22 @@ def run_apart(command: Sequence[str], words: str, limit_s: float) -> tuple[str, 
     """
     try:
         done = subprocess.run(
-            command, input=words, capture_output=True, text=True, timeout=limit_s, check=False
+            command,
+            input=words,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=limit_s,
+            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise KernelUnavailable(f"the self-test did not end: {error}") from None
+    except subprocess.TimeoutExpired:
+        raise KernelUnavailable(f"the self-test did not end within {limit_s:g} s") from None
+    except OSError as error:
+        raise KernelUnavailable(f"the self-test did not start: {error}") from None
     if done.returncode == -signal.SIGKILL:
         raise KernelUnavailable("the self-test was killed from outside")
     if done.returncode < 0:
-        return f"the self-test died of {signal.Signals(-done.returncode).name}", ""
+        return f"the self-test died of {describe_exit(done.returncode)}", ""
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         return f"the self-test ended with {done.returncode}: {last}", ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable
 
 from mudpuppy.errors import printable
+from mudpuppy.exits import describe_exit
 
 MAX_REASON = 300
 """Characters of llama.cpp's words that are repeated."""
@@ -100,11 +100,8 @@ def explain_log(log: str) -> tuple[str, str]:
 def explain_end(code: int) -> tuple[str, str]:
     """Return how a process ended that should not have, and what to do about it."""
     if code >= 0:
-        return f"it ended with the exit code {code}", ""
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
+        return f"it ended with the {describe_exit(code)}", ""
+    name = describe_exit(code)
     hints = {
         "SIGILL": "this build of xllamacpp needs instructions that the CPU has not; build it from "
         "source, or use another machine",

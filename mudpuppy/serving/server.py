@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
-import os
 import select
 import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +21,7 @@ from typing import Any, Self
 from mudpuppy.errors import EngineError, ModelError, UsageError
 from mudpuppy.serving import child
 from mudpuppy.serving.reasons import explain_end, explain_log
+from mudpuppy.serving.tail import Tail
 from mudpuppy.tiny.names import is_tiny_name
 
 START_S = 600.0
@@ -74,14 +73,15 @@ class Server:
         self.settings = settings
         require_package()
         _require_free(settings.host, settings.port)
-        self._log = tempfile.TemporaryFile(prefix="mudpuppy-serve-")  # noqa: SIM115 - until close
         self._process = subprocess.Popen(
             [sys.executable, "-P", child.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._log,
+            stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is ours to pass on
         )
+        assert self._process.stderr is not None
+        self._log = Tail(self._process.stderr, LOG_BYTES)
         try:
             self.url = self._wait_until_ready(time.monotonic() + start_s, start_s) + "/v1"
         except BaseException:
@@ -115,7 +115,7 @@ class Server:
             self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._log.close()
+        self._log.close(END_S)
 
     _is_ready = False
 
@@ -157,7 +157,7 @@ class Server:
     def _refused(self, said: str) -> ModelError:
         with suppress(subprocess.TimeoutExpired):  # a thread of llama.cpp may still write the log
             self._process.wait(END_S)
-        reason, hint = explain_log(self._read_log())
+        reason, hint = explain_log(self._log.text(END_S))
         path = self.settings.path
         return ModelError(
             f"{path}: llama.cpp refuses it: {reason or said}", hint=hint.replace("FILE", path)
@@ -165,17 +165,12 @@ class Server:
 
     def _crashed(self, code: int, when: str) -> EngineError:
         how, hint = explain_end(code)
-        said, _ = explain_log(self._read_log())
+        said, _ = explain_log(self._log.text(END_S))
         last = f"; its last words: {said}" if said else ""
         path = self.settings.path
         return EngineError(
             f"{path}: llama.cpp {when}: {how}{last}", hint=hint.replace("FILE", path)
         )
-
-    def _read_log(self) -> str:
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - LOG_BYTES))
-        return self._log.read().decode("utf-8", "replace")
 
 
 @contextmanager

@@ -99,6 +99,37 @@ def test_a_file_without_a_probe_is_an_error(text):
         registry._read_probe(text, "harness.probes.new")
 
 
+PROBE = '@probe("{code}", modes=("FM01",), severity=Severity.{severity})\n{between}'
+CHECK = "def check(files: Files) -> Finding | str:\n    return 'fine'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "registers no probe"),
+        (PROBE.format(code="MPD002", severity="HIGH", between="@cache\n") + CHECK, "registers no"),
+        (PROBE.format(code="MPD001", severity="HIGH", between="") + CHECK, "MPD001 is both"),
+        (PROBE.format(code="MPD002", severity="WORST", between="") + CHECK, "WORST"),
+        ("\udcff", "UnicodeDecodeError"),
+    ],
+)
+def test_one_odd_file_is_a_probe_that_crashes_and_the_others_go_on(text, why, tmp_path):
+    good = PROBE.format(code="MPD001", severity="HIGH", between="") + CHECK
+    (tmp_path / "fine_one.py").write_text(good)
+    (tmp_path / "odd_one.py").write_bytes(text.encode("utf-8", "surrogateescape"))
+    odd, fine = registry.read_probes(tmp_path, "harness.probes")
+    assert (fine.code, fine.name) == ("MPD001", "fine-one")
+    assert (odd.code, odd.name) == ("BROKEN002", "odd-one")
+    result = registry.run_probe(odd, source=None)
+    assert result.status is Status.CRASHED
+    assert "odd_one.py" in result.reason
+    assert why in result.reason
+
+
+def test_none_of_our_own_files_is_odd():
+    assert not [one.name for one in load_own_probes() if not one.code.startswith("MPD")]
+
+
 def test_a_plugin_in_an_archive_is_found(tmp_path, monkeypatch):
     archive = tmp_path / "acme.whl"
     with zipfile.ZipFile(archive, "w") as handle:

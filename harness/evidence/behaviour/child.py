@@ -22,6 +22,7 @@ from typing import Any
 from harness.facts.behaviour import Answers
 from harness.facts.forward import Consistency, Forward
 from harness.registry import ControlFailed
+from mudpuppy.exits import describe_exit
 
 JOB, ANSWERS, LOG, PROGRESS = "job.json", "answers.json", "output.log", "progress.txt"
 CONTROL = "control.safetensors"
@@ -206,10 +207,12 @@ def _read(folder: Path, name: str, exit_code: int) -> Asked:
         ControlFailed: it wrote nothing, or a problem.
     """
     if exit_code or not (folder / ANSWERS).is_file():
-        how = f"exit code {exit_code}" if exit_code >= 0 else signal.Signals(-exit_code).name
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
         last = next((line for line in reversed(lines) if line.strip()), "no output")
-        raise ControlFailed(f"{name} could not be asked, its process ended by {how}: {last[:300]}")
+        raise ControlFailed(
+            f"{name} could not be asked, its process ended by {describe_exit(exit_code)}: "
+            f"{last[:300]}"
+        )
     found: dict[str, Any] = json.loads((folder / ANSWERS).read_text(encoding="utf-8"))
     if found.get("problem"):
         raise ControlFailed(found["problem"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,8 +13,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from mudpuppy.exits import describe_exit
 from mudpuppy.export.gguf import ggml
 from mudpuppy.export.gguf.ggml import Case, TypeForm, Unusable
+from mudpuppy.native.apart import run_apart
+from mudpuppy.native.compiler import KernelUnavailable
 
 TIME_LIMIT_S = 60
 """Time that a trial has; it takes a quarter of a second."""
@@ -64,7 +66,9 @@ def try_program(path: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unusable(f"it does not answer: {error}") from None
     if b"Q4_K_M" not in done.stdout + done.stderr:
-        raise Unusable(f"it does not say that it makes Q4_K_M ({_ending(done.returncode)})")
+        raise Unusable(
+            f"it does not say that it makes Q4_K_M (it ended with {describe_exit(done.returncode)})"
+        )
 
 
 def known_rows() -> NDArray[np.float32]:
@@ -90,34 +94,18 @@ def _case(rows: NDArray[np.float32], name: str, form: TypeForm) -> Case:
 
 def _run_child(path: Path, cases: list[Case]) -> list[str]:
     """Return what a process of its own made of the cases."""
+    command = [sys.executable, "-I", ggml.__file__, str(path)]
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", ggml.__file__, str(path)],
-            input=json.dumps(cases).encode(),
-            capture_output=True,
-            timeout=TIME_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Unusable(f"it took longer than {TIME_LIMIT_S} s for a few rows") from None
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise Unusable(f"its trial {_ending(done.returncode)}{': ' + last if last else ''}")
-    said = json.loads(done.stdout)
+        failure, answer = run_apart(command, json.dumps(cases), TIME_LIMIT_S)
+    except KernelUnavailable as error:
+        raise Unusable(str(error)) from None
+    if failure:
+        raise Unusable(failure)
+    said = json.loads(answer)
     if reason := said.get("unusable"):
         raise Unusable(reason)
     results: list[str] = said["results"]
     return results
-
-
-def _ending(code: int) -> str:
-    """Say how a process ended."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"crashed with {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
 
 
 def _judge(rows: NDArray[np.float32], name: str, form: TypeForm, raw: bytes) -> None:

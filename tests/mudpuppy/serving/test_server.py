@@ -47,6 +47,12 @@ def test_a_served_model_says_what_the_local_one_says(tiny):
     assert [one.ended for one in found] == [one.ended for one in expected]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process writes to is told by /proc")
+def test_what_llama_cpp_prints_fills_no_disk(tiny):
+    with Server(settings(tiny)) as server:
+        assert str(Path(f"/proc/{server.pid}/fd/2").readlink()).startswith("pipe:")
+
+
 def test_nothing_is_left_of_a_server_that_was_closed(tiny):
     with Server(settings(tiny)) as server:
         pid, port = server.pid, int(server.url.split(":")[2].partition("/")[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.evidence.values.bits import FORMS, Bytes, Extremes
-from harness.evidence.values.compiled.trial import ENDED, KINDS, Task, open_library
+from harness.evidence.values.compiled.abi import ENDED, KINDS, Task, open_library
 from harness.evidence.values.reading import Slice, too_short, unreadable
 from harness.evidence.values.rowsums import RowSums
 

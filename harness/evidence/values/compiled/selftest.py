@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.evidence.values.arrays import decode
 from harness.evidence.values.bits import FORMS, Bytes, Extremes
-from harness.evidence.values.compiled import trial
+from harness.evidence.values.compiled import abi, trial
 from harness.evidence.values.rowsums import RowSums, sum_rows
 from mudpuppy.native.apart import run_apart
 
@@ -62,7 +62,7 @@ class Sample:
 def make_samples() -> Iterator[Sample]:
     """Yield tensors of every type, shape and kind of values, the same at every call."""
     random = np.random.default_rng(0)
-    for dtype in trial.KINDS:
+    for dtype in abi.KINDS:
         for rows, width in SHAPES:
             for values in VALUES:
                 raw = _make_values(dtype, rows * width, values, random)
@@ -129,7 +129,7 @@ def judge_library(library: Path) -> tuple[bool, str]:
     for sample, found in zip(samples, results, strict=True):
         if wrong := _find_difference(sample, found):
             return False, f"{wrong} of {sample} differ from numpy's"
-    if last["error"] != trial.ENDED:
+    if last["error"] != abi.ENDED:
         return False, "a file that is too short was taken for whole"
     return True, f"{len(samples)} tensors are seen as by numpy"
 

@@ -48,9 +48,9 @@ def library(tmp_path):
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("*(volatile int *)0 = 1;", "crashed with SIGSEGV"),
-        ("abort();", "crashed with SIGABRT"),
-        ("_exit(3);", "ended with exit code 3"),
+        ("*(volatile int *)0 = 1;", "died of SIGSEGV"),
+        ("abort();", "died of SIGABRT"),
+        ("_exit(3);", "the self-test ended with 3"),
         ("return 7;", "it wrote 7 bytes of Q4_K, not 1152"),
         ("", "its Q4_K is off by 100.0%, more than 10%"),
     ],
@@ -63,7 +63,7 @@ def test_a_library_that_misbehaves_is_not_used(library, body, expected):
 def test_a_library_that_hangs_is_not_used(library, monkeypatch):
     monkeypatch.setattr(trial, "TIME_LIMIT_S", 1)
 
-    with pytest.raises(Unusable, match="longer than 1 s"):
+    with pytest.raises(Unusable, match="did not end within 1 s"):
         trial.try_library(library("sleep(60);"), FORMS)
 
 
@@ -100,8 +100,8 @@ def test_what_is_installed_passes():
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("echo something else", "does not say that it makes Q4_K_M .ended with exit code 0"),
-        ("kill -SEGV $$", "crashed with SIGSEGV"),
+        ("echo something else", "does not say that it makes Q4_K_M .it ended with exit code 0"),
+        ("kill -SEGV $$", "ended with SIGSEGV"),
     ],
 )
 def test_a_program_that_is_another_is_not_used(tmp_path, script, expected):
