@@ -53,15 +53,17 @@ def to_lines(made: Curriculum, story: Story) -> list[str]:
         "",
         f"Model: `{story.model}`. {story.ending or 'Not at its end yet'}.",
         "",
-        *(
-            [f"{made.told_of_examples[0].upper()}{made.told_of_examples[1:]}.", ""]
-            * bool(made.told_of_examples)
-        ),
+        *_examples(made.told_of_examples),
         *_whole(made, story),
         *_rolled_back(story),
         *_topics(story),
         *_groups(made, story),
     ]
+
+
+def _examples(told: str) -> list[str]:
+    """Return how the examples of a voice count, as a sentence; nothing where it has none."""
+    return [f"{told[0].upper()}{told[1:]}.", ""] if told else []
 
 
 def _whole(made: Curriculum, story: Story) -> Iterator[str]:
