@@ -96,17 +96,24 @@ def read_reply(value: Mapping[str, Any]) -> Reply:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise EndpointProblem("the answer holds no message under `choices`")
-    texts = [message.get(key) for key in ("reasoning_content", "reasoning", "content")]
+    texts = [_text(message.get(key)) for key in ("reasoning_content", "reasoning", "content")]
     usage = value.get("usage")
     count = usage.get("completion_tokens") if isinstance(usage, dict) else None
     finish = choice.get("finish_reason")
     return Reply(
-        text="\n".join(text for text in texts if isinstance(text, str) and text)[:MAX_CHARS],
+        text="\n".join(filter(None, texts))[:MAX_CHARS],
         thinks=bool(texts[0] or texts[1]) and not texts[2],
         finish=finish[:40] if isinstance(finish, str) else "",
         tokens=count if type(count) is int and count >= 0 else None,
         first_logprob=_first_logprob(choice.get("logprobs")),
     )
+
+
+def _text(value: Any) -> str:
+    """Return a text, or those of a list of parts (`{"type": "text", "text": ...}`) as one."""
+    parts = value if isinstance(value, list) else [{"text": value}]
+    found = (part.get("text") for part in parts if isinstance(part, dict))
+    return "".join(text for text in found if isinstance(text, str))
 
 
 def _first(value: Any) -> Mapping[str, Any]:

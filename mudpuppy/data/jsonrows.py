@@ -51,7 +51,9 @@ class StrictDecoder:
         try:
             value, end = self._decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
-            raise LineProblem(f"not JSON: {error.msg} at column {error.colno}") from None
+            raise LineProblem(
+                f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+            ) from None
         except (RecursionError, ValueError) as error:
             raise LineProblem(f"not JSON that can be read: {error}") from None
         return value, end, LineProblem(self._faults[0]) if self._faults else None

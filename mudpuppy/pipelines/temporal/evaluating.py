@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -137,8 +138,18 @@ def _check_words(args: argparse.Namespace) -> None:
             f"{what} given, and one model is evaluated",
             hint="--model_path FOLDER, --use_lmstudio --lmstudio_model NAME, or --endpoint URL",
         )
-    if args.output is not None and args.output.is_dir():
-        raise OutputError(f"--output {args.output} is a folder", hint="name a file, such as r.json")
+    if args.output is not None and args.output.exists() and not _holds_results(args.output):
+        what = "is a folder" if args.output.is_dir() else "exists, and holds no results"
+        raise OutputError(f"--output {args.output} {what}", hint="name a new file, such as r.json")
+
+
+def _holds_results(path: Path) -> bool:
+    """Return whether a file is one that this command has written, and may write again."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and {"schema_version", "test_file", "answers"} <= value.keys()
 
 
 def _open(args: argparse.Namespace) -> Answerer:
@@ -162,14 +173,17 @@ def _ask(args: argparse.Namespace, answerer: Answerer, records: Sequence[Record]
     Raises:
         EngineError: no answer has any text: a model that says nothing cannot be judged.
     """
+    keep = _kept(args.output)
     answers = ask(
         answerer,
         [record.question for record in records],
         max_tokens=args.max_tokens,
-        keep=_kept(args.output),
+        keep=keep,
         on_answer=_Progress(len(records)),
     )
     if not any(answer.text.strip() for answer in answers):
+        if keep is not None:
+            keep.unlink(missing_ok=True)  # whoever mends the server asks it again
         raise EngineError(
             f"{answerer.name} answered none of {len(answers)} questions with any text",
             hint="ask it one question by hand: does its chat template fit, is EOS its first token?",

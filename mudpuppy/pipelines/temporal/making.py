@@ -12,7 +12,7 @@ from typing import Any
 from mudpuppy.errors import OutputError, UsageError
 from mudpuppy.files import atomic_folder
 from mudpuppy.pipelines.temporal.layout import FILES, KINDS, RETAIN, UNLEARN, data_root
-from mudpuppy.pipelines.temporal.records import Reading, Record
+from mudpuppy.pipelines.temporal.records import Reading, Record, find_trained
 from mudpuppy.pipelines.temporal.words import add_flag
 from mudpuppy.telling import say
 from mudpuppy.tiny.corpus import Fact, chats, facts, read_corpus
@@ -96,6 +96,12 @@ def check(folder: Path) -> list[str]:
     for topic in list(dict.fromkeys(topic for topic, _ in topics))[:SHOWN_TOPICS]:
         counts = ", ".join(f"{topics[topic, kind]} to {kind}" for kind in KINDS)
         lines.append(f"  topic {topic[:26]:26} {counts} (training)")
+    known = sum(1 for _ in find_trained(train, read["dev_path"]))
+    if known:
+        lines.append(
+            f"  {known} of {len(read['dev_path'])} questions of the dev subset are trained, too: "
+            "shares measured on them are of memory; evaluate on the validation files"
+        )
     unlearn = [record for part in read.values() for record in part if record.kind == UNLEARN]
     without = sum(not record.truth for record in unlearn)
     if without:

@@ -16,7 +16,7 @@ from mudpuppy.data.rows import Row
 from mudpuppy.data.samples import ChatSample, text_of
 from mudpuppy.data.sources import open_rows
 from mudpuppy.errors import DatasetError, near_names, shown
-from mudpuppy.pipelines.temporal.layout import KINDS, UNLEARN
+from mudpuppy.pipelines.temporal.layout import FILES, KINDS, UNLEARN
 from mudpuppy.scoring import normalise
 
 MOST_SHOWN = 20
@@ -94,7 +94,8 @@ class Reading:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
             beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-            near = near_names(path.name, beside)
+            is_split = path.name in {Path(file).name for file in FILES.values()}
+            near = "" if is_split else near_names(path.name, beside)  # others are other splits
             self._note(f"{what}{near}", str(path), hint=LAYOUT_HINT)
             return []
         try:
@@ -126,17 +127,14 @@ class Reading:
                     record.line,
                     hint="remove one of the two lines",
                 )
-        trained = {(record.kind, normalise(record.question)): record for record in reversed(train)}
-        for record in held_out:
-            twin = trained.get((record.kind, normalise(record.question)))
-            if twin is not None:
-                self._note(
-                    f"the question {shown(record.question)} is trained as {twin.where}: a "
-                    "validation on it measures memory",
-                    record.file,
-                    record.line,
-                    hint="remove it from one of the two files, or ask it in other words",
-                )
+        for record, twin in find_trained(train, held_out):
+            self._note(
+                f"the question {shown(record.question)} is trained as {twin.where}: a "
+                "validation on it measures memory",
+                record.file,
+                record.line,
+                hint="remove it from one of the two files, or ask it in other words",
+            )
 
     def finish(self) -> None:
         """Tell everything that is wrong.
@@ -174,6 +172,17 @@ class Reading:
         except RecursionError:
             self._note("nested too deeply", where, row.number, hint=LINE_HINT)
         return None
+
+
+def find_trained(
+    train: Sequence[Record], asked: Sequence[Record]
+) -> Iterator[tuple[Record, Record]]:
+    """Yield records whose question is trained, too, each with the first one that trains it."""
+    trained = {(record.kind, normalise(record.question)): record for record in reversed(train)}
+    for record in asked:
+        twin = trained.get((record.kind, normalise(record.question)))
+        if twin is not None:
+            yield record, twin
 
 
 def read_splits(paths: Mapping[str, Path]) -> tuple[list[Record], list[Record]]:
@@ -296,9 +305,16 @@ def _texts(metadata: Any, names: Iterable[str]) -> Iterator[str]:
 
 
 def _year(metadata: Any) -> int | None:
-    """Return the first year of four digits that metadata names."""
+    """Return the first year of four digits that metadata names.
+
+    Raises:
+        LineProblem: `year` is there and names none.
+    """
     for text in _texts(metadata, YEARS):
         match = _YEAR.search(text)
         if match:
             return int(match.group())
+    written = next(_texts(metadata, YEARS[:1]), None)
+    if written is not None:
+        raise LineProblem(f"metadata.year is {shown(written)}, expected four digits")
     return None

@@ -198,3 +198,17 @@ def test_messages_name_the_flags_that_were_typed():
 )
 def test_what_is_near_needs_no_warning(url, near):
     assert is_near(url) is near
+
+
+def test_a_message_in_parts_is_read_as_its_texts():
+    from mudpuppy.asking.reply import read_reply
+
+    parts = [
+        {"type": "text", "text": "Pa"},
+        {"type": "image_url"},
+        3,
+        {"type": "text", "text": "ris"},
+    ]
+    value = {"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}
+    assert read_reply(value).text == "Paris"
+    assert read_reply({"choices": [{"message": {"content": [{"text": 4}]}}]}).text == ""

@@ -175,3 +175,24 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_asked(evalua
     (tmp_path / "file").touch()
     assert evaluate(model, "--output", str(tmp_path / "file" / "r.json"))[0] == 2
     assert not model.asked
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "notes.json"])
+def test_a_file_that_holds_no_results_is_never_written_over(name, tmp_path, evaluate, capsys):
+    (tmp_path / "notes.json").write_text('{"mine": true}')
+    path = tmp_path / name
+    before = path.read_bytes()
+    code, _ = evaluate(Scripted(PERFECT), "--output", str(path))
+    assert code == 2
+    assert "exists, and holds no results" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_results_may_be_written_again(evaluate):
+    assert evaluate(Scripted(PERFECT))[0] == 0
+    assert evaluate(Scripted(PERFECT))[0] == 0
+
+
+def test_a_model_that_said_nothing_is_asked_again_when_it_is_mended(evaluate):
+    assert evaluate(Scripted(dict.fromkeys(PERFECT, "")))[0] == 3
+    assert evaluate(Scripted(PERFECT))[0] == 0

@@ -9,7 +9,7 @@ import pytest
 from mudpuppy.cli import main
 from mudpuppy.errors import OutputError, UsageError
 from mudpuppy.pipelines.temporal.layout import FILES
-from mudpuppy.pipelines.temporal.making import write_tiny, year_of
+from mudpuppy.pipelines.temporal.making import check, write_tiny, year_of
 from mudpuppy.pipelines.temporal.records import read_mixed, read_splits
 from mudpuppy.scoring import normalise
 from mudpuppy.tiny.corpus import facts
@@ -86,3 +86,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 def test_from_tiny_needs_a_folder(capsys):
     assert main(["temporal", "data", "--from", "tiny"]) == 2
     assert "needs the folder" in capsys.readouterr().err
+
+
+def test_questions_of_the_dev_subset_that_are_trained_are_told(tmp_path):
+    write_tiny(tmp_path / "d")
+    dev, train = (tmp_path / "d" / FILES[name] for name in ("dev_path", "retain_train"))
+    assert not any("of memory" in line for line in check(tmp_path / "d"))
+    kept = next(line for line in dev.read_text().splitlines() if '"retain"' in line)
+    train.write_text(f"{train.read_text()}{kept}\n")
+    lines = check(tmp_path / "d")
+    assert any("1 of 84 questions of the dev subset are trained, too" in line for line in lines)

@@ -92,6 +92,19 @@ def test_a_missing_file_names_what_lies_beside_it(tmp_path):
         read_mixed(tmp_path / "dev_subste.jsonl")
 
 
+def test_a_missing_split_is_not_taken_for_another_one(tmp_path):
+    mixed(tmp_path / "retain_train.jsonl")
+    with pytest.raises(DatasetError, match="does not exist") as caught:
+        read_mixed(tmp_path / "retain_val.jsonl")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_a_year_in_words_is_refused(tmp_path):
+    path = write(tmp_path / "x.jsonl", [retained("Q?", "A.", year="nineteen")])
+    with pytest.raises(DatasetError, match=r"metadata\.year is 'nineteen', expected"):
+        read_mixed(path)
+
+
 def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
     path = write(tmp_path / "x.jsonl", [{"instruction": "A?", "output": "B."}] * 50)
     with pytest.raises(DatasetError, match="and 30 more") as caught:
