@@ -11,16 +11,11 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
-from mudpuppy.children import die_with
+from mudpuppy.children import be_child, die_with
 from mudpuppy.exits import name_signal
-
-THREADS_VARIABLE = "OMP_NUM_THREADS"
-"""Environment variable with the number of threads that a phase may use."""
 
 
 class PhaseEnded(Exception):
@@ -105,28 +100,7 @@ def _free_port() -> int:
         return port
 
 
-def _be_phase(work: Callable[[], Any], ask: Callable[[], None] | None) -> None:
-    """Do the work and leave without what the leader has registered for its own exit."""
-    code = 1
-    try:
-        if ask is not None:
-            ask()
-        gc.enable()
-        _use_threads()
-        work()
-        code = 0
-    except BaseException:  # noqa: BLE001 - whatever it is, the leader must not go on in here
-        traceback.print_exc()
-    finally:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def _use_threads() -> None:
-    """Give torch the share of the cores that the environment names."""
-    torch: Any = sys.modules.get("torch")
-    threads = os.environ.get(THREADS_VARIABLE, "")
-    if torch is not None and threads.isdecimal():
-        torch.set_num_threads(int(threads))
+def _be_phase(work: Callable[[], Any], ask: Callable[[], None] | None) -> NoReturn:
+    """Do the work with the collector that the leader has switched off."""
+    gc.enable()
+    be_child(work, ask)

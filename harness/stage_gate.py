@@ -7,7 +7,7 @@ values tell comes first and ends a sick stage in a second; only a stage that pas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,9 @@ BASE_MOVED = "MP-G01"
 """Weights of the base moved while an adapter was said to train."""
 NO_ADAPTER = "MP-G02"
 """The model that trained had no adapter in it."""
+WATCHED = (BASE_MOVED, NO_ADAPTER, *LIVE)
+"""Everything that the watcher checks."""
+_UNSEEN = "nobody watched the model while it trained"
 SAMPLES = 1024
 """Values of every tensor that are compared before and after training."""
 
@@ -74,18 +77,24 @@ class DoctorGate:
 
     def judge(self, stage: Examined) -> Verdict:
         """Look at what the stage left, and ask it where nothing was found so far."""
-        faults, checked = _read_live(stage.live)
+        faults, checked, unseen = _read_live(stage)
         static = _visit(stage, Depth.LINEAGE, asks=False)
         faults += _faults_of(stage, static)
         checked += _answered(static)
+        unseen += _unanswered(static)
         if faults:
-            return Verdict(faults=_sort(faults), remarks=_remarks(static), checked=checked)
+            return Verdict(
+                faults=_sort(faults),
+                remarks=_remarks(static),
+                checked=checked,
+                unchecked=tuple(unseen),
+            )
         asked = _visit(stage, Depth.BEHAVIOUR, asks=True)
         return Verdict(
             faults=_sort(_faults_of(stage, asked)),
             remarks=(*_remarks(static), *_remarks(asked)),
             checked=checked + _answered(asked),
-            unchecked=(*_unanswered(static), *_unanswered(asked)),
+            unchecked=(*unseen, *_unanswered(asked)),
         )
 
 
@@ -120,6 +129,7 @@ class _Watcher:
                 "moved": len(moved),
                 "first_moved": moved[:3],
                 "answered": sum(one.status in (Status.PASSED, Status.FAILED) for one in results),
+                "unanswered": could_not(results),
                 "findings": [asdict(one) for one in results if one.is_open],
             },
         )
@@ -135,11 +145,11 @@ def _sample_base(model: Any) -> dict[str, Any]:
     return found
 
 
-def _read_live(folder: Path | None) -> tuple[list[Fault], int]:
-    """Return what the watcher found wrong, and how many of its checks answered."""
-    path = None if folder is None else folder / LIVE_FILE
+def _read_live(stage: Examined) -> tuple[list[Fault], int, list[str]]:
+    """Return what the watcher found wrong, how many of its checks answered, and which did not."""
+    path = None if stage.live is None else stage.live / LIVE_FILE
     if path is None or not path.is_file():
-        return [], 0
+        return [], 0, [] if stage.kind == "merge" else [f"{code}: {_UNSEEN}" for code in WATCHED]
     seen = json.loads(path.read_text(encoding="utf-8"))
     found = []
     if not seen["adapter_layers"]:
@@ -166,7 +176,7 @@ def _read_live(folder: Path | None) -> tuple[list[Fault], int]:
                 remedy=one["remedy"],
             )
         )
-    return found, seen["answered"] + 2
+    return found, seen["answered"] + 2, list(seen["unanswered"])
 
 
 def _stub(code: str, name: str, message: str) -> Fault:
@@ -260,9 +270,15 @@ def _answered(diagnosis: Diagnosis) -> int:
     return sum(one.status in (Status.PASSED, Status.FAILED) for one in diagnosis.probes)
 
 
-def _unanswered(diagnosis: Diagnosis) -> tuple[str, ...]:
-    return tuple(
+def _unanswered(diagnosis: Diagnosis) -> list[str]:
+    """Return which checks should have answered and could not, and why."""
+    return could_not(diagnosis.probes)
+
+
+def could_not(results: Iterable[ProbeResult]) -> list[str]:
+    """Return those that crashed, and those that apply and lacked what they look at."""
+    return [
         f"{one.code} {one.name}: {one.reason}"
-        for one in diagnosis.probes
-        if one.status is Status.CRASHED
-    )
+        for one in results
+        if one.status is Status.CRASHED or one.is_unchecked
+    ]

@@ -13,11 +13,12 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mudpuppy.errors import EngineError, MudpuppyError, UsageError
 
@@ -25,6 +26,8 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 """Environment variable with the number of threads that a child may use."""
 LAST_LINES = 3
 """Lines of a child's output that tell how it died."""
+LOOK_S = 0.01
+"""Seconds between two looks at a child that has a time limit."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
@@ -48,18 +51,24 @@ def die_with(parent: int) -> Callable[[], None] | None:
     return ask
 
 
-def run_child(name: str, work: Callable[[], Any], log: Path) -> Any:
+def run_child(
+    name: str, work: Callable[[], Any], log: Path, *, timeout_s: float | None = None
+) -> Any:
     """Run `work` in a forked child and return what it returned, in JSON types.
+
+    The child leads a session of its own: whatever it has started is ended with it, however it ends.
 
     Args:
         name: how messages call it.
         work: must return what JSON can say.
         log: file that what it prints is added to.
+        timeout_s: longest time; None for any.
 
     Raises:
         UsageError: it raised one; nothing of a person's mistake is lost on the way.
         EngineError: it raised one.
-        ChildDied: it ended otherwise; the message has the last lines that it printed.
+        ChildDied: it ended otherwise, or not in time; the message has the last lines that it
+            printed.
         KeyboardInterrupt: this process was interrupted; the child is ended first.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -69,16 +78,18 @@ def run_child(name: str, work: Callable[[], Any], log: Path) -> Any:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
         pid = os.fork()
         if pid == 0:
-            _be_child(work, ask, log, answer)
+            be_child(lambda: _answer(work, log, answer), ask)
         try:
-            _, status = os.waitpid(pid, 0)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+            is_late = not _wait(pid, timeout_s)
+        finally:
+            status = _end(pid)
         answer.seek(0)
         text = answer.read()
+    if is_late:
+        raise ChildDied(
+            f"{name} was ended after {timeout_s:g} s{_last_words(log)}",
+            hint=f"its output is in {log}; give it more time if it only was slow",
+        )
     code = os.waitstatus_to_exitcode(status)
     if code or not text:
         raise ChildDied(f"{name} {_tell(code)}{_last_words(log)}", hint=f"its output is in {log}")
@@ -88,21 +99,43 @@ def run_child(name: str, work: Callable[[], Any], log: Path) -> Any:
     return said["value"]
 
 
-def _be_child(work: Callable[[], Any], ask: Callable[[], None] | None, log: Path, to: Any) -> None:
-    """Do the work and leave without what the parent has registered for its own exit."""
+def _wait(pid: int, timeout_s: float | None) -> bool:
+    """Wait until a child has ended, and return whether it did in time. It is not reaped."""
+    how = os.WEXITED | os.WNOWAIT
+    if timeout_s is None:
+        os.waitid(os.P_PID, pid, how)
+        return True
+    ends = time.monotonic() + timeout_s
+    while os.waitid(os.P_PID, pid, how | os.WNOHANG) is None:
+        if time.monotonic() > ends:
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+def _end(pid: int) -> int:
+    """End a child that was not reaped and all that it has started; return its wait status."""
+    try:
+        with suppress(PermissionError):  # macOS: the group is its zombie alone
+            os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it leads no group yet
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def be_child(work: Callable[[], Any], ask: Callable[[], None] | None) -> NoReturn:
+    """Do the work of a fork and leave without what the parent has registered for its own exit.
+
+    Args:
+        work: what is done; the exit code is 1 where it raises, and the traceback is printed.
+        ask: what `die_with` returned in the parent.
+    """
     code = 1
     try:
         if ask is not None:
             ask()
-        _speak_into(log)
-        _use_threads()
-        try:
-            said = {"value": work()}
-        except MudpuppyError as error:
-            traceback.print_exc()
-            said = {"error": _freeze(error)}
-        json.dump(said, to, allow_nan=False)
-        to.flush()
+        use_threads()
+        work()
         code = 0
     except BaseException:  # noqa: BLE001 - whatever it is, the parent must not go on in here
         traceback.print_exc()
@@ -111,6 +144,19 @@ def _be_child(work: Callable[[], Any], ask: Callable[[], None] | None, log: Path
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _answer(work: Callable[[], Any], log: Path, to: Any) -> None:
+    """Do the work, and write what it returned or raised where the parent reads it."""
+    os.setsid()
+    _speak_into(log)
+    try:
+        said = {"value": work()}
+    except MudpuppyError as error:
+        traceback.print_exc()
+        said = {"error": _freeze(error)}
+    json.dump(said, to, allow_nan=False)
+    to.flush()
 
 
 def _speak_into(log: Path) -> None:
@@ -124,8 +170,8 @@ def _speak_into(log: Path) -> None:
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _use_threads() -> None:
-    """Give torch the share of the cores that the environment names."""
+def use_threads() -> None:
+    """Give torch the share of the cores that the environment names; 0 is none."""
     torch: Any = sys.modules.get("torch")
     threads = os.environ.get(THREADS_VARIABLE, "")
     if torch is not None and threads.isdecimal() and int(threads):

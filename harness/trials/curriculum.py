@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.curriculum_plants import PLANTS
 from harness.facts.curriculum import CurriculumRun, CurriculumStage
+from harness.mutants.curriculum import PLANTS
 from harness.observations import Observations
 from harness.stage_gate import DoctorGate
 from harness.trials.order import CHECKPOINT, Order
@@ -42,7 +42,7 @@ class CurriculumOptions(BaseModel):
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Steps of SFT, after which DPO comes whatever was learnt; by default the demo's epochs."""
     planted: str = ""
-    """A root cause of `harness.curriculum_plants`; empty for none."""
+    """A root cause of `harness.mutants.curriculum`; empty for none."""
     dpo_adapter: Literal["fresh", "continued"] = "fresh"
     """What DPO trains."""
     dpo_rate: float | None = Field(default=None, gt=0)

@@ -13,9 +13,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from harness.by_hand import read_texts, stack
-from harness.curriculum_plants import PLANTS
+from harness.findings import ProbeResult, Status
+from harness.mutants.curriculum import PLANTS
 from harness.registry import load_probes
-from harness.stage_gate import ALWAYS, BASE_MOVED, LIVE, LIVE_FILE, NO_ADAPTER, ROOTS, DoctorGate
+from harness.stage_gate import (
+    ALWAYS,
+    BASE_MOVED,
+    LIVE,
+    LIVE_FILE,
+    NO_ADAPTER,
+    ROOTS,
+    WATCHED,
+    DoctorGate,
+    could_not,
+)
 from mudpuppy.adapters.shard_merge import merge_shards
 from mudpuppy.pipelines.curriculum.gates import LEFTOVER, MERGE, STACKED, STUB, Examined
 from mudpuppy.tiny import resolve_model
@@ -77,6 +88,7 @@ def test_a_sound_adapter_and_its_merge_pass(base: Path, adapter: Path, tmp_path:
     train(attach(base), watcher)
     seen = judge(adapter, base, live=tmp_path / "live")
     assert () == seen.faults
+    assert not set(WATCHED) & {line.partition(" ")[0] for line in seen.unchecked}
     assert seen.checked > 20
 
     merge_shards(base, adapter, tmp_path / "model")
@@ -108,6 +120,38 @@ def test_a_model_that_trained_without_any_adapter_is_named(base: Path, tmp_path:
 
     seen = json.loads((tmp_path / LIVE_FILE).read_text())
     assert (0, seen["tensors"]) == (seen["adapter_layers"], seen["moved"])
+
+
+def test_a_stage_that_nobody_watched_is_told_as_unchecked(
+    base: Path, adapter: Path, tmp_path: Path
+):
+    seen = judge(adapter, base, live=tmp_path / "never")
+
+    assert () == seen.faults
+    assert set(WATCHED) <= {one.partition(":")[0] for one in seen.unchecked}
+
+
+def test_a_check_that_lacks_what_it_looks_at_is_told_as_unchecked(
+    base: Path, adapter: Path, tmp_path: Path
+):
+    train(attach(base), GATE.watch(tmp_path))
+    path = tmp_path / LIVE_FILE
+    # what the watcher writes of a model whose state cannot be described
+    seen = json.loads(path.read_text()) | {"unanswered": ["MPD506 trained-beside: no state"]}
+    path.write_text(json.dumps(seen))
+
+    assert "MPD506 trained-beside: no state" in judge(adapter, base, live=tmp_path).unchecked
+    endings = (
+        ("MPD1", Status.SKIPPED, True),
+        ("MPD2", Status.SKIPPED, False),
+        ("MPD3", Status.CRASHED, True),
+        ("MPD4", Status.PASSED, True),
+    )
+    results = [
+        ProbeResult(code=code, name="a", modes=(), status=status, applies=applies, reason="b")
+        for code, status, applies in endings
+    ]
+    assert ["MPD1 a: b", "MPD3 a: b"] == could_not(results)
 
 
 def test_a_healthy_adapter_moves_nothing_of_the_base(base: Path, tmp_path: Path):

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mudpuppy.children import ChildDied, run_child
+import harness.phases
+from mudpuppy.children import THREADS_VARIABLE, ChildDied, be_child, run_child, use_threads
 from mudpuppy.errors import ConfigError, EngineError, UsageError
 
 
@@ -77,6 +81,52 @@ def test_a_child_dies_with_its_parent(tmp_path: Path):
     while _runs(int(found.read_text())) and time.monotonic() < ends:
         time.sleep(0.01)
     assert not _runs(int(found.read_text()))
+
+
+def test_one_that_is_late_is_ended_and_told(tmp_path: Path):
+    def sleep():
+        print("still waiting", flush=True)
+        time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(ChildDied, match=r"it was ended after 0\.2 s: still waiting"):
+        run_child("it", sleep, tmp_path / "log", timeout_s=0.2)
+    assert time.monotonic() - began < 5
+    assert 3 == run_child("it", lambda: 3, tmp_path / "log", timeout_s=20)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.3])
+def test_what_a_child_has_started_ends_with_it(tmp_path: Path, timeout_s: float | None):
+    found = tmp_path / "pid"
+
+    def leave_one_behind():
+        with subprocess.Popen(["sleep", "60"]) as started:
+            found.write_text(str(started.pid))
+            if timeout_s is None:
+                os._exit(3)
+
+    with pytest.raises(ChildDied):
+        run_child("it", leave_one_behind, tmp_path / "log", timeout_s=timeout_s)
+
+    ends = time.monotonic() + 5
+    while _runs(int(found.read_text())) and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert not _runs(int(found.read_text()))
+
+
+@pytest.mark.parametrize(("word", "wanted"), [("3", [3]), ("0", []), ("many", [])])
+def test_threads_are_those_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, word: str, wanted: list[int]
+):
+    seen: list[int] = []
+    monkeypatch.setenv(THREADS_VARIABLE, word)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(set_num_threads=seen.append))
+
+    use_threads()
+
+    assert wanted == seen
+    # one of them for all: a phase of a cell takes no other share
+    assert harness.phases.be_child is be_child
 
 
 def _runs(pid: int) -> bool:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from mudpuppy.errors import MudpuppyError, OutputError, UsageError, printable
+from mudpuppy.errors import MudpuppyError, OutputError, UsageError
 from mudpuppy.interruption import describe
 from mudpuppy.pipelines.curriculum.gates import NONE, USUAL, find_gate
 from mudpuppy.pipelines.curriculum.plan import (
     DEMO,
-    Curriculum,
     describe_plan,
     find_curriculum,
     read_curriculum,
 )
-from mudpuppy.pipelines.curriculum.report import JSON, MARKDOWN, describe_end, missed
+from mudpuppy.pipelines.curriculum.report import (
+    JSON,
+    MARKDOWN,
+    REPORT_SCHEMA_VERSION,
+    describe_end,
+    missed,
+    show,
+)
 from mudpuppy.pipelines.curriculum.state import STATE_FILE, State, open_state, read_state
 from mudpuppy.scoring import load_voice_profile
+from mudpuppy.telling import say
 
 DESCRIPTION = "SFT, then DPO for the voice, topic by topic; each stage is examined, kept or undone."
 RUNS = Path("runs")
@@ -56,6 +66,12 @@ examples:
         metavar="N",
         help="end when N stages in a row fail for the same reason; 0 for never (default 3)",
     )
+    run_it.add_argument(
+        "--phase-limit",
+        type=_seconds,
+        metavar="SECONDS",
+        help="end a phase that takes longer, and the run with it (default: none is)",
+    )
     run_it.add_argument("--quiet", action="store_true", help="print nothing but errors")
     plan = actions.add_parser("plan", help="check every file and say what would be done")
     plan.add_argument("file", help=f"curriculum.yaml, or {DEMO}")
@@ -88,6 +104,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError("no time")
+    return number
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the parsed command and return its exit code: 1 where a stage was rolled back.
 
@@ -101,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     for line in describe_plan(read_curriculum(find_curriculum(args.file), args.embeddings)):
-        _say(line)
+        say(line)
     return 0
 
 
@@ -109,7 +132,7 @@ def _run(args: argparse.Namespace) -> int:
     made = read_curriculum(find_curriculum(args.file), args.embeddings)
     gate = find_gate(args.gate)
     output = args.output or RUNS / made.form.name
-    say = _be_silent if args.quiet else _say
+    tell = _be_silent if args.quiet else say
     if gate is None:
         print("mud-puppy: warning: --gate none: nobody examines the stages", file=sys.stderr)
     started = time.monotonic()
@@ -119,11 +142,16 @@ def _run(args: argparse.Namespace) -> int:
         from mudpuppy.pipelines.curriculum.stages import import_libraries
 
         if len(state.phases) > 1:
-            say(f"going on after {len(state.phases)} phases, the last of them {_last(state)}")
+            tell(f"going on after {len(state.phases)} phases, the last of them {_last(state)}")
         import_libraries(measures_voice=made.embeddings is not None)
         try:
             story = Run(
-                made=made, state=state, gate=gate, say=say, stop_after=args.stop_after
+                made=made,
+                state=state,
+                gate=gate,
+                say=tell,
+                stop_after=args.stop_after,
+                phase_limit_s=args.phase_limit,
             ).tell()
         except KeyboardInterrupt as error:
             word, code = describe(error)
@@ -133,10 +161,10 @@ def _run(args: argparse.Namespace) -> int:
             print(f"mud-puppy: {_GOES_ON}", file=sys.stderr)
             raise
     for line in describe_end(made, story):
-        say(line)
-    say(f"{story.ending} in {time.monotonic() - started:.0f} s: {output / MARKDOWN}")
+        tell(line)
+    tell(f"{story.ending} in {time.monotonic() - started:.0f} s: {output / MARKDOWN}")
     if story.end is not None:
-        say(f"check it: mudpuppy-doctor {output / 'final'}")
+        tell(f"check it: mudpuppy-doctor {output / 'final'}")
     is_well = story.end is not None and not story.rolled_back
     is_short = any(group == "final" for _, group, _, _ in missed(made, story))
     return 0 if is_well and not is_short else 1
@@ -155,26 +183,51 @@ def _status(args: argparse.Namespace) -> int:
         raise OutputError(
             f"{args.folder} holds no {STATE_FILE}", hint="name the folder of a curriculum's run"
         )
+    if not state.phases:
+        say("no phase has ended yet; the same `run` goes on")
+        return 0
     seconds = sum(phase.seconds for phase in state.phases.values())
-    _say(f"{len(state.phases)} phases in {seconds:.0f} s, the last of them {_last(state)}")
+    say(f"{len(state.phases)} phases in {seconds:.0f} s, the last of them {_last(state)}")
     path = args.folder / JSON
     if not path.is_file():
-        _say("no topic has ended yet")
+        say("no topic has ended yet")
         return 0
-    told = json.loads(path.read_text(encoding="utf-8"))
-    for topic in told["topics"]:
-        before, after = topic["before"]["final"], topic["after"]["final"]
-        _say(
-            f"{topic['number']}. {topic['name']}: accuracy {_show(before['accuracy'])} -> "
-            f"{_show(after['accuracy'])}, voice {_show(before['voice'])} -> {_show(after['voice'])}"
-        )
-        for stage in topic["stages"]:
-            if not stage["kept"] and stage["faults"]:
-                first = stage["faults"][0]
-                cause = first["root"] or first["name"]
-                _say(f"   {stage['kind']} rolled back: {cause} ({first['code']})")
-    _say(told["ending"] or "not at its end; the same `run` goes on")
+    for line in _read_progress(path):
+        say(line)
     return 0
+
+
+def _read_progress(path: Path) -> list[str]:
+    """Return what a report tells of its topics, as lines of text.
+
+    Raises:
+        OutputError: it is damaged, or another version wrote it.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        version = told["schema_version"]
+        if version != REPORT_SCHEMA_VERSION:
+            raise ValueError(f"schema version {version} is not {REPORT_SCHEMA_VERSION}")
+        lines = [line for topic in told["topics"] for line in _topic_lines(topic)]
+        return [*lines, told["ending"] or "not at its end; the same `run` goes on"]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise OutputError(
+            f"{path} cannot be used: {error}",
+            hint="the same `run` writes it anew, from what is in state.json",
+        ) from None
+
+
+def _topic_lines(topic: dict[str, Any]) -> Iterator[str]:
+    before, after = topic["before"]["final"], topic["after"]["final"]
+    yield (
+        f"{topic['number']}. {topic['name']}: accuracy {show(before['accuracy'])} -> "
+        f"{show(after['accuracy'])}, voice {show(before['voice'])} -> {show(after['voice'])}"
+    )
+    for stage in topic["stages"]:
+        if not stage["kept"] and stage["faults"]:
+            first = stage["faults"][0]
+            cause = first["root"] or first["name"]
+            yield f"   {stage['kind']} rolled back: {cause} ({first['code']})"
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -183,7 +236,7 @@ def _report(args: argparse.Namespace) -> int:
         raise OutputError(
             f"{args.folder} holds no report", hint="it is written when the first topic has ended"
         )
-    _say(path.read_text(encoding="utf-8").rstrip("\n"))
+    say(path.read_text(encoding="utf-8").rstrip("\n"))
     return 0
 
 
@@ -192,7 +245,7 @@ def _pairs(args: argparse.Namespace) -> int:
 
     profile = load_voice_profile(args.voice)
     if profile.similarity is not None:
-        _say("pairs are made by the markers of the voice alone; its examples do not count here")
+        say("pairs are made by the markers of the voice alone; its examples do not count here")
     if args.model is None:
         found = pairs_of(args.dataset, profile)
     else:
@@ -204,23 +257,12 @@ def _pairs(args: argparse.Namespace) -> int:
             hint="look at the scores: mud-puppy data, or lower the profile's demands",
         )
     write_rows(args.output, found["rows"])
-    _say(f"{len(found['rows'])} pairs of {found['samples']} questions: {args.output}")
+    say(f"{len(found['rows'])} pairs of {found['samples']} questions: {args.output}")
     return 0
 
 
 _ACTIONS = {"run": _run, "plan": _plan, "status": _status, "report": _report, "pairs": _pairs}
 
 
-def _show(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _say(text: str) -> None:
-    print(printable(text), flush=True)
-
-
 def _be_silent(text: str) -> None:
     del text
-
-
-__all__ = ["DESCRIPTION", "Curriculum", "add_arguments", "run"]

@@ -44,6 +44,21 @@ def faults_of_error(error: Mapping[str, str]) -> tuple[Fault, ...]:
     return (fault,)
 
 
+def faults_of_training(kind: str, trained: Mapping[str, Any]) -> tuple[Fault, ...]:
+    """Return the fault of a stage in which no step had a gradient, and so nothing was learnt."""
+    if not trained["learnt_nothing"]:
+        return ()
+    return (
+        Fault(
+            code=NOTHING_LEARNT,
+            name="nothing-learnt",
+            message=f"none of {trained['steps']} steps had a gradient",
+            cause="the data give no loss, or no weight that trains has a part in it",
+            remedy=f"look at the data: mud-puppy data, and at {kind}: lora_target_modules",
+        ),
+    )
+
+
 def faults_of_scores(
     kind: str, before: Mapping[str, Any], after: Mapping[str, Any], max_drop: float
 ) -> tuple[Fault, ...]:

@@ -23,7 +23,8 @@ STACKED = "stacked-adapters"
 LEFTOVER = "leftover-peft-config"
 STUB = "stub-adapter"
 MERGE = "corrupting-merge"
-"""The root causes of the adapter report (seed 004), by which faults are told apart."""
+"""Root causes by which faults are told apart; the first three ended a course of 28 topics whose
+voice was found to be 0.00 when the last of them was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +112,16 @@ def find_gate(name: str) -> StageGate | None:
         kind = _import(name) if ":" in name else _load_entry(name)
         gate: StageGate = kind()
     except (ImportError, AttributeError, TypeError) as error:
-        raise UsageError(f"the stage gate '{name}' cannot be used: {error}") from error
+        raise UsageError(
+            f"the stage gate '{name}' cannot be used: {error}",
+            hint="name it as package.module:Class; the class is called without arguments",
+        ) from error
     for method in ("watch", "judge"):
         if not callable(getattr(gate, method, None)):
-            raise UsageError(f"the stage gate '{name}' has no method '{method}'")
+            raise UsageError(
+                f"the stage gate '{name}' has no method '{method}'",
+                hint="a gate has watch(folder) and judge(stage): docs/curriculum.md",
+            )
     return gate
 
 

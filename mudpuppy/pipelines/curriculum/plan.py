@@ -39,7 +39,7 @@ DEMO = "demo"
 DEMO_FILE = Path(__file__).with_name("demo") / "curriculum.yaml"
 SFT_RANK = 8
 DPO_RANK = 1
-"""Ranks of the report (seed 004)."""
+"""Ranks where nobody says otherwise: a voice needs less room than facts do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mudpuppy.base_path import find_folder
 from mudpuppy.children import ChildDied, run_child
 from mudpuppy.errors import EngineError, OutputError
 from mudpuppy.pipelines.curriculum import stages
 from mudpuppy.pipelines.curriculum.faults import (
     faults_of_error,
     faults_of_scores,
+    faults_of_training,
     thaw_verdict,
 )
 from mudpuppy.pipelines.curriculum.gates import Examined, Fault, StageGate, Verdict
@@ -21,7 +23,7 @@ from mudpuppy.pipelines.curriculum.pairs import write_pairs
 from mudpuppy.pipelines.curriculum.plan import Curriculum, Topic
 from mudpuppy.pipelines.curriculum.quizzes import gate_questions, write_quiz
 from mudpuppy.pipelines.curriculum.replay import mix
-from mudpuppy.pipelines.curriculum.report import write_report
+from mudpuppy.pipelines.curriculum.report import show, write_report
 from mudpuppy.pipelines.curriculum.state import Point, State
 from mudpuppy.pipelines.curriculum.story import STOPPED, Stage, Story, TopicStory
 
@@ -46,6 +48,8 @@ class Run:
     gate: StageGate | None
     say: Say
     stop_after: int = STOP_AFTER
+    phase_limit_s: float | None = None
+    """Longest time of one phase; None for any."""
     story: Story | None = None
 
     def tell(self) -> Story:
@@ -85,7 +89,12 @@ class Run:
         The model is looked at in a child: an embedded one may have to be built first.
         """
         log = self.state.log("model")
-        now = run_child("model", lambda: stages.fingerprint(self.made.form.model), log)
+        now = run_child(
+            "model",
+            lambda: stages.fingerprint(self.made.form.model),
+            log,
+            timeout_s=self.phase_limit_s,
+        )
         known = self.state.run("model", lambda: {"fingerprint": now})["fingerprint"]
         if now != known:
             raise OutputError(
@@ -163,14 +172,15 @@ class Run:
         if "error" in trained:
             return self._conclude(told, stage, point, point, faults_of_error(trained["error"]))
         self.say(
-            f"  {kind:<8} loss {_number(trained['first_loss'])} -> "
-            f"{_number(trained['final_loss'])} in {trained['steps']} steps"
+            f"  {kind:<8} loss {show(trained['first_loss'])} -> "
+            f"{show(trained['final_loss'])} in {trained['steps']} steps"
         )
         after = Point(point.model, str(self.state.folder(name) / stages.ADAPTER))
         # The gate comes first: what it refuses can often not even be loaded.
         stage.verdict = self._judge(name, f"{topic.name} {kind}", kind, after, point)
-        if stage.verdict.faults:
-            return self._conclude(told, stage, point, after, stage.verdict.faults)
+        found = stage.verdict.faults or faults_of_training(kind, trained)
+        if found:
+            return self._conclude(told, stage, point, after, found)
         scores = stage.measured = self._ask(f"{name}.asked", after, topic.questions)
         self.say(f"  asked    {_words(scores)}")
         faults = faults_of_scores(kind, told.after, scores, self.made.form.max_drop)
@@ -192,16 +202,16 @@ class Run:
         story = self._story()
         if not faults:
             self.say(f"  kept     {_checks(stage.verdict, self.gate)}")
-            story.in_a_row = 0
+            story.in_a_row, story.last_reason = 0, ""
             return after
         first = faults[0]
         self.say(f"  ROLLED BACK: {first.root or first.name} ({first.code}): {first.message}")
         self.say(f"    because {first.cause}" if first.cause else "    cause unknown")
         if first.remedy:
             self.say(f"    fix     {first.remedy}")
-        same = story.last_root == first.root
-        story.in_a_row = story.in_a_row + 1 if same else 1
-        story.last_root = first.root
+        reason = first.root or first.code
+        story.in_a_row = story.in_a_row + 1 if story.last_reason == reason else 1
+        story.last_reason = reason
         if self.stop_after and story.in_a_row >= self.stop_after:
             raise Stopped(
                 f"{story.in_a_row} stages in a row failed for the same reason "
@@ -213,7 +223,7 @@ class Run:
         """Fold the adapter of a point into its model; None where what came out is not kept."""
         merged = self._phase(
             name,
-            lambda: stages.merge_stage(self.made, point, self.state.folder(name)),
+            lambda: stages.merge_stage(point, self.state.folder(name)),
             may_fail=True,
         )
         after = Point(str(self.state.folder(name) / stages.MODEL))
@@ -252,8 +262,6 @@ class Run:
         folder = self.state.folder(f"{name}.gate")
 
         def work() -> dict[str, Any]:
-            from mudpuppy.base_path import find_folder
-
             folder.mkdir(parents=True)
             quiz = write_quiz(folder / "quiz.jsonl", gate_questions(self.made, name))
             stage = Examined(
@@ -317,7 +325,9 @@ class Run:
 
         def do() -> dict[str, Any]:
             try:
-                found: dict[str, Any] = run_child(name, work, self.state.log(name))
+                found: dict[str, Any] = run_child(
+                    name, work, self.state.log(name), timeout_s=self.phase_limit_s
+                )
             except ChildDied:
                 raise
             except EngineError as error:
@@ -350,12 +360,18 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _link(self, point: Point) -> None:
-        """Let `final` stand for what the run ends with."""
-        link = self.state.output / "final"
-        target = self.state.place(point.folder)
-        if link.is_symlink() or link.exists():
-            link.unlink()
-        link.symlink_to(target)
+        """Let `final` stand for what the run ends with, at once and wherever that lies."""
+        link, new = self.state.output / "final", self.state.output / ".final.new"
+        new.unlink(missing_ok=True)
+        new.symlink_to(self.state.place(find_folder(str(point.folder))))
+        try:
+            new.replace(link)
+        except OSError as error:
+            new.unlink()
+            raise OutputError(
+                f"{link} cannot be made a link: {error.strerror}",
+                hint="move away what lies there; the same command goes on",
+            ) from None
 
     def _report(self) -> None:
         write_report(self.state.output, self.made, self._story())
@@ -367,14 +383,10 @@ class Run:
 
 def _words(scores: dict[str, Any]) -> str:
     now = scores["final"]
-    parts = [f"accuracy {_number(now['accuracy'])}", f"voice {_number(now['voice'])}"]
+    parts = [f"accuracy {show(now['accuracy'])}", f"voice {show(now['voice'])}"]
     if now["empty"]:
         parts.append(f"{now['empty']} of {now['questions']} answers are empty")
     return ", ".join(parts)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _checks(verdict: Verdict, gate: StageGate | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
@@ -23,6 +22,7 @@ from mudpuppy.preflight import preflight
 from mudpuppy.provenance import fingerprint_model
 from mudpuppy.scoring import Question
 from mudpuppy.similarity import measure_voice
+from mudpuppy.telling import say
 
 ADAPTER = "adapter"
 """Folder of what a training phase leaves, inside the phase's."""
@@ -98,7 +98,7 @@ def train_stage(
         adapter=point.adapter,
     )
     watcher = None if gate is None else gate.watch(folder / LIVE)
-    record = train(config, samples=preflight(config), watcher=watcher, say=_say)
+    record = train(config, samples=preflight(config), watcher=watcher, say=say)
     if not (config.output / "adapter_config.json").is_file():
         raise EngineError("the run left no adapter", hint="look at its output in logs/")
     return {
@@ -112,7 +112,7 @@ def train_stage(
     }
 
 
-def merge_stage(made: Curriculum, point: Point, folder: Path) -> dict[str, Any]:
+def merge_stage(point: Point, folder: Path) -> dict[str, Any]:
     """Fold the adapter of a point into its model, in `folder/model`.
 
     Raises:
@@ -122,10 +122,9 @@ def merge_stage(made: Curriculum, point: Point, folder: Path) -> dict[str, Any]:
     from mudpuppy.adapters.shard_merge import merge_shards
     from mudpuppy.base_path import find_folder
 
-    del made
     assert point.adapter is not None
     folder.mkdir(parents=True)
-    report = merge_shards(find_folder(point.model), Path(point.adapter), folder / MODEL, say=_say)
+    report = merge_shards(find_folder(point.model), Path(point.adapter), folder / MODEL, say=say)
     return {"tensors": report.tensors, "changed": report.changed, "bytes": report.bytes}
 
 
@@ -201,7 +200,3 @@ def ask_model(
 def ask_prompts(made: Curriculum, point: Point, prompts: Sequence[str]) -> list[str]:
     """Return what a point answers."""
     return [text for text, _ in _ask(made, point, prompts)]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)

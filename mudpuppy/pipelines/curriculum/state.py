@@ -72,8 +72,6 @@ class State:
     """By id, in the order in which they ended."""
     after_phase: Callable[[str], None] = field(default=lambda _: None)
     """Called once a phase is written."""
-    taken: int = 0
-    """Phases that were taken as they were."""
 
     def folder(self, name: str) -> Path:
         """Return the folder of a phase."""
@@ -89,7 +87,6 @@ class State:
         What a killed run left in its folder is removed first.
         """
         if name in self.phases:
-            self.taken += 1
             return self.phases[name].outcome
         shutil.rmtree(self.folder(name), ignore_errors=True)
         self.log(name).unlink(missing_ok=True)
@@ -119,14 +116,6 @@ class State:
         """Return a point as it is written."""
         adapter = None if point.adapter is None else self.place(Path(point.adapter))
         return {"model": self.place(Path(point.model)), "adapter": adapter}
-
-    def read_point(self, value: dict[str, Any]) -> Point:
-        """Return the point that `write_point` wrote."""
-        adapter = value["adapter"]
-        return Point(self._found(value["model"]), None if adapter is None else self._found(adapter))
-
-    def _found(self, text: str) -> str:
-        return str(self.output / text) if text.startswith(f"{PHASES}/") else text
 
 
 def read_state(output: Path) -> State | None:
@@ -165,7 +154,10 @@ def open_state(output: Path, identity: str) -> Iterator[State]:
         descriptor = os.open(output / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         reason = error.strerror or error
-        raise OutputError(f"the output folder {output} cannot be used: {reason}") from None
+        raise OutputError(
+            f"the output folder {output} cannot be used: {reason}",
+            hint="name a folder that you may write with --output",
+        ) from None
     try:
         _take(descriptor, output)
         yield _begin(output, identity)

@@ -71,8 +71,8 @@ class Story:
     """`model` and `adapter` that the run ends with."""
     in_a_row: int = 0
     """Stages that failed one after the other for the same reason."""
-    last_root: str = ""
-    """The root cause of the last one that failed."""
+    last_reason: str = ""
+    """Root cause of the last one that failed; its code where that tells of none."""
 
     @property
     def stages(self) -> list[tuple[str, Stage]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from mudpuppy.adapters.codes import STACKED as MP_STACKED
+from mudpuppy.base_path import find_folder
+from mudpuppy.cli import main
 from mudpuppy.errors import EngineError, OutputError, UsageError
 from mudpuppy.pipelines.curriculum import stages
-from mudpuppy.pipelines.curriculum.gates import Examined, Fault, Verdict, find_gate
+from mudpuppy.pipelines.curriculum.gates import USUAL, Examined, Fault, Verdict, find_gate
 from mudpuppy.pipelines.curriculum.plan import read_curriculum
 from mudpuppy.pipelines.curriculum.run import Run
 from mudpuppy.pipelines.curriculum.state import PHASES, open_state, read_state
@@ -44,6 +47,24 @@ class Says:
         if not root:
             return Verdict(checked=1)
         return Verdict(faults=(Fault(code="X1", name=root, message="it is", root=root),))
+
+
+class Varies(Says):
+    """A gate that refuses every stage, each for a reason of its own that has no root cause."""
+
+    def judge(self, stage: Examined) -> Verdict:
+        number = stage.folder.parent.name.partition(".")[0]
+        return Verdict(faults=(Fault(code=f"X{number}", name=f"odd-{number}", message="it is"),))
+
+
+def keep_final(unlink: Callable[..., None]) -> Callable[..., None]:
+    """Return `Path.unlink` for everything but the link of a run."""
+
+    def refuse(path: Path, **more: Any) -> None:
+        assert path.name != "final"
+        unlink(path, **more)
+
+    return refuse
 
 
 def tell(
@@ -224,6 +245,97 @@ def test_the_same_reason_again_and_again_ends_the_run_early(tmp_path: Path):
     assert story.end is None
 
 
+def test_different_reasons_without_a_root_cause_end_no_run(tmp_path: Path):
+    path = write_small(tmp_path / "data", topics=3)
+    story = tell(path, tmp_path / "run", Varies(), stop_after=2)
+
+    assert ["X01", "X02", "X03"] == [
+        fault.code for _, stage in story.rolled_back for fault in stage.faults
+    ]
+    assert "finished" == story.ending
+
+
+@pytest.mark.parametrize("kind", ["embedded", "relative"])
+def test_the_end_of_a_run_that_kept_nothing_is_the_model_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    model = "tiny:llama"
+    if kind == "relative":
+        shutil.copytree(find_folder(model), tmp_path / "data" / "model")
+        model = "model"
+    monkeypatch.chdir(tmp_path)
+    path = write_small(Path("data"), topics=1, model=model)
+    output = tmp_path / "run"
+    tell(path, output, Says(sft="odd"))
+
+    assert (output / "final" / "config.json").is_file()
+    # again, over the link that is there: at no moment without one
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", keep_final(Path.unlink))
+        tell(path, output, Says(sft="odd"))
+    assert (output / "final" / "config.json").is_file()
+
+
+def test_a_folder_in_the_place_of_the_link_is_left_alone(undisturbed: dict[str, Path]):
+    output = undisturbed["short"]
+    target = (output / "final").readlink()
+    (output / "final").unlink()
+    (output / "final").mkdir()
+    try:
+        with pytest.raises(OutputError, match="cannot be made a link"):
+            tell(undisturbed["short file"], output)
+        assert not (output / ".final.new").is_symlink()
+    finally:
+        (output / "final").rmdir()
+        (output / "final").symlink_to(target)
+
+
+def test_a_stage_without_a_gradient_is_rolled_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    train = stages.train_stage
+    monkeypatch.setattr(
+        stages, "train_stage", lambda *words: train(*words) | {"learnt_nothing": True}
+    )
+    story = tell(write_small(tmp_path / "data", topics=1), tmp_path / "run")
+
+    assert ["MP-C04"] == [fault.code for _, stage in story.rolled_back for fault in stage.faults]
+
+
+def test_a_phase_that_hangs_is_ended_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_small(tmp_path / "data", topics=1)
+    monkeypatch.setattr(stages, "train_stage", lambda *_: time.sleep(60))
+
+    with pytest.raises(EngineError, match=r"01\.sft was ended after 4 s"):
+        tell(path, tmp_path / "run", phase_limit_s=4.0)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 1, "topics": [{}]}'])
+def test_the_status_of_a_damaged_report_is_an_error_and_no_traceback(
+    undisturbed: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+):
+    shutil.copy(undisturbed["short"] / "state.json", tmp_path)
+    (tmp_path / "report.json").write_text(text)
+
+    assert 2 == main(["curriculum", "status", str(tmp_path)])
+    assert "report.json cannot be used" in capsys.readouterr().err
+
+
+def test_the_status_before_the_first_phase(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with open_state(tmp_path / "run", "one"):
+        pass
+
+    assert 0 == main(["curriculum", "status", str(tmp_path / "run")])
+    assert "no phase has ended yet" in capsys.readouterr().out
+
+
+def test_the_status_names_what_was_rolled_back(
+    undisturbed: dict[str, Path], capsys: pytest.CaptureFixture[str]
+):
+    assert 0 == main(["curriculum", "status", str(undisturbed["fresh"])])
+    said = capsys.readouterr().out
+    assert "2. One / A / topic 1: accuracy 0.00 -> 0.00" in said
+    assert said.endswith("finished\n")
+
+
 def test_what_the_engine_refuses_is_named_by_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -288,7 +400,8 @@ def test_a_state_that_cannot_be_read_is_refused_and_left_alone(tmp_path: Path, t
 
 def test_gates_are_found_by_path_and_absent_ones_are_named():
     assert find_gate("none") is None
-    assert isinstance(find_gate("harness.stage_gate:DoctorGate"), object)
+    for name in (USUAL, "harness.stage_gate:DoctorGate"):
+        assert "DoctorGate" == type(find_gate(name)).__name__
     with pytest.raises(UsageError, match=r"no stage gate is called 'dokter'.*\n.*--gate none"):
         find_gate("dokter")
     with pytest.raises(UsageError, match="nowhere"):

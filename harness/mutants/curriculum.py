@@ -1,4 +1,4 @@
-"""The three root causes of the adapter report, planted into a curriculum that runs (seed 004).
+"""Root causes of a dead curriculum, planted into one that runs: a stack, a stub, a bad merge.
 
 Each takes the engine's own guard away together with what it guards, as in a trainer that has none:
 what is left to notice it is the stage gate.
@@ -62,8 +62,8 @@ def corrupt_merge() -> None:
     """Save merged matrices as a kernel leaves them that forgets their strides: column by column."""
 
     @replaces(part("pipelines.curriculum.stages"), "merge_stage")
-    def merge(original: Any, made: Any, point: Any, folder: Path) -> Any:
-        report = original(made, point, folder)
+    def merge(original: Any, point: Any, folder: Path) -> Any:
+        report = original(point, folder)
         files: Any = importlib.import_module("safetensors.torch")
         path = folder / "model" / "model.safetensors"
         tensors = files.load_file(path)
