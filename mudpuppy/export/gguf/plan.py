@@ -42,8 +42,17 @@ def make_plan(folder: Path, settings: Settings) -> Plan:
     """
     family = find_family(settings)
     _check_activation(family, settings)
+    stored = _stored(folder)
+    blocks = whole(settings, "num_hidden_layers")
+    if blocks > len(stored):  # else a number that is none would be counted to the end
+        raise ExportRefused(
+            "MP-X02",
+            f"config.json: num_hidden_layers is {blocks:,}, and {folder} holds {len(stored):,} "
+            "tensors",
+            hint="take config.json and weights from the same model",
+        )
     notes = tuple(family.check(settings))
-    work = _Work(family, settings, _stored(folder))
+    work = _Work(family, settings, stored)
     for row in family.rows:
         work.place(row)
     work.settle_head()

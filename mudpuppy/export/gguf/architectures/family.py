@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -233,10 +234,9 @@ def describe_scaling(rope: Mapping[str, Any]) -> Iterator[Entry]:
     if kind == "linear":
         return
     yield "rope_scaling_orig_ctx_len", whole(rope, "original_max_position_embeddings")
-    attention = rope.get("attention_factor", rope.get("attn_factor"))
     for name, value in (
         ("ext_factor", rope.get("extrapolation_factor")),
-        ("attn_factor", attention),
+        ("attn_factor", rope.get("attn_factor")),
         ("beta_fast", rope.get("beta_fast")),
         ("beta_slow", rope.get("beta_slow")),
     ):
@@ -255,6 +255,9 @@ def check_rotation(settings: Settings, *, also: tuple[str, ...] = ()) -> Iterato
         ExportRefused: there is one.
     """
     rope = settings["rope_parameters"]
+    near = str(rope.get("sliding_attention", {}).get("rope_type") or "default")
+    if near != "default":
+        raise refuse(f"config.json: rope_type {shown(near)} of sliding_attention: GGUF has no word")
     for part in (rope.get("full_attention", rope), rope.get("sliding_attention", {})):
         kind = str(part.get("rope_type") or "default")
         if kind == "dynamic":
@@ -267,9 +270,34 @@ def check_rotation(settings: Settings, *, also: tuple[str, ...] = ()) -> Iterato
                 f"config.json: rope_type {shown(kind)} is not written for this architecture",
                 "default, linear and yarn are, llama3 for Llama, longrope for Phi-3",
             )
+        if kind in ("linear", "yarn"):
+            _check_stretch(kind, part)
         share = part.get("partial_rotary_factor", 1.0)
         if share != 1.0 and "longrope" not in also:
             raise refuse(f"config.json: partial_rotary_factor {share} is not written here")
+
+
+def _check_stretch(kind: str, rope: Mapping[str, Any]) -> None:
+    """Refuse a stretched rotation that llama.cpp would compute otherwise than transformers.
+
+    Both give yarn's attention the factor of its paper (arXiv 2309.00071, equation 22) where nothing
+    else is said; what else transformers knows moves the logits by 0.03 to 0.27 in llama.cpp.
+    """
+    if rope.get("factor") is None:
+        raise refuse(f"config.json: rope_type {kind} has no factor", "write the factor into it")
+    if kind == "linear":
+        return
+    usual = 1.0 + 0.1 * math.log(max(1.0, number(rope, "factor")))
+    for key in ("mscale", "mscale_all_dim", "attention_factor"):
+        if rope.get(key) is None:
+            continue
+        given = number(rope, key)
+        if key == "attention_factor" and math.isclose(given, usual, rel_tol=1e-4):
+            continue
+        raise refuse(
+            f"config.json: {key} {given} of yarn is computed otherwise by llama.cpp",
+            f"attention_factor may be left out, which is {usual:.4f}",
+        )
 
 
 def check_windows(settings: Settings) -> Iterator[str]:

@@ -15,6 +15,7 @@ from mudpuppy.export.gguf.architectures.family import (
     Settings,
     block_row,
     check_rotation,
+    check_windows,
     defaults,
     head_size,
     kv_heads,
@@ -73,6 +74,7 @@ def _attention_factor(settings: Settings) -> float:
 
 def _check(settings: Settings) -> Iterator[str]:
     yield from check_rotation(settings, also=LONG)
+    yield from check_windows(settings)
     heads, size = whole(settings, "num_attention_heads"), head_size(settings)
     if heads * size != whole(settings, "hidden_size"):
         raise refuse(f"{heads} heads of {size} do not make hidden_size {settings['hidden_size']}")
