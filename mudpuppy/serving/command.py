@@ -142,7 +142,8 @@ def _read_template(path: Path | None) -> str | None:
 def _greet(server: Server) -> list[str]:
     """Return what is printed once the model can be asked."""
     url, alias = reachable(server.url), server.settings.alias
-    body = {"model": alias, "messages": [{"role": "user", "content": "Who lives in the pond?"}]}
+    messages = [{"role": "user", "content": "Who lives in the pond?"}]
+    body = {"model": alias, "messages": messages, "temperature": 0}
     key = f" -H 'Authorization: Bearer '\"${KEY_VARIABLE}\"" if server.settings.api_key else ""
     typed = f"-H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}"
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -41,6 +42,7 @@ def test_it_serves_says_how_to_ask_and_ends(tiny, number):
         url = lines[0].split()[-1]
         asked = lines[1].split(maxsplit=1)[1]
         curl = shlex.split(asked)
+        assert json.loads(curl[curl.index("-d") + 1])["temperature"] == 0
         assert curl[:2] == ["curl", f"{url}/chat/completions"]
         said = subprocess.run([*curl, "--silent"], capture_output=True, text=True, check=True)
         assert '"content":"' in said.stdout.replace(" ", "")
