@@ -4,7 +4,6 @@ MP-X01  the architecture is none that is written
 MP-X02  the weights are not those that the settings speak of: missing, left over, other shapes
 MP-X03  the settings say what the format, or llama.cpp, has no word for
 MP-X04  the folder is none of plain weights: an adapter, packed bits, no safetensors
-MP-X05  the tokenizer cannot be written
 MP-X06  a value that the chosen type cannot hold, or no number at all
 MP-X07  nothing is installed that makes the chosen type
 """

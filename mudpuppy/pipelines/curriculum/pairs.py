@@ -46,7 +46,7 @@ def read_exchanges(samples: Iterable[Sample]) -> list[Exchange]:
     """Return the questions of a dataset in order, each once, with all of its answers.
 
     Raises:
-        UsageError: a sample is no conversation.
+        UsageError: a sample is no conversation, or begins with its answer.
     """
     found: dict[str, tuple[tuple[dict[str, str], ...], list[str]]] = {}
     for sample in samples:
@@ -66,6 +66,11 @@ def _split(sample: Sample) -> tuple[tuple[dict[str, str], ...], str]:
         raise UsageError(
             f"line {sample.line}: pairs are made from conversations that end with an answer",
             hint="docs/data.md shows the forms of a dataset",
+        )
+    if len(sample.messages) < 2:
+        raise UsageError(
+            f"line {sample.line}: there is an answer and no question",
+            hint="begin the conversation with what the user asks",
         )
     turns = tuple({"role": str(m["role"]), "content": text_of(m)} for m in sample.messages)
     return turns[:-1], turns[-1]["content"]
@@ -176,9 +181,19 @@ def ask_and_pair(path: Path, profile: VoiceProfile, model: str) -> dict[str, Any
     from mudpuppy.pipelines.curriculum.stages import ask_model
 
     exchanges = read_exchanges(read_dataset(path, "lora").samples)
-    said = ask_model(model, None, [one.prompt[-1]["content"] for one in exchanges])
+    asked = plain_questions(exchanges)
+    said = ask_model(model, None, [one.prompt[0]["content"] for one in asked])
     texts = [text for text, _ in said]
-    return {"rows": make_pairs(exchanges, profile, texts), "samples": len(exchanges)}
+    return {"rows": make_pairs(asked, profile, texts), "samples": len(exchanges)}
+
+
+def plain_questions(exchanges: Sequence[Exchange]) -> list[Exchange]:
+    """Return those that are one question and nothing before it.
+
+    A model is asked one question at a time: what it says to the last turn of a longer conversation
+    alone would be rejected for an answer to something else.
+    """
+    return [one for one in exchanges if [turn["role"] for turn in one.prompt] == ["user"]]
 
 
 def write_pairs(
@@ -194,13 +209,16 @@ def write_pairs(
         own: whether what the model says is rejected, in place of answers without a voice.
     """
     assert made.profile is not None
-    said = None
     if own:
         from mudpuppy.pipelines.curriculum.stages import ask_prompts
 
         exchanges = read_exchanges(read_dataset(topic.sft, "lora").samples)
-        said = ask_prompts(made, point, [one.prompt[-1]["content"] for one in exchanges])
-    found = pairs_of(topic.sft, made.profile, said)
+        asked = plain_questions(exchanges)
+        said = ask_prompts(made, point, [one.prompt[0]["content"] for one in asked])
+        rows = make_pairs(asked, made.profile, said)
+        found: dict[str, Any] = {"rows": rows, "samples": len(exchanges)}
+    else:
+        found = pairs_of(topic.sft, made.profile)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_rows(path, found["rows"])
     return {"pairs": len(found["rows"]), "samples": found["samples"]}

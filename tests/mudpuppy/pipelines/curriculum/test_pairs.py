@@ -11,9 +11,11 @@ from mudpuppy.agreement import token_f1
 from mudpuppy.cli import main
 from mudpuppy.data.read import read_dataset
 from mudpuppy.errors import UsageError
+from mudpuppy.pipelines.curriculum import stages
 from mudpuppy.pipelines.curriculum.pairs import (
     LEAST_GAP,
     Exchange,
+    ask_and_pair,
     make_pairs,
     pairs_of,
     read_exchanges,
@@ -129,3 +131,43 @@ def test_running_text_makes_no_exchange(tmp_path: Path):
 
     with pytest.raises(UsageError, match="line 1"):
         read_exchanges(read_dataset(tmp_path / "text.jsonl").samples)
+
+
+def write_turns(path: Path, *conversations: tuple[str, ...]) -> Path:
+    """Write conversations of roles; the assistant keeps the voice."""
+    words = {"system": "Be brief.", "user": "What is the capital of Italy?", "assistant": VOICED}
+    rows = [
+        {"messages": [{"role": role, "content": words[role]} for role in roles]}
+        for roles in conversations
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_answer_without_a_question_is_named_by_its_line(tmp_path: Path):
+    path = write_turns(tmp_path / "d.jsonl", ("user", "assistant"), ("assistant",))
+
+    with pytest.raises(UsageError, match="line 2: there is an answer and no question"):
+        pairs_of(path, PROFILE)
+
+
+def test_a_model_is_asked_single_questions_and_no_last_turn_of_a_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+
+    def answer(model: str, adapter: None, prompts: list[str]) -> list[tuple[str, bool]]:
+        asked.extend(prompts)
+        return [(PLAIN, True) for _ in prompts]
+
+    monkeypatch.setattr(stages, "ask_model", answer)
+    path = write_turns(
+        tmp_path / "d.jsonl",
+        ("user", "assistant"),
+        ("system", "user", "assistant"),
+        ("user", "assistant", "user", "assistant"),
+    )
+    found = ask_and_pair(path, PROFILE, "any")
+
+    assert ["What is the capital of Italy?"] == asked
+    assert (1, 3) == (len(found["rows"]), found["samples"])
