@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,121 +192,6 @@ def experts_of(settings: Settings) -> int:
 
 def _or(settings: Settings, key: str, other: int) -> int:
     return other if settings.get(key) is None else whole(settings, key)
-
-
-def main_rotation(settings: Settings) -> Mapping[str, Any]:
-    """Return how positions are rotated where attention reaches everything."""
-    rope: Mapping[str, Any] = settings["rope_parameters"]
-    main: Mapping[str, Any] = rope.get("full_attention", rope)
-    return main
-
-
-def describe_common(settings: Settings) -> Iterator[Entry]:
-    """Yield the metadata that most families have."""
-    yield "block_count", whole(settings, "num_hidden_layers")
-    yield "context_length", whole(settings, "max_position_embeddings")
-    yield "embedding_length", whole(settings, "hidden_size")
-    yield "feed_forward_length", whole(settings, "intermediate_size")
-    yield "head_count", whole(settings, "num_attention_heads")
-    yield "head_count_kv", kv_heads(settings)
-    yield from describe_scaling(main_rotation(settings))
-    yield "rope_freq_base", number(main_rotation(settings), "rope_theta")
-    if "sliding_attention" in (rope := settings["rope_parameters"]):
-        yield "rope_freq_base_swa", number(rope["sliding_attention"], "rope_theta")
-    yield "layer_norm_rms_eps", number(settings, "rms_norm_eps")
-    if experts := experts_of(settings):
-        yield "expert_count", experts
-    if settings.get("num_experts_per_tok") is not None:
-        yield "expert_used_count", whole(settings, "num_experts_per_tok")
-    if settings.get("head_dim") is not None:
-        yield "key_length", head_size(settings)
-        yield "value_length", head_size(settings)
-
-
-def describe_scaling(rope: Mapping[str, Any]) -> Iterator[Entry]:
-    """Yield how the rotation is stretched; what has tensors for it is written elsewhere."""
-    kind, factor = rope.get("rope_type"), rope.get("factor")
-    if kind not in ("linear", "yarn") or factor is None:
-        return
-    yield "rope_scaling_type", kind
-    yield "rope_scaling_factor", number(rope, "factor")
-    if kind == "linear":
-        return
-    yield "rope_scaling_orig_ctx_len", whole(rope, "original_max_position_embeddings")
-    for name, value in (
-        ("ext_factor", rope.get("extrapolation_factor")),
-        ("attn_factor", rope.get("attn_factor")),
-        ("beta_fast", rope.get("beta_fast")),
-        ("beta_slow", rope.get("beta_slow")),
-    ):
-        if value is not None:
-            yield f"rope_scaling_yarn_{name}", number({name: value}, name)
-
-
-def check_rotation(settings: Settings, *, also: tuple[str, ...] = ()) -> Iterator[str]:
-    """Refuse a rotation that the file cannot say.
-
-    Args:
-        settings: of the model.
-        also: types that this family has tensors for.
-
-    Raises:
-        ExportRefused: there is one.
-    """
-    rope = settings["rope_parameters"]
-    near = str(rope.get("sliding_attention", {}).get("rope_type") or "default")
-    if near != "default":
-        raise refuse(f"config.json: rope_type {shown(near)} of sliding_attention: GGUF has no word")
-    for part in (rope.get("full_attention", rope), rope.get("sliding_attention", {})):
-        kind = str(part.get("rope_type") or "default")
-        if kind == "dynamic":
-            yield (
-                "rope_type dynamic has no word in GGUF: up to "
-                f"{settings.get('max_position_embeddings')} tokens nothing changes, beyond it does"
-            )
-        elif kind not in ("default", "linear", "yarn", *also):
-            raise refuse(
-                f"config.json: rope_type {shown(kind)} is not written for this architecture",
-                "default, linear and yarn are, llama3 for Llama, longrope for Phi-3",
-            )
-        if kind in ("linear", "yarn"):
-            _check_stretch(kind, part)
-        share = part.get("partial_rotary_factor", 1.0)
-        if share != 1.0 and "longrope" not in also:
-            raise refuse(f"config.json: partial_rotary_factor {share} is not written here")
-
-
-def _check_stretch(kind: str, rope: Mapping[str, Any]) -> None:
-    """Refuse a stretched rotation that llama.cpp would compute otherwise than transformers.
-
-    Both give yarn's attention the factor of its paper (arXiv 2309.00071, equation 22) where nothing
-    else is said; what else transformers knows moves the logits by 0.03 to 0.27 in llama.cpp.
-    """
-    if rope.get("factor") is None:
-        raise refuse(f"config.json: rope_type {kind} has no factor", "write the factor into it")
-    if kind == "linear":
-        return
-    usual = 1.0 + 0.1 * math.log(max(1.0, number(rope, "factor")))
-    for key in ("mscale", "mscale_all_dim", "attention_factor"):
-        if rope.get(key) is None:
-            continue
-        given = number(rope, key)
-        if key == "attention_factor" and math.isclose(given, usual, rel_tol=1e-4):
-            continue
-        raise refuse(
-            f"config.json: {key} {given} of yarn is computed otherwise by llama.cpp",
-            f"attention_factor may be left out, which is {usual:.4f}",
-        )
-
-
-def check_windows(settings: Settings) -> Iterator[str]:
-    """Tell of a sliding window that llama.cpp does not know for the family."""
-    window, reach = settings.get("sliding_window"), settings.get("max_position_embeddings") or 0
-    if type(window) is int and 0 < window < reach:
-        yield (
-            f"sliding_window {window} is not used by llama.cpp here: beyond it, "
-            "answers may differ from transformers'"
-        )
 
 
 EMBEDDING = Row(

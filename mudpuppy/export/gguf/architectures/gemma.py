@@ -14,17 +14,19 @@ from mudpuppy.export.gguf.architectures.family import (
     Settings,
     attention_rows,
     block_row,
-    check_rotation,
     defaults,
-    describe_common,
-    describe_scaling,
     feed_rows,
     head_size,
     kv_heads,
-    main_rotation,
     number,
     refuse,
     whole,
+)
+from mudpuppy.export.gguf.architectures.rotation import (
+    check_rotation,
+    describe_common,
+    describe_scaling,
+    main_rotation,
 )
 
 DEFAULT_THETA = 10_000.0
@@ -45,7 +47,7 @@ def _describe_gemma2(settings: Settings) -> Iterator[Entry]:
     yield "final_logit_softcapping", number(settings, "final_logit_softcapping")
     yield "sliding_window", whole(settings, "sliding_window")
     rope = main_rotation(settings)
-    yield from describe_scaling(rope)
+    yield from describe_scaling(settings, rope)
     if rope.get("rope_theta", DEFAULT_THETA) != DEFAULT_THETA:
         yield "rope_freq_base", number(rope, "rope_theta")
 

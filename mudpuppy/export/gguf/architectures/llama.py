@@ -14,18 +14,20 @@ from mudpuppy.export.gguf.architectures.family import (
     Settings,
     attention_rows,
     block_row,
-    check_rotation,
-    check_windows,
     defaults,
-    describe_common,
     expert_rows,
     feed_rows,
     head_size,
-    main_rotation,
     norm_rows,
     number,
     refuse,
     whole,
+)
+from mudpuppy.export.gguf.architectures.rotation import (
+    check_rotation,
+    check_windows,
+    describe_common,
+    main_rotation,
 )
 
 LLAMA_3_1 = {

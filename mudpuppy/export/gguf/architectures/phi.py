@@ -14,16 +14,18 @@ from mudpuppy.export.gguf.architectures.family import (
     Family,
     Settings,
     block_row,
-    check_rotation,
-    check_windows,
     defaults,
     head_size,
     kv_heads,
-    main_rotation,
     norm_rows,
     number,
     refuse,
     whole,
+)
+from mudpuppy.export.gguf.architectures.rotation import (
+    check_rotation,
+    check_windows,
+    main_rotation,
 )
 
 LONG = ("longrope", "su", "yarn")
@@ -66,9 +68,13 @@ def _describe(settings: Settings) -> Iterator[Entry]:
 
 
 def _attention_factor(settings: Settings) -> float:
-    """Return what attention is multiplied by, for the whole context."""
-    trained = _trained_context(settings)
-    scale = whole(settings, "max_position_embeddings") / trained
+    """Return what attention is multiplied by: as given, or by how far the context is stretched."""
+    rope, trained = main_rotation(settings), _trained_context(settings)
+    if rope.get("attention_factor") is not None:
+        return number(rope, "attention_factor")
+    given = rope.get("factor") is not None
+    reach = whole(settings, "max_position_embeddings")
+    scale = number(rope, "factor") if given else reach / trained
     return math.sqrt(1 + math.log(scale) / math.log(trained)) if scale > 1.0 else 1.0
 
 
@@ -92,8 +98,6 @@ def _check(settings: Settings) -> Iterator[str]:
                 f"config.json: {key} must have {_rotated(settings) // 2} numbers, one for every "
                 "frequency"
             )
-    if rope.get("attention_factor") not in (None, _attention_factor(settings)):
-        raise refuse("config.json: attention_factor is not the one that llama.cpp is told")
 
 
 def _factors(settings: Settings) -> Iterator[tuple[str, tuple[float, ...]]]:

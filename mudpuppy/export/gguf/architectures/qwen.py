@@ -13,16 +13,18 @@ from mudpuppy.export.gguf.architectures.family import (
     Settings,
     attention_rows,
     block_row,
-    check_rotation,
-    check_windows,
     defaults,
-    describe_common,
     expert_rows,
     feed_rows,
     head_size,
     norm_rows,
     refuse,
     whole,
+)
+from mudpuppy.export.gguf.architectures.rotation import (
+    check_rotation,
+    check_windows,
+    describe_common,
 )
 
 

@@ -13,7 +13,7 @@ from mudpuppy.export.gguf.general import describe_general
 from mudpuppy.export.gguf.plan import make_plan
 from mudpuppy.export.gguf.refusals import ExportRefused
 from mudpuppy.export.gguf.settings import read_settings
-from tests.mudpuppy.export.gguf.models import YARN, make_model
+from tests.mudpuppy.export.gguf.models import make_model
 
 JUNK = (None, True, -1, 0, 1, 3, 2**70, 0.5, -1.0, "pond", "", [], [None], {}, {"pond": []})
 
@@ -65,32 +65,11 @@ def change(folder: Path, **settings: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"attention_factor": 2.0}, "attention_factor 2.0"),
-        ({"attention_factor": 1.0}, "attention_factor 1.0"),
-        ({"mscale": 0.7, "mscale_all_dim": 1.0}, "mscale 0.7"),
-        ({"factor": None}, "yarn has no factor"),
-        ({"rope_type": "linear", "factor": None}, "linear has no factor"),
-    ],
-)
-def test_a_stretch_that_llama_cpp_computes_otherwise_is_refused(
-    more: dict[str, Any], said: str, tmp_path: Path
-):
-    folder = make_model(tmp_path, "qwen2-yarn")
-    change(folder, rope_parameters={**YARN, "attention_factor": 1.1386294})
-    make_plan(folder, read_settings(folder))
-    change(folder, rope_parameters={**YARN, **more})
-    with pytest.raises(ExportRefused, match=f"MP-X03.*{said}"):
-        make_plan(folder, read_settings(folder))
-
-
 def test_a_stretch_within_windows_is_refused(tmp_path: Path):
     folder = make_model(tmp_path, "gemma3")
     near = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
     change(folder, rope_parameters={"sliding_attention": near})
-    with pytest.raises(ExportRefused, match=r"MP-X03.*linear.*sliding_attention"):
+    with pytest.raises(ExportRefused, match=r"MP-X03.*sliding_attention.*linear"):
         make_plan(folder, read_settings(folder))
 
 

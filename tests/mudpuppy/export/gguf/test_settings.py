@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mudpuppy.export.gguf.architectures import FAMILIES, find_family
-from mudpuppy.export.gguf.architectures.family import Family, main_rotation
+from mudpuppy.export.gguf.architectures.family import Family
+from mudpuppy.export.gguf.architectures.rotation import main_rotation
 from mudpuppy.export.gguf.refusals import ExportRefused
 from mudpuppy.export.gguf.settings import read_settings
 from tests.mudpuppy.export.gguf.models import KINDS, LONG, SHAPE, edit_config, make_model
