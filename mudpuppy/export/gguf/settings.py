@@ -127,6 +127,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        marked = error.msg.startswith("Unexpected UTF-8 BOM")
+        hint = "save it as UTF-8 without a BOM, which transformers does not read either"
+        raise ExportRefused("MP-X03", f"{path}: {error}", hint=hint if marked else "") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ExportRefused("MP-X03", f"{path}: {error}") from error
     if not isinstance(raw, dict):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mudpuppy.errors import ModelError
+from mudpuppy.errors import ModelError, shown
 from mudpuppy.export.gguf.tokenizer_source import Source
 from mudpuppy.export.gguf.vocabulary_codes import NO_END
 
@@ -71,6 +71,7 @@ def read_special_tokens(source: Source, texts: Mapping[int, str], num_rows: int)
         )
         add_eos = False
     stops = _stops(source, num_rows)
+    notes += _beyond(source, num_rows)
     _require_end(source, ids, stops)
     further, more = _further_stops(ids["eos"], stops, texts)
     return SpecialTokens(
@@ -109,6 +110,24 @@ def _stops(source: Source, num_rows: int) -> list[int]:
         said = source.model_setting("eos_token_id")
     listed = said if isinstance(said, list) else [said]
     return [one for one in listed if type(one) is int and 0 <= one < num_rows]
+
+
+def _beyond(source: Source, num_rows: int) -> list[str]:
+    """Return what is said of ends of answers that are no tokens."""
+    notes = []
+    for name, said in (
+        ("generation_config.json", source.generation.get("eos_token_id")),
+        ("config.json", source.model_setting("eos_token_id")),
+    ):
+        listed = said if isinstance(said, list) else [said]
+        wrong = [i for i in listed if i is not None and not _is_token(i, num_rows)]
+        if wrong:
+            notes.append(f"{name}: eos_token_id {shown(wrong[0])} is no token, and left out")
+    return notes
+
+
+def _is_token(number: Any, num_rows: int) -> bool:
+    return type(number) is int and 0 <= number < num_rows
 
 
 def _require_end(source: Source, ids: dict[str, int], stops: Sequence[int]) -> None:

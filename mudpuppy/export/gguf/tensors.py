@@ -61,8 +61,9 @@ class Planned:
 
     @property
     def dtype(self) -> str:
-        """Return the stored type as safetensors calls it; F32 where it is computed."""
-        return self.parts[0].entry.dtype if self.parts else "F32"
+        """Return the stored type as safetensors calls it; F32 where it is computed, or mixed."""
+        found = {part.entry.dtype for part in self.parts}
+        return found.pop() if len(found) == 1 else "F32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,9 +98,14 @@ def _require_space(output: Path, size: int) -> None:
     free = shutil.disk_usage(output.parent).free
     if free < size:
         raise OutputError(
-            f"{output} needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there",
+            f"{output} needs {_bytes(size)}, and {_bytes(free)} are free there",
             hint="name a file on another disk",
         )
+
+
+def _bytes(count: int) -> str:
+    """Return a size in GB, or in MB where GB would round to nothing."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 def _write(

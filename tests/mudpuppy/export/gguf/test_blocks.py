@@ -127,3 +127,10 @@ def test_a_file_that_becomes_shorter_is_told(tmp_path: Path):
 
     with pytest.raises(OSError, match="became shorter"):
         read(Planned(name="w", shape=(100, 100), parts=(part,)))
+
+
+def test_the_last_of_many_values_counts():
+    many = np.zeros((3, blocks.PIECE), np.float32)
+    many[2, -1] = np.inf
+
+    assert not is_finite(many, "F32")

@@ -196,3 +196,11 @@ def test_what_loses_nothing_follows_what_is_stored():
 def test_an_unknown_quant_is_named():
     with pytest.raises(ValueError, match="q2_k"):
         choose_types(make_plan(), "q2_k")
+
+
+def test_a_stack_of_mixed_types_is_kept_whole():
+    first = planned("blk.0.ffn_up_exps.weight", 64, 256, dtype="F16").parts[0]
+    other = planned("blk.0.ffn_up_exps.weight", 64, 256, dtype="F32").parts[0]
+    stack = Planned(name="blk.0.ffn_up_exps.weight", shape=(2, 64, 256), parts=(first, other))
+
+    assert stack.dtype == "F32"

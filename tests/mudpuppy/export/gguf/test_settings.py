@@ -171,3 +171,18 @@ def test_no_setting_needs_torch(tmp_path: Path):
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_trained_context_beside_the_rotation_counts_before_the_one_in_it(tmp_path: Path):
+    folder = make_model(tmp_path, "qwen2-yarn")
+    edit_config(folder, original_max_position_embeddings=64)
+
+    assert main_rotation(read_settings(folder))["original_max_position_embeddings"] == 64
+
+
+def test_a_mark_before_the_settings_is_told_with_what_to_do(tmp_path: Path):
+    folder = make_model(tmp_path, "llama")
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert "without a BOM" in refusal(folder).hint

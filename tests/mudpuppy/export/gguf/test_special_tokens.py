@@ -204,3 +204,12 @@ def test_a_first_token_that_the_template_does_not_write_is_told(folder):
     template.write_text("{{ messages[0].content }}")
     frame(folder, "A")
     assert read_vocabulary(folder, ROWS).notes == ()
+
+
+def test_an_end_that_is_no_token_is_told(folder):
+    plain = read(folder).notes
+    edit_json(folder / "config.json", lambda found: found.update(eos_token_id=10**9))
+
+    assert set(read(folder).notes) - set(plain) == {
+        "config.json: eos_token_id 1000000000 is no token, and left out"
+    }

@@ -16,7 +16,7 @@ from mudpuppy.errors import EngineError, OutputError
 from mudpuppy.export.gguf import blocks
 from mudpuppy.export.gguf.refusals import ExportRefused
 from mudpuppy.export.gguf.tensors import Part, Plan, Planned
-from mudpuppy.export.gguf.write import write_gguf
+from mudpuppy.export.gguf.write import _bytes, write_gguf
 from mudpuppy.interruption import Terminated, raising_when_terminated
 from mudpuppy.safefile import read_header
 from tests.mudpuppy.export.gguf.reading import read_metadata, read_tensors
@@ -179,3 +179,8 @@ def test_an_error_of_the_quantiser_names_the_tensor(tmp_path: Path):
 
     with pytest.raises(EngineError, match=r"the tensor b\.weight: too large"):
         write(plan, tmp_path / "out.gguf", quantiser=Half(fail))
+
+
+@pytest.mark.parametrize(("count", "said"), [(600_000, "0.60 MB"), (2 * 10**9, "2.00 GB")])
+def test_a_small_size_is_not_told_as_nothing(count: int, said: str):
+    assert _bytes(count) == said
