@@ -10,7 +10,7 @@ from harness.environment import PROJECT
 from harness.matrix import Cell
 from harness.mutants import MUTANTS
 from mudpuppy.errors import EngineError, UsageError, near_names
-from mudpuppy.tiny.cache import cache_folder, is_complete
+from mudpuppy.tiny.cache import MAKING, cache_folder, is_complete
 
 EMBEDDED_MODEL = "tiny"
 BUILD_COMMAND = (sys.executable, "-m", "mudpuppy", "tiny", "build")
@@ -28,7 +28,7 @@ def prepare_model(cells: Iterable[Cell], say: Callable[[str], None]) -> None:
         return
     if is_complete(cache_folder()):
         return
-    say("making the embedded model (once, about a minute)")
+    say(MAKING)
     done = subprocess.run(
         BUILD_COMMAND, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

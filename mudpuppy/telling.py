@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mudpuppy import team
@@ -21,6 +23,22 @@ def hush_libraries() -> None:
     logging.set_verbosity_error()
     # PEFT and TRL ask transformers by the old name; it is not our call.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+
+
+def format_bytes(count: int) -> str:
+    """Return a size as people write it."""
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def how_to_check(folder: str | Path) -> str:
+    """Return what to type to have a model examined and asked, as lines to print."""
+    return (
+        f"check it: mudpuppy-doctor {shlex.quote(str(folder))} --generate\n"
+        "  with --quiz FILE, questions and answers of yours: does it know them?"
+    )
 
 
 def say(text: str) -> None:

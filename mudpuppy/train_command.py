@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mudpuppy.interruption import describe as describe_end
 from mudpuppy.logs import LOG_FOLDERS
 from mudpuppy.parser import FriendlyParser, wide_help
 from mudpuppy.records import RunRecord
-from mudpuppy.telling import hush_libraries, print_error, report_step, say
+from mudpuppy.telling import how_to_check, hush_libraries, print_error, report_step, say
 from mudpuppy.yamlfile import find_lines, read_settings
 
 NUM_LEFT = 8
@@ -67,6 +68,7 @@ def training_parser() -> FriendlyParser:
 
 def run(words: list[str]) -> int:
     """Train; everything that can be refused is refused before torch is imported."""
+    started = time.monotonic()
     arguments = training_parser().parse_args(words)
     settings = read_settings(arguments.config) if arguments.config else {}
     typed = typed_settings(arguments)
@@ -108,7 +110,7 @@ def run(words: list[str]) -> int:
         return error.exit_code
     if record.merged and team.is_first():
         _write_notes(Path(record.merged), config.system_prompt, tell)
-    tell(_summary(record))
+    tell(_summary(record, time.monotonic() - started))
     for line in _curves(config.report_to, config.output):
         tell(line)
     return 0
@@ -146,9 +148,15 @@ def _be_silent(text: str) -> None:
     del text
 
 
-def _summary(record: RunRecord) -> str:
-    """Return the closing lines: what was made, where, and how to check it."""
-    lines = [f"saved to {record.output} in {record.total_s:.0f} s"]
+def _summary(record: RunRecord, seconds: float) -> str:
+    """Return the closing lines: what was made, where, and how to check it.
+
+    Args:
+        record: what the run was.
+        seconds: how long it took, from reading the data to saving.
+    """
+    steps = f", {record.train_s:.0f} s of them training" if seconds >= 1 else ""
+    lines = [f"saved to {record.output} in {seconds:.0f} s{steps}"]
     if record.stopped_early:
         lines.append(f"stopped early after {record.steps} steps")
     if record.merged:
@@ -170,4 +178,6 @@ def _summary(record: RunRecord) -> str:
             "NOTHING WAS LEARNT: in every step the gradient was zero or overflowed"
             + ("; did all answers to a prompt get the same reward?" * (record.method == "grpo"))
         )
-    return "\n".join([*lines, f"check it: mudpuppy-doctor {record.output}"])
+    if record.method in ("rm", "prm"):  # a reward model answers nothing
+        return "\n".join([*lines, f"check it: mudpuppy-doctor {shlex.quote(record.output)}"])
+    return "\n".join([*lines, how_to_check(record.output)])

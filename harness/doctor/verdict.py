@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.findings import ProbeResult, Severity, Status, Verdict
 
+ASKABLE = {"adapter", "model", "served model"}
+"""Kinds of subjects that would answer."""
+
 
 def judge(
-    results: Sequence[ProbeResult], unread: Mapping[str, str], sampled: int = 0
+    results: Sequence[ProbeResult],
+    unread: Mapping[str, str],
+    sampled: int = 0,
+    unasked: str = "",
 ) -> tuple[Verdict, str]:
     """Return the verdict and the sentence that gives its reason.
 
@@ -16,6 +23,7 @@ def judge(
         results: the endings of every probe on every subject.
         unread: subjects whose weights could not all be read, and why; never healthy.
         sampled: tensors of which only a sample was read.
+        unasked: what the model was not asked; files alone do not tell what it says.
     """
     sick = [result for result in results if result.is_sick]
     crashed = [result for result in results if result.status is Status.CRASHED]
@@ -36,12 +44,28 @@ def judge(
     passed = sum(result.status is Status.PASSED for result in results)
     if not passed and not any(result.status is Status.FAILED for result in results):
         return Verdict.UNKNOWN, "none of the selected probes could examine anything"
+    rest = (f"; {unasked}" if unasked else "") + _accepted(results) + _unchecked(results)
     known = sum(result.is_known and _counted(result) for result in results)
     if known:
         text = f"nothing new; {_count(known, 'finding')} known from before"
-        return Verdict.NO_WORSE, text + _sampled(sampled) + _accepted(results) + _unchecked(results)
+        return Verdict.NO_WORSE, text + _sampled(sampled) + rest
     text = f"{_count(passed, 'check')} found nothing wrong" + _sampled(sampled)
-    return Verdict.HEALTHY, text + _accepted(results) + _unchecked(results)
+    return Verdict.HEALTHY, text + rest
+
+
+def why_unasked(subjects: Sequence[Mapping[str, Any]]) -> str:
+    """Return what no model was asked, in a few words; empty where one was asked a quiz.
+
+    Args:
+        subjects: what was examined, with a line of `answers` where there are some.
+    """
+    askable = [one for one in subjects if one.get("kind") in ASKABLE]
+    answers = [one["answers"] for one in askable if one.get("answers")]
+    if not askable or any("accuracy" in said for said in answers):
+        return ""
+    if answers:
+        return "what the model knows was not asked (--quiz FILE)"
+    return "the model was not asked anything"
 
 
 def _sampled(number: int) -> str:

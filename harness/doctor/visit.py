@@ -24,7 +24,7 @@ from harness.doctor.paths import (
 from harness.doctor.root_causes import link_causes
 from harness.doctor.subjects import Subject, find_subjects
 from harness.doctor.unread import why_unknown
-from harness.doctor.verdict import judge
+from harness.doctor.verdict import judge, why_unasked
 from harness.evidence.source import CheckpointEvidence, Depth, Options
 from harness.findings import Diagnosis, Evidence, Fixed, ProbeResult, Status
 from harness.hub.names import is_hub_name
@@ -231,7 +231,8 @@ def conclude(
         ordered, fixed = judging.baseline.compare(ordered)
     linked = link_causes(ordered)
     sampled = sum(one.get("sampled", 0) for one in facts.get("subjects", ()))
-    verdict, why = judge(linked, facts.get("unread", {}), sampled)
+    unasked = why_unasked(facts.get("subjects", ()))
+    verdict, why = judge(linked, facts.get("unread", {}), sampled, unasked)
     return Diagnosis(
         path=path,
         verdict=verdict,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from mudpuppy.errors import UsageError
 from mudpuppy.features import MOST_QUANT_SEARCH, QUANT_BLOCK_SIZES
 from mudpuppy.interruption import describe
 from mudpuppy.provenance import PROVENANCE_FILE, read_provenance
-from mudpuppy.quant.declared import MOST_BLOCK
-from mudpuppy.telling import say
+from mudpuppy.quant.declared import MOST_BLOCK, find_declared, read_settings
+from mudpuppy.telling import format_bytes, how_to_check, say
 
 if TYPE_CHECKING:
     from mudpuppy.adapters.merge_inputs import Inputs
@@ -135,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - started
     say(
         f"merged {report.changed} of {report.tensors} tensors in {seconds:.1f} s: {report.output} "
-        f"({report.bytes / 1e9:.2f} GB {report.precision}, {report.shards} weights files)"
+        f"({format_bytes(report.bytes)} {report.precision}, "
+        f"{report.shards} weights file{'s' * (report.shards != 1)})"
     )
     if args.notes or args.system is not None:
         from mudpuppy.export.serving_notes import write_notes
@@ -143,7 +145,10 @@ def run(args: argparse.Namespace) -> int:
         system = trained_system(args.adapter) if args.system is None else args.system
         for path in write_notes(Path(report.output), Path(report.output), system=system):
             say(f"how to serve it: {path}")
-    say(f"check it: mudpuppy-doctor {report.output}")
+    say(how_to_check(report.output))
+    if not find_declared(args.output, read_settings(args.output)):
+        folder = shlex.quote(str(report.output))
+        say(f"one file of it, to serve: mud-puppy export gguf {folder} model.gguf")
     return 0
 
 

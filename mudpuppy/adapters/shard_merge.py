@@ -30,6 +30,7 @@ from mudpuppy.refusals import telling_of_failed_writes
 from mudpuppy.safefile import INDEX_FILE, ITEM_BYTES, SINGLE_FILE, pack_header
 from mudpuppy.saving import staging
 from mudpuppy.stored import DTYPES, Reader
+from mudpuppy.telling import format_bytes
 
 TYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """Types by the names that the flags use."""
@@ -115,7 +116,7 @@ def merge_shards(
         config = declare(config, repacking)
     shards = _divide(plan.outputs, precision, max_shard_bytes)
     size = sum(_size(one, precision) for one in plan.outputs)
-    say(f"merging {plan.num_changed} of {len(plan.outputs)} tensors, {size / 1e9:.2f} GB")
+    say(f"merging {plan.num_changed} of {len(plan.outputs)} tensors, {format_bytes(size)}")
     with _empty_again(output), _one_thread(), telling_of_failed_writes(output), locked(output):
         _require_space(output, size)
         with staging(output) as folder:
@@ -171,7 +172,7 @@ def _require_space(output: Path, size: int) -> None:
     free = shutil.disk_usage(output).free
     if free < size:
         raise OutputError(
-            f"{output} needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there",
+            f"{output} needs {format_bytes(size)}, and {format_bytes(free)} are free there",
             hint="name a folder on another disk",
         )
 

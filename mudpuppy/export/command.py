@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mudpuppy.export.gguf.export import (
 )
 from mudpuppy.export.gguf.tensors import QUANTS
 from mudpuppy.interruption import describe
-from mudpuppy.telling import say
+from mudpuppy.telling import format_bytes, say
 
 DESCRIPTION = "Write a model for the programs that serve it: one GGUF file, quantised in one pass."
 EXAMPLES = """\
@@ -108,10 +109,16 @@ def run(args: argparse.Namespace) -> int:
 def _tell(report: ExportReport) -> None:
     counts = ", ".join(f"{count} {kind}" for kind, count in report.types.items())
     say(
-        f"wrote {report.bytes / 1e9:.2f} GB in {report.seconds:.1f} s: {report.output} "
+        f"wrote {format_bytes(report.bytes)} in {report.seconds:.1f} s: {report.output} "
         f"({counts}; by {report.quantiser})"
     )
-    say(f"check it: mudpuppy-doctor {report.output}")
+    path = shlex.quote(str(report.output))
+    say(f"check it: mudpuppy-doctor {path}")
+    say(
+        f"ask it: mud-puppy serve {path}, and beside it\n"
+        "  mudpuppy-doctor --endpoint http://127.0.0.1:1234/v1 --quiz FILE, questions and answers "
+        "of yours"
+    )
 
 
 def _write_notes(output: Path, model: Path, system: str | None) -> None:

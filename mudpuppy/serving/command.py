@@ -149,7 +149,7 @@ def _greet(server: Server) -> list[str]:
     return [
         f"serving {server.settings.path} as '{alias}' at {url}",
         f"  ask      curl {url}/chat/completions {typed}",
-        f"  check    mudpuppy-doctor --endpoint {url}",
+        f"  check    mudpuppy-doctor --endpoint {url} --quiz FILE",
         f"  evaluate mud-puppy temporal evaluate --endpoint {url} --test_file dev_subset.jsonl",
         "  end      Ctrl-C",
     ]

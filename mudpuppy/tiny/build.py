@@ -113,6 +113,9 @@ def build_tiny(
 
 def save_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write model and tokenizer with ids, lengths and generation settings that agree."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # it would count the one file that is written
     folder.mkdir(parents=True, exist_ok=True)
     settings = model.generation_config
     settings.do_sample = False

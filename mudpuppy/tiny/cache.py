@@ -7,6 +7,7 @@ asked for.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from mudpuppy.tiny.names import check_family, is_tiny_name
 
 if TYPE_CHECKING:
     from mudpuppy.tiny.training import Progress
+
+MAKING = "making the embedded model (once, about a minute)"
+"""What is said before it is built."""
 
 
 def cache_folder(family: str | None = None, *, seed: int = 0) -> Path:
@@ -35,13 +39,15 @@ def tiny_path(*, seed: int = 0, progress: Progress | None = None, force: bool = 
         OutputError: the cache folder cannot be written.
         EngineError: the model was trained and is not fit for use.
     """
-    from mudpuppy.tiny.build import build_tiny
 
-    return fill(
-        cache_folder(seed=seed),
-        lambda folder: build_tiny(folder, seed=seed, progress=progress),
-        force=force,
-    )
+    def build(folder: Path) -> object:
+        from mudpuppy.tiny.build import build_tiny
+
+        if progress is None:  # nobody else says why nothing happens for a minute
+            print(MAKING, file=sys.stderr, flush=True)
+        return build_tiny(folder, seed=seed, progress=progress)
+
+    return fill(cache_folder(seed=seed), build, force=force)
 
 
 def family_path(family: str, *, seed: int = 0, force: bool = False) -> Path:

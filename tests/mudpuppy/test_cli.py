@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,7 +227,9 @@ def test_a_whole_run_prints_choices_steps_and_what_to_do_next(tmp_path, data, ca
     assert 0 == code
     assert "device: cpu" in text
     assert "step 2/2  loss" in text
-    assert f"check it: mudpuppy-doctor {output}" in text
+    assert f"check it: mudpuppy-doctor {output} --generate\n" in text
+    assert "--quiz FILE" in text
+    assert re.search(r"saved to .* in \d+ s", text)
     assert (output / "adapter_model.safetensors").is_file()
 
 

@@ -30,7 +30,7 @@ from mudpuppy.pipelines.curriculum.report import (
 )
 from mudpuppy.pipelines.curriculum.state import STATE_FILE, State, open_state, read_state
 from mudpuppy.scoring import load_voice_profile
-from mudpuppy.telling import say
+from mudpuppy.telling import how_to_check, say
 
 DESCRIPTION = "SFT, then DPO for the voice, topic by topic; each stage is examined, kept or undone."
 RUNS = Path("runs")
@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
         tell(line)
     tell(f"{story.ending} in {time.monotonic() - started:.0f} s: {output / MARKDOWN}")
     if story.end is not None:
-        tell(f"check it: mudpuppy-doctor {output / 'final'}")
+        tell(how_to_check(output / "final"))
     is_well = story.end is not None and not story.rolled_back
     is_short = any(group == "final" for _, group, _, _ in missed(made, story))
     return 0 if is_well and not is_short else 1

@@ -24,7 +24,7 @@ from mudpuppy.pipelines.temporal import runs
 from mudpuppy.pipelines.temporal.layout import FILES, KINDS, data_root, default_path
 from mudpuppy.pipelines.temporal.records import Record, read_mixed, read_splits, split_dev
 from mudpuppy.pipelines.temporal.words import add_flag
-from mudpuppy.telling import hush_libraries, report_step, say
+from mudpuppy.telling import how_to_check, hush_libraries, report_step, say
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 WARMUP = 0.1
@@ -292,7 +292,8 @@ def _publish(output: Path) -> int:
         losses = {name: value for name, value in figures.items() if name.endswith("loss")}
         said = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
         say(f"{part}: {said or 'no figures'} ({output / runs.RESULTS[part]})")
-    say(f"adapter in {output / runs.FINAL}; check it: mudpuppy-doctor {output / runs.FINAL}")
+    say(f"adapter in {output / runs.FINAL}")
+    say(how_to_check(output / runs.FINAL))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,9 +70,24 @@ def run(args: argparse.Namespace) -> int:
                 hint="mud-puppy temporal data --from tiny datasets",
             )
         write_tiny(args.folder, cutoff=args.cutoff)
-    for line in check(args.folder or data_root()):
+    folder = args.folder or data_root()
+    for line in check(folder):
         say(line)
+    say(f"next: {_how_to_train(folder, source)}")
     return 0
+
+
+def _how_to_train(folder: Path, model: str | None) -> str:
+    """Return the command that trains on a layout; files that it would not find are named."""
+    from mudpuppy.pipelines.temporal.demo import TRAINING  # it runs the commands, and is long
+
+    words = ["mud-puppy", "temporal", "finetune"]
+    words += ["--model_name", *([model, *TRAINING] if model else ["MODEL"])]
+    if folder.absolute() != data_root().absolute():
+        words += [
+            word for flag, path in FILES.items() for word in (f"--{flag}", str(folder / path))
+        ]
+    return shlex.join(words)
 
 
 def check(folder: Path) -> list[str]:
