@@ -44,7 +44,7 @@ def test_all_stands_for_the_whole_table(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "axes: {method: all, precision: all, feature: all}\ninclude:\n"
                      "  - {method: grpo, reward_funcs: [length]}\n")  # fmt: skip
 
-    assert len(METHODS) * len(PRECISIONS) * (1 + len(EVERY_FEATURE)) == len(cells) == 1612
+    assert len(METHODS) * len(PRECISIONS) * (1 + len(EVERY_FEATURE)) == len(cells) == 1716
     assert cells["kto-fp8-no-evaluation"].config["eval_fraction"] == 0.0
 
 

@@ -304,8 +304,8 @@ def test_a_dry_run_shows_what_would_run_and_leaves_nothing(
     assert 0 == main(["run", "full", "--sample", "3", "--seed", "x", "--dry-run"])
 
     said = capsys.readouterr().out
-    assert "of 1612 cells would run" in said
-    assert "1609 would not: left out by --sample 3 --seed x" in said
+    assert "of 1716 cells would run" in said
+    assert "1713 would not: left out by --sample 3 --seed x" in said
     assert before == sorted(folder.rglob("*"))
 
 
