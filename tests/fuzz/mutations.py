@@ -190,7 +190,7 @@ def mutate_safetensors(raw: bytes, rng: Random) -> bytes:
     size = len(header)
     if rng.random() < 0.1:
         size = rng.choice(
-            (0, 1, size - 1, size + 1, 100_000_001, 2**32, 2**63, 2**64 - 1, 99_999_999)
+            (0, 1, max(0, size - 1), size + 1, 100_000_001, 2**32, 2**63, 2**64 - 1, 99_999_999)
         )
     return size.to_bytes(8, "little") + header + data
 
