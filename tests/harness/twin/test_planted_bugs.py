@@ -68,7 +68,7 @@ def leak_between_documents(patch):
 def with_arguments(**changes):
     def plant(patch):
         original = fitting.shared_arguments
-        patch(fitting, "shared_arguments", lambda *words: {**original(*words), **changes})
+        patch(fitting, "shared_arguments", lambda *w, **named: {**original(*w, **named), **changes})
 
     return plant
 

@@ -53,7 +53,9 @@ def test_a_lost_place_in_the_data_is_found(tmp_path, monkeypatch):
     found = resume(
         tmp_path,
         lambda: monkeypatch.setattr(
-            fitting, "shared_arguments", lambda *w: {**original(*w), "ignore_data_skip": True}
+            fitting,
+            "shared_arguments",
+            lambda *w, **named: {**original(*w, **named), "ignore_data_skip": True},
         ),
     )
 
